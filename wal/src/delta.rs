@@ -1,0 +1,450 @@
+//! Reversible deltas: the XOR of two states, as sparse runs.
+//!
+//! # Meaning
+//!
+//! The delta from state *a* to state *c* is `{n_a, n_c, i -> p_a(i) XOR p_c(i)}` over the pages that differ;
+//! pages above a state's page count and the lock page are all zeros, page 1 is masked ([`crate::page`]).
+//! Therefore the same delta steps forward and backward, and deltas in a row merge by XOR without any base.
+//!
+//! # Encoding of a delta's pages, version 1
+//!
+//! ```text
+//! pages := page*                                    ascending, to the end of the bytes
+//! page  := varint(number - number of the page before, first from 0)   >= 1
+//!          varint(runs) run*                        >= 1 run
+//! run   := varint(zero bytes since the run before) varint(length) length * byte     length >= 1
+//! ```
+//!
+//! Run bytes are `old XOR new`. A run ends where an aligned word of eight bytes is zero: closer zeros cost
+//! less inside a run than a new run does. Encodings of one delta are not unique; the one that was hashed
+//! into the chain is kept for ever.
+//!
+//! # Guarantees
+//!
+//! Decoding takes untrusted bytes: no page outside `1..=max(n_before, n_after)`, no lock page, no run
+//! beyond the page, no panic. All-zero pages never appear.
+
+use std::collections::BTreeMap;
+
+use crate::codec::{DecodeError, Reader, put_varint};
+use crate::page::{PageCount, PageNo, PageSize, mask_page1};
+
+const WORD: usize = 8;
+/// Words compared at once: one cache line, which the compiler turns into vector instructions.
+const BLOCK: usize = 64;
+
+/// A delta: what turns one state into another, in either direction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delta {
+    /// Page size of both states.
+    pub page_size: PageSize,
+    /// Page count of the state it starts from.
+    pub n_before: PageCount,
+    /// Page count of the state it leads to.
+    pub n_after: PageCount,
+    /// The encoded pages.
+    pub pages: Vec<u8>,
+}
+
+/// Appends pages to an encoded delta, in ascending order.
+///
+/// It keeps only the number of the last page, so that the bytes written so far may be moved elsewhere
+/// between two calls: a delta of any size needs the memory of one page.
+#[derive(Debug, Clone)]
+pub struct DeltaEncoder {
+    page_size: PageSize,
+    last: u32,
+    runs: Vec<(usize, usize)>,
+    xor: Vec<u8>,
+}
+
+impl DeltaEncoder {
+    /// An encoder for pages of `page_size`.
+    pub fn new(page_size: PageSize) -> Self {
+        Self {
+            page_size,
+            last: 0,
+            runs: Vec::new(),
+            xor: vec![0; page_size.bytes()],
+        }
+    }
+
+    /// Begins the next delta, keeping the buffers.
+    pub fn reset(&mut self) {
+        self.last = 0;
+    }
+
+    /// Appends the change of `page` from `old` to `new`; answers whether there was any. Both must be one
+    /// page long; page 1 must be masked already ([`mask_page1`]).
+    ///
+    /// # Panics
+    ///
+    /// If pages do not come in ascending order, or are not one page long.
+    pub fn page(&mut self, page: PageNo, old: &[u8], new: &[u8], out: &mut Vec<u8>) -> bool {
+        let size = self.page_size.bytes();
+        assert!(
+            old.len() == size && new.len() == size,
+            "a delta is made of whole pages"
+        );
+        for (x, (a, b)) in self.xor.iter_mut().zip(old.iter().zip(new)) {
+            *x = a ^ b;
+        }
+        let xor = std::mem::take(&mut self.xor);
+        let changed = self.xor_page(page, &xor, out);
+        self.xor = xor;
+        changed
+    }
+
+    /// Appends the change of `page` whose XOR of old and new is `xor`; answers whether there was any.
+    ///
+    /// # Panics
+    ///
+    /// If pages do not come in ascending order.
+    pub fn xor_page(&mut self, page: PageNo, xor: &[u8], out: &mut Vec<u8>) -> bool {
+        assert!(page.get() > self.last, "pages of a delta ascend");
+        find_runs(xor, &mut self.runs);
+        if self.runs.is_empty() {
+            return false;
+        }
+        put_varint(out, u64::from(page.get() - self.last));
+        put_varint(out, self.runs.len() as u64);
+        let mut at = 0;
+        for &(start, end) in &self.runs {
+            put_varint(out, (start - at) as u64);
+            put_varint(out, (end - start) as u64);
+            out.extend_from_slice(&xor[start..end]);
+            at = end;
+        }
+        self.last = page.get();
+        true
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |any, byte| any | byte) == 0
+}
+
+/// Finds the runs of `xor` that are not zero: words of eight bytes, trimmed to their first and last non-zero
+/// byte. Whole blocks of zeros are skipped at once.
+fn find_runs(xor: &[u8], runs: &mut Vec<(usize, usize)>) {
+    runs.clear();
+    let mut open: Option<usize> = None;
+    for (b, block) in xor.chunks(BLOCK).enumerate() {
+        let base = b * BLOCK;
+        if is_zero(block) {
+            close_run(xor, &mut open, base, runs);
+            continue;
+        }
+        for (w, word) in block.chunks(WORD).enumerate() {
+            let at = base + w * WORD;
+            if is_zero(word) {
+                close_run(xor, &mut open, at, runs);
+            } else if open.is_none() {
+                let skip = word.iter().take_while(|byte| **byte == 0).count();
+                open = Some(at + skip);
+            }
+        }
+    }
+    close_run(xor, &mut open, xor.len(), runs);
+}
+
+fn close_run(xor: &[u8], open: &mut Option<usize>, end: usize, runs: &mut Vec<(usize, usize)>) {
+    if let Some(start) = open.take() {
+        let trailing = xor[start..end]
+            .iter()
+            .rev()
+            .take_while(|byte| **byte == 0)
+            .count();
+        runs.push((start, end - trailing));
+    }
+}
+
+/// One page of an encoded delta.
+#[derive(Debug, Clone, Copy)]
+pub struct PageDelta<'a> {
+    /// Which page.
+    pub page: PageNo,
+    /// Its encoded runs, proven to lie inside the page.
+    runs: &'a [u8],
+}
+
+impl PageDelta<'_> {
+    /// XORs the change into `image`, one page long. Applying it twice changes nothing.
+    ///
+    /// # Panics
+    ///
+    /// If `image` is shorter than a page of the delta: runs were proven against the page size.
+    pub fn apply(&self, image: &mut [u8]) {
+        let mut reader = Reader::new(self.runs);
+        let mut at = 0;
+        while !reader.is_empty() {
+            let (skip, bytes) =
+                next_run(&mut reader).expect("runs were proven when they were decoded");
+            at += skip;
+            let (end, target) = (at + bytes.len(), &mut image[at..]);
+            for (x, y) in target.iter_mut().zip(bytes) {
+                *x ^= y;
+            }
+            at = end;
+        }
+    }
+}
+
+fn next_run<'a>(reader: &mut Reader<'a>) -> Result<(usize, &'a [u8]), DecodeError> {
+    let limit = PageSize::MAX.bytes();
+    let skip = reader.count("zero gap", limit)?;
+    let offset = reader.offset();
+    let bytes = reader.bytes("run", limit)?;
+    if bytes.is_empty() {
+        return Err(DecodeError::Invalid {
+            offset,
+            what: "empty run",
+        });
+    }
+    Ok((skip, bytes))
+}
+
+/// Reads the pages of an encoded delta, proving each before it is handed out.
+///
+/// An error of kind [`DecodeError::Short`] leaves the reader where it was: a caller that streams may hand in
+/// more bytes through [`PageReader::resume`].
+#[derive(Debug, Clone)]
+pub struct PageReader<'a> {
+    reader: Reader<'a>,
+    page_size: PageSize,
+    last: u32,
+    max: PageCount,
+}
+
+impl<'a> PageReader<'a> {
+    /// Reads `pages`, the pages of a delta between states of `n_before` and `n_after` pages.
+    pub fn new(
+        pages: &'a [u8],
+        page_size: PageSize,
+        n_before: PageCount,
+        n_after: PageCount,
+    ) -> Self {
+        Self::resume(pages, page_size, n_before.max(n_after), 0)
+    }
+
+    /// Reads on in a delta whose page `last` was the latest one read; `max` is the larger page count.
+    pub fn resume(pages: &'a [u8], page_size: PageSize, max: PageCount, last: u32) -> Self {
+        Self {
+            reader: Reader::new(pages),
+            page_size,
+            last,
+            max,
+        }
+    }
+
+    /// Bytes read so far.
+    pub fn consumed(&self) -> usize {
+        self.reader.offset()
+    }
+
+    /// The number of the latest page read, 0 before the first.
+    pub fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// The next page, or `None` at the end of the bytes.
+    pub fn next_page(&mut self) -> Result<Option<PageDelta<'a>>, DecodeError> {
+        if self.reader.is_empty() {
+            return Ok(None);
+        }
+        let mut reader = self.reader.clone();
+        let offset = reader.offset();
+        let gap = reader.varint_u32("page gap")?;
+        let page = (gap > 0)
+            .then(|| self.last.checked_add(gap).and_then(PageNo::new))
+            .flatten()
+            .filter(|page| self.max.contains(*page) && *page != self.page_size.lock_page())
+            .ok_or(DecodeError::Invalid {
+                offset,
+                what: "page number",
+            })?;
+        let runs_offset = reader.offset();
+        let runs = reader.count("runs of a page", self.page_size.bytes())?;
+        if runs == 0 {
+            return Err(DecodeError::Invalid {
+                offset: runs_offset,
+                what: "page without runs",
+            });
+        }
+        let start = reader.offset();
+        let before = reader.rest();
+        let mut at = 0;
+        for _ in 0..runs {
+            let offset = reader.offset();
+            let (skip, bytes) = next_run(&mut reader)?;
+            at += skip + bytes.len();
+            if at > self.page_size.bytes() {
+                return Err(DecodeError::Invalid {
+                    offset,
+                    what: "run beyond the page",
+                });
+            }
+        }
+        let runs = before.get(..reader.offset() - start).unwrap_or_default();
+        self.reader = reader;
+        self.last = page.get();
+        Ok(Some(PageDelta { page, runs }))
+    }
+}
+
+impl<'a> Iterator for PageReader<'a> {
+    type Item = Result<PageDelta<'a>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_page().transpose();
+        if matches!(next, Some(Err(_))) {
+            self.reader = Reader::new(&[]);
+        }
+        next
+    }
+}
+
+impl Delta {
+    /// A delta that changes nothing.
+    pub const fn empty(page_size: PageSize, n: PageCount) -> Self {
+        Self {
+            page_size,
+            n_before: n,
+            n_after: n,
+            pages: Vec::new(),
+        }
+    }
+
+    /// Its pages, in ascending order.
+    pub fn pages(&self) -> PageReader<'_> {
+        PageReader::new(&self.pages, self.page_size, self.n_before, self.n_after)
+    }
+
+    /// The same change in the other direction.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Self {
+            n_before: self.n_after,
+            n_after: self.n_before,
+            ..self
+        }
+    }
+
+    /// The delta between two states given as functions from page numbers to images; both answer zeros
+    /// above their page count. For tests and whole images.
+    pub fn between<'p>(
+        page_size: PageSize,
+        (n_before, before): (PageCount, impl Fn(PageNo) -> &'p [u8]),
+        (n_after, after): (PageCount, impl Fn(PageNo) -> &'p [u8]),
+    ) -> Self {
+        let mut encoder = DeltaEncoder::new(page_size);
+        let mut pages = Vec::new();
+        let zeros = vec![0; page_size.bytes()];
+        for page in n_before.max(n_after).pages(page_size) {
+            let image = |n: PageCount, at: &dyn Fn(PageNo) -> &'p [u8]| {
+                let mut image = if n.contains(page) {
+                    at(page).to_vec()
+                } else {
+                    zeros.clone()
+                };
+                if page == PageNo::ONE {
+                    mask_page1(&mut image);
+                }
+                image
+            };
+            encoder.page(
+                page,
+                &image(n_before, &before),
+                &image(n_after, &after),
+                &mut pages,
+            );
+        }
+        Self {
+            page_size,
+            n_before,
+            n_after,
+            pages,
+        }
+    }
+}
+
+/// Merges deltas in a row into one, by XOR, without any base.
+///
+/// Memory: one page for each page touched, bounded by the caller through [`Merge::bytes`].
+#[derive(Debug)]
+pub struct Merge {
+    page_size: PageSize,
+    n_before: PageCount,
+    n_after: PageCount,
+    pages: BTreeMap<PageNo, Box<[u8]>>,
+}
+
+impl Merge {
+    /// An empty merge that starts at a state of `n` pages.
+    pub const fn new(page_size: PageSize, n: PageCount) -> Self {
+        Self {
+            page_size,
+            n_before: n,
+            n_after: n,
+            pages: BTreeMap::new(),
+        }
+    }
+
+    /// Adds the encoded `pages` of a delta that starts where the last one ended.
+    ///
+    /// Fails, leaving the merge unusable, if the bytes are not a delta or do not start at the merge's end.
+    pub fn add(
+        &mut self,
+        pages: &[u8],
+        n_before: PageCount,
+        n_after: PageCount,
+    ) -> Result<(), DecodeError> {
+        if n_before != self.n_after {
+            return Err(DecodeError::Invalid {
+                offset: 0,
+                what: "delta that does not follow",
+            });
+        }
+        let size = self.page_size.bytes();
+        let mut reader = PageReader::new(pages, self.page_size, n_before, n_after);
+        while let Some(page) = reader.next_page()? {
+            let image = self
+                .pages
+                .entry(page.page)
+                .or_insert_with(|| vec![0; size].into_boxed_slice());
+            page.apply(image);
+        }
+        self.n_after = n_after;
+        Ok(())
+    }
+
+    /// Bytes of page images held.
+    pub fn bytes(&self) -> u64 {
+        self.pages.len() as u64 * u64::from(self.page_size.get())
+    }
+
+    /// The page counts it leads from and to.
+    pub const fn sizes(&self) -> (PageCount, PageCount) {
+        (self.n_before, self.n_after)
+    }
+
+    /// The XOR of every page touched, ascending; some may be all zeros by now.
+    pub fn xors(&self) -> impl Iterator<Item = (PageNo, &[u8])> {
+        self.pages.iter().map(|(page, xor)| (*page, xor.as_ref()))
+    }
+
+    /// The merged delta.
+    pub fn finish(self) -> Delta {
+        let mut encoder = DeltaEncoder::new(self.page_size);
+        let mut out = Vec::new();
+        for (page, xor) in &self.pages {
+            encoder.xor_page(*page, xor, &mut out);
+        }
+        Delta {
+            page_size: self.page_size,
+            n_before: self.n_before,
+            n_after: self.n_after,
+            pages: out,
+        }
+    }
+}
