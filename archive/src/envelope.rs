@@ -1,0 +1,1 @@
+//! The header and trailer of every stored object.

@@ -1,0 +1,1 @@
+//! Images: every page of a database at one Position.

@@ -1,0 +1,1 @@
+//! Index objects: the older segments and images of a database.

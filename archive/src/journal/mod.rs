@@ -1,0 +1,1 @@
+//! Journal objects, claims, fences and term states.

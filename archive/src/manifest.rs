@@ -1,0 +1,1 @@
+//! The manifest: the root of one database's history.

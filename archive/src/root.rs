@@ -1,0 +1,1 @@
+//! The root object of a bucket prefix.

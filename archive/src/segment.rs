@@ -1,0 +1,1 @@
+//! Segments: a contiguous run of commit records of one database.

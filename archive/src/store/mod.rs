@@ -1,0 +1,1 @@
+//! One bucket prefix: conditional writes, their ambiguous outcomes, retries, metering, the probe.

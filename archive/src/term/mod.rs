@@ -1,0 +1,1 @@
+//! Claiming, closing and inheriting terms; walking the journal of a term.
