@@ -1,1 +1,2 @@
-//! placeholder
+//! The server and command line of Tidelog.
+#![forbid(unsafe_code)]

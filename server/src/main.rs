@@ -1,2 +1,3 @@
-//! placeholder
+//! The server and command line of Tidelog.
+#![forbid(unsafe_code)]
 fn main() {}

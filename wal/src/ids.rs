@@ -368,7 +368,7 @@ mod tests {
             format!("{text}0"),
             text.replace("ab", "zz"),
             String::new(),
-            "é".repeat(29),
+            "\u{e9}".repeat(29),
         ];
         for bad in refused {
             assert!(bad.parse::<Position>().is_err(), "{bad:?} must not parse");

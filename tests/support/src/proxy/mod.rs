@@ -240,7 +240,7 @@ impl FaultProxy {
                 matching,
                 fault,
                 left: times,
-            })
+            });
         });
     }
 
