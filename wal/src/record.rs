@@ -22,14 +22,15 @@
 //! | image | [`ObjectRef`]: every page stands in an image object |
 //! | fork | parent database id (16), parent Position (28) |
 //! | restore | from, to, undo Position (28 each), then pages as in a delta |
-//! | reference | [`ObjectRef`]: the record itself stands in that segment part |
+//! | reference | [`ObjectRef`], chain (16): the record itself stands in that segment part |
 //!
 //! A Position is term (be32), txid (be64), chain (16): 28 bytes. An object reference is varint length of the
-//! key, key, varint object length, BLAKE3 (32).
+//! key, key, varint object length, BLAKE3 (32) of the object's bytes before its trailer.
 //!
 //! The bytes are *canonical*: they are what the chain hashes, they are kept verbatim for ever, and settling,
 //! sealing and compressing never change them. A `reference` record is the exception that proves it: it stands
-//! in the journal for a record too large to stand there, and the chain is that of the record it names.
+//! in the journal for a record too large to stand there, its header is that of the record it names, and it
+carries the chain after that record: the chain steps to it, not to a hash of the reference.
 
 use crate::codec::{DecodeError, Reader, put_bytes, put_signed, put_varint};
 use crate::delta::PageReader;
@@ -100,7 +101,7 @@ pub struct ObjectRef {
     pub key: String,
     /// Its length in bytes.
     pub len: u64,
-    /// BLAKE3 of its bytes.
+    /// BLAKE3 of its bytes before the trailer, as the trailer itself carries it.
     pub blake3: [u8; 32],
 }
 
@@ -178,7 +179,12 @@ pub enum RecordBody<'a> {
         pages: &'a [u8],
     },
     /// Where the record stands.
-    Reference(ObjectRef),
+    Reference {
+        /// The segment part with this one record.
+        object: ObjectRef,
+        /// The chain after the record that stands there.
+        chain: Chain,
+    },
 }
 
 /// A decoded commit record.
@@ -333,7 +339,7 @@ impl<'a> CommitRecord<'a> {
             RecordBody::Image(_) => RecordKind::Image,
             RecordBody::Fork { .. } => RecordKind::Fork,
             RecordBody::Restore { .. } => RecordKind::Restore,
-            RecordBody::Reference(_) => RecordKind::Reference,
+            RecordBody::Reference { .. } => RecordKind::Reference,
         }
     }
 
@@ -342,7 +348,11 @@ impl<'a> CommitRecord<'a> {
         self.header.encode(self.kind(), out);
         match &self.body {
             RecordBody::Delta(pages) => out.extend_from_slice(pages),
-            RecordBody::Image(object) | RecordBody::Reference(object) => object.encode(out),
+            RecordBody::Image(object) => object.encode(out),
+            RecordBody::Reference { object, chain } => {
+                object.encode(out);
+                out.extend_from_slice(chain.as_bytes());
+            }
             RecordBody::Fork { parent, at } => {
                 out.extend_from_slice(parent.as_bytes());
                 put_position(out, at);
@@ -379,17 +389,32 @@ impl<'a> CommitRecord<'a> {
                 undo: read_position(&mut reader)?,
                 pages: reader.take(reader.remaining())?,
             },
-            RecordKind::Reference => RecordBody::Reference(ObjectRef::decode(&mut reader)?),
+            RecordKind::Reference => RecordBody::Reference {
+                object: ObjectRef::decode(&mut reader)?,
+                chain: Chain::from_bytes(reader.array()?),
+            },
         };
         reader.finish()?;
         Ok(Self { header, body })
+    }
+
+    /// The chain after this record, whose canonical bytes are `bytes` and whose predecessor's chain is
+    /// `before`. A reference steps to the chain it carries.
+    pub fn chain_after(&self, before: Chain, bytes: &[u8]) -> Chain {
+        match self.body {
+            RecordBody::Reference { chain, .. } => chain,
+            RecordBody::Delta(_)
+            | RecordBody::Image(_)
+            | RecordBody::Fork { .. }
+            | RecordBody::Restore { .. } => crate::chain::step(before, bytes),
+        }
     }
 
     /// The encoded pages this record changes, or `None` for kinds whose pages stand elsewhere.
     pub const fn page_bytes(&self) -> Option<&'a [u8]> {
         match self.body {
             RecordBody::Delta(pages) | RecordBody::Restore { pages, .. } => Some(pages),
-            RecordBody::Image(_) | RecordBody::Fork { .. } | RecordBody::Reference(_) => None,
+            RecordBody::Image(_) | RecordBody::Fork { .. } | RecordBody::Reference { .. } => None,
         }
     }
 
@@ -453,7 +478,10 @@ mod tests {
                 undo: position(3),
                 pages: &[1, 1, 0, 1, 9],
             },
-            RecordBody::Reference(object),
+            RecordBody::Reference {
+                object,
+                chain: Chain::from_bytes([9; 16]),
+            },
         ];
         for body in bodies {
             let record = CommitRecord {
