@@ -12,6 +12,7 @@
 //! | [`term`] | claiming, closing and inheriting terms; walking a term's journal |
 //! | [`envelope`] | the header and trailer of every stored object |
 //! | [`key`] | the names of objects |
+//! | [`records`] | streams of commit records, as journal sections and segments hold them |
 //! | [`root`], [`journal`], [`manifest`], [`index`], [`segment`], [`image`] | the objects themselves |
 #![forbid(unsafe_code)]
 
@@ -23,6 +24,7 @@ pub mod index;
 pub mod journal;
 pub mod key;
 pub mod manifest;
+pub mod records;
 pub mod root;
 pub mod segment;
 pub mod store;

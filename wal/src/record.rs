@@ -30,7 +30,7 @@
 //! The bytes are *canonical*: they are what the chain hashes, they are kept verbatim for ever, and settling,
 //! sealing and compressing never change them. A `reference` record is the exception that proves it: it stands
 //! in the journal for a record too large to stand there, its header is that of the record it names, and it
-carries the chain after that record: the chain steps to it, not to a hash of the reference.
+//! carries the chain after that record: the chain steps to it, not to a hash of the reference.
 
 use crate::codec::{DecodeError, Reader, put_bytes, put_signed, put_varint};
 use crate::delta::PageReader;

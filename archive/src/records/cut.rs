@@ -1,0 +1,77 @@
+//! Cuts a stream of records into blocks.
+
+use tidelog_wal::DatabaseId;
+use tidelog_wal::block::BLOCK_RAW_MAX;
+use tidelog_wal::codec::put_varint;
+
+use crate::envelope::{BlockEntry, BlockWriter, ObjectWriter};
+
+/// Appends records to an object, block by block, with the memory of one block.
+#[derive(Debug)]
+pub struct RecordCutter {
+    database: DatabaseId,
+    raw: Vec<u8>,
+    raw_len: u64,
+}
+
+impl RecordCutter {
+    /// A cutter at the start of a stream of `database`.
+    pub fn new(database: DatabaseId) -> Self {
+        Self {
+            database,
+            raw: Vec::with_capacity(BLOCK_RAW_MAX),
+            raw_len: 0,
+        }
+    }
+
+    /// Raw bytes written so far: where the next record starts in the stream.
+    pub const fn raw_len(&self) -> u64 {
+        self.raw_len
+    }
+
+    /// Begins a record of `len` bytes; its bytes follow by [`RecordCutter::part`].
+    pub fn begin(
+        &mut self,
+        len: u64,
+        object: &mut ObjectWriter,
+        blocks: &mut BlockWriter,
+        written: &mut impl FnMut(BlockEntry),
+    ) {
+        let mut prefix = Vec::with_capacity(10);
+        put_varint(&mut prefix, len);
+        self.part(&prefix, object, blocks, written);
+    }
+
+    /// Adds bytes of the record that was begun.
+    pub fn part(
+        &mut self,
+        mut bytes: &[u8],
+        object: &mut ObjectWriter,
+        blocks: &mut BlockWriter,
+        written: &mut impl FnMut(BlockEntry),
+    ) {
+        self.raw_len += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let room = BLOCK_RAW_MAX - self.raw.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.raw.extend_from_slice(now);
+            bytes = later;
+            if self.raw.len() == BLOCK_RAW_MAX {
+                self.flush(object, blocks, written);
+            }
+        }
+    }
+
+    /// Writes what is left as the last, shorter block.
+    pub fn flush(
+        &mut self,
+        object: &mut ObjectWriter,
+        blocks: &mut BlockWriter,
+        written: &mut impl FnMut(BlockEntry),
+    ) {
+        if !self.raw.is_empty() {
+            written(blocks.write(object, self.database, &self.raw));
+            self.raw.clear();
+        }
+    }
+}
