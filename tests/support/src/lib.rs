@@ -1,6 +1,20 @@
-//! Test support of Tidelog: a fault proxy for S3 and the S3 servers of a run.
+//! Test support of Tidelog: what several crates' tests and benches share.
 //!
 //! Nothing here is product code: the four crates name it in their dev-dependencies only.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`proxy`], [`s3`] | a fault proxy for S3 and the S3 servers of a run |
+//! | [`oltp`] | the OLTP mix of the benches, that of the Litestream baseline |
+//! | [`history`] | random SQL workloads, each step a one-line reproduction |
+//! | [`oracle`] | the shadow of every state of a database, from its deltas alone |
+//! | [`recorder`] | follows a live plain SQLite database and says what each commit changed |
+//! | [`sim`] | a clock that is stepped and chance that is seeded |
 
+pub mod history;
+pub mod oltp;
+pub mod oracle;
 pub mod proxy;
+pub mod recorder;
 pub mod s3;
+pub mod sim;
