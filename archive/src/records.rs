@@ -10,10 +10,13 @@
 //! to the one after the last; readers prove both as they go ([`ChainWalk`]).
 
 mod cut;
+mod run;
 mod scan;
 mod walk;
 
 pub use cut::RecordCutter;
+pub(crate) use run::RUN_LEN_MIN;
+pub use run::Run;
 pub use scan::{BodyHead, RecordHead, RecordScanner, RecordVisitor};
 pub use walk::{ChainWalk, RawRecord, RecordReader};
 

@@ -19,12 +19,7 @@
 //! | page size | u8, binary logarithm |
 //! | digest seed | u64 |
 //! | key id | 16, zero when plain |
-//! | first TxId, records | varint, varint (>= 1) |
-//! | term of the first, of the last record | varint, varint |
-//! | time of the first, then to the last | varint, varint |
-//! | chain before the first, after the last | 16, 16 |
-//! | digest after the last | u64 |
-//! | page count after the last | varint |
+//! | run of records | first, last, terms, times, chains, digest, page counts ([`crate::records::Run`]) |
 //! | blocks | block table ([`crate::envelope::BlockTable`]) |
 //!
 //! Records keep the term they were committed under when a later life sends them again, so a section's terms

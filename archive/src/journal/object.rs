@@ -13,10 +13,10 @@ use crate::envelope::{
     BlockContext, BlockEntry, Cipher, Expect, FormatError, Object, ObjectKind, ObjectNonce, WriteId,
 };
 use crate::key::Seq;
-use crate::records::{RawRecord, RecordReader};
+use crate::records::{RUN_LEN_MIN, RawRecord, RecordReader};
 
 /// The shortest section in an index, which bounds what a count may claim.
-const SECTION_LEN_MIN: usize = 2 * 16 + 1 + 8 + 16 + 6 + 32 + 8 + 1 + 2;
+const SECTION_LEN_MIN: usize = 2 * 16 + 1 + 8 + 16 + RUN_LEN_MIN + 2;
 
 /// A decoded journal object: its index, and its bytes if it was read whole.
 #[derive(Debug, Clone)]
@@ -132,7 +132,9 @@ impl SectionRecords<'_> {
         if let Some(RawRecord { record, .. }) = &record {
             let header = &record.header;
             let first = header.txid != meta.first
-                || header.term == meta.first_term && header.time == meta.first_time;
+                || header.term == meta.first_term
+                    && header.time == meta.first_time
+                    && header.n_before == meta.n_before;
             let last = header.txid != meta.last
                 || header.term == meta.last_term
                     && header.time == meta.last_time

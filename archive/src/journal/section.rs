@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use tidelog_wal::codec::{Reader, put_varint};
+use tidelog_wal::codec::Reader;
 use tidelog_wal::{
     Chain, DatabaseId, DecodeError, Digest, DigestSeed, NamespaceId, PageCount, PageSize, Position,
     Term, Timestamp, TxId,
 };
 
 use crate::envelope::{BlockTable, KeyId};
-use crate::records::ChainWalk;
+use crate::records::{ChainWalk, Run};
 
 /// What is known of a section before its records are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct SectionMeta {
     pub chain_after: Chain,
     /// The digest after the last record.
     pub digest_after: Digest,
+    /// The page count before the first record.
+    pub n_before: PageCount,
     /// The page count after the last record.
     pub n_after: PageCount,
 }
@@ -53,6 +55,23 @@ impl SectionMeta {
             term: self.last_term,
             txid: self.last,
             chain: self.chain_after,
+        }
+    }
+
+    /// The run of records.
+    pub const fn run(&self) -> Run {
+        Run {
+            first: self.first,
+            last: self.last,
+            first_term: self.first_term,
+            last_term: self.last_term,
+            first_time: self.first_time,
+            last_time: self.last_time,
+            chain_before: self.chain_before,
+            chain_after: self.chain_after,
+            digest_after: self.digest_after,
+            n_before: self.n_before,
+            n_after: self.n_after,
         }
     }
 
@@ -94,16 +113,7 @@ impl Section {
         out.push(meta.page_size.log2());
         out.extend_from_slice(&meta.seed.get().to_le_bytes());
         out.extend_from_slice(&meta.key_id.0);
-        put_varint(out, meta.first.get());
-        put_varint(out, meta.records().unwrap_or(0));
-        put_varint(out, u64::from(meta.first_term.get()));
-        put_varint(out, u64::from(meta.last_term.get()));
-        put_varint(out, meta.first_time.micros());
-        put_varint(out, meta.last_time.micros_since(meta.first_time));
-        out.extend_from_slice(meta.chain_before.as_bytes());
-        out.extend_from_slice(meta.chain_after.as_bytes());
-        out.extend_from_slice(&meta.digest_after.get().to_le_bytes());
-        put_varint(out, u64::from(meta.n_after.get()));
+        meta.run().encode(out);
         self.table.encode(out);
     }
 
@@ -118,26 +128,24 @@ impl Section {
         let page_size = PageSize::from_log2(reader.u8()?, offset)?;
         let seed = DigestSeed::new(reader.u64()?);
         let key_id = KeyId(reader.array()?);
-        let (first, last) = read_run(reader)?;
-        let first_term = Term::new(reader.varint_u32("term")?);
-        let last_term = Term::new(reader.varint_u32("term")?);
-        let (first_time, last_time) = read_times(reader)?;
+        let run = Run::decode(reader)?;
         let meta = SectionMeta {
             namespace,
             database,
             page_size,
             seed,
             key_id,
-            first,
-            last,
-            first_term,
-            last_term,
-            first_time,
-            last_time,
-            chain_before: Chain::from_bytes(reader.array()?),
-            chain_after: Chain::from_bytes(reader.array()?),
-            digest_after: Digest::from_u64(reader.u64()?),
-            n_after: PageCount::new(reader.varint_u32("page count")?),
+            first: run.first,
+            last: run.last,
+            first_term: run.first_term,
+            last_term: run.last_term,
+            first_time: run.first_time,
+            last_time: run.last_time,
+            chain_before: run.chain_before,
+            chain_after: run.chain_after,
+            digest_after: run.digest_after,
+            n_before: run.n_before,
+            n_after: run.n_after,
         };
         Ok(Self {
             meta,
@@ -145,33 +153,4 @@ impl Section {
             first_block,
         })
     }
-}
-
-/// First TxId and count, as first and last TxId.
-pub(crate) fn read_run(reader: &mut Reader<'_>) -> Result<(TxId, TxId), DecodeError> {
-    let offset = reader.offset();
-    let first = reader.varint()?;
-    let records = reader.varint()?;
-    let last = records
-        .checked_sub(1)
-        .and_then(|more| first.checked_add(more))
-        .filter(|last| first > 0 && *last < u64::MAX)
-        .ok_or(DecodeError::Invalid {
-            offset,
-            what: "run of txids",
-        })?;
-    Ok((TxId::new(first), TxId::new(last)))
-}
-
-/// First time and distance, as first and last time.
-pub(crate) fn read_times(reader: &mut Reader<'_>) -> Result<(Timestamp, Timestamp), DecodeError> {
-    let offset = reader.offset();
-    let first = reader.varint()?;
-    let last = first
-        .checked_add(reader.varint()?)
-        .ok_or(DecodeError::Invalid {
-            offset,
-            what: "time",
-        })?;
-    Ok((Timestamp::from_micros(first), Timestamp::from_micros(last)))
 }

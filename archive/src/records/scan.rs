@@ -178,16 +178,14 @@ impl RecordScanner {
             let now = if self.long.is_some() {
                 self.continue_long(rest, held, visitor)?
             } else {
-                let now = self.next_record(rest, visitor)?;
-                // What stands behind the head of a long record was hashed with it.
-                held = if self.long.is_some() {
-                    rest.len()
-                } else {
-                    held
-                };
-                now
+                self.next_record(rest, visitor)?
             };
-            held = held.saturating_sub(now);
+            // Of a long record, everything at hand was hashed by now.
+            held = if self.long.is_some() {
+                rest.len() - now
+            } else {
+                0
+            };
             used += now;
             if now == 0 || used == bytes.len() {
                 return Ok(used);

@@ -190,6 +190,7 @@ impl History {
             chain_before: a.chain_before,
             chain_after: b.position.chain,
             digest_after: b.header.digest,
+            n_before: a.header.n_before,
             n_after: b.header.n_after,
         }
     }
