@@ -20,7 +20,8 @@ use futures::stream::{self, BoxStream};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result,
 };
 
 /// What a call does.
@@ -64,6 +65,11 @@ pub enum Fault {
     After,
     /// An error, and the effect just before the call that many calls later. Reads: as [`Fault::Before`].
     Late(u64),
+    /// A PUT is answered "already exists", and has no effect: what a conflict between two uploads looks
+    /// like. Others: as [`Fault::None`].
+    Exists,
+    /// The condition of a PUT is ignored: what a careless server does. Others: as [`Fault::None`].
+    Unconditional,
     /// The body of a GET ends at half its length. Others: as [`Fault::None`].
     CutBody,
     /// A bit of a GET's body is flipped. Others: as [`Fault::None`].
@@ -102,7 +108,7 @@ pub struct Seeded {
     pub bit_rot: bool,
 }
 
-/// The mixer of SplitMix64.
+/// The mixer of `SplitMix64`.
 fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -317,11 +323,18 @@ impl ObjectStore for Shared {
         &self,
         location: &Path,
         payload: PutPayload,
-        opts: PutOptions,
+        mut opts: PutOptions,
     ) -> Result<PutResult> {
         let (fault, number) = self.0.enter(Op::Put, location).await;
         match fault {
             Fault::Before => return Err(error(fault, number)),
+            Fault::Exists => {
+                return Err(Error::AlreadyExists {
+                    path: location.to_string(),
+                    source: Box::new(Injected(fault, number)),
+                });
+            }
+            Fault::Unconditional => opts.mode = PutMode::Overwrite,
             Fault::Late(calls) => {
                 let pending = Pending::Put(location.clone(), payload, opts);
                 self.0.hold(number + calls, pending);
@@ -389,8 +402,9 @@ impl ObjectStore for Shared {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (store, prefix) = (Arc::clone(&self.0), prefix.cloned());
         stream::once(async move {
-            let (fault, number) =
-                store.enter(Op::List, prefix.as_ref().unwrap_or(&Path::ROOT)).await;
+            let (fault, number) = store
+                .enter(Op::List, prefix.as_ref().unwrap_or(&Path::ROOT))
+                .await;
             match fault {
                 Fault::Before | Fault::After | Fault::Late(_) => {
                     stream::once(async move { Err(error(fault, number)) }).boxed()
