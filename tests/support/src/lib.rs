@@ -4,6 +4,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
+//! | [`faultstore`] | an object store that fails as a seed says |
 //! | [`proxy`], [`s3`] | a fault proxy for S3 and the S3 servers of a run |
 //! | [`oltp`] | the OLTP mix of the benches, that of the Litestream baseline |
 //! | [`history`] | random SQL workloads, each step a one-line reproduction |
@@ -11,6 +12,7 @@
 //! | [`recorder`] | follows a live plain SQLite database and says what each commit changed |
 //! | [`sim`] | a clock that is stepped and chance that is seeded |
 
+pub mod faultstore;
 pub mod history;
 pub mod oltp;
 pub mod oracle;

@@ -1,0 +1,446 @@
+//! An object store that fails on purpose: before the effect, after it, or with the effect coming late.
+//!
+//! [`FaultStore`] wraps another store (an in-memory one as a rule) and asks its [`Plan`] before each call what is
+//! to go wrong. A plan is a function of the call's number, kind and key, so a run is repeated by its plan
+//! alone: [`script`] for exhaustive tests, [`Seeded`] for simulation.
+//!
+//! *Late* is the outcome that matters most: the caller is told that the request failed, and the request
+//! takes effect some calls later, with its condition judged then. [`FaultStore::release_late`] lets all of
+//! them land.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result,
+};
+
+/// What a call does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Writes an object whole.
+    Put,
+    /// Reads an object or a part of it.
+    Get,
+    /// Reads what is known about an object.
+    Head,
+    /// Begins an upload in parts.
+    Upload,
+    /// Deletes an object.
+    Delete,
+    /// Lists.
+    List,
+}
+
+/// One call, as the plan sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Its number, from 0.
+    pub number: u64,
+    /// What it does.
+    pub op: Op,
+    /// The key or prefix.
+    pub key: String,
+}
+
+/// What goes wrong with one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// It takes this long.
+    Delay(Duration),
+    /// An error, and no effect.
+    Before,
+    /// An error, and the effect.
+    After,
+    /// An error, and the effect just before the call that many calls later. Reads: as [`Fault::Before`].
+    Late(u64),
+    /// A PUT is answered "already exists", and has no effect: what a conflict between two uploads looks
+    /// like. Others: as [`Fault::None`].
+    Exists,
+    /// The condition of a PUT is ignored: what a careless server does. Others: as [`Fault::None`].
+    Unconditional,
+    /// The body of a GET ends at half its length. Others: as [`Fault::None`].
+    CutBody,
+    /// A bit of a GET's body is flipped. Others: as [`Fault::None`].
+    BitRot,
+    /// A listing leaves out what was written last. Others: as [`Fault::None`].
+    Stale,
+}
+
+/// Decides what goes wrong.
+pub trait Plan: Send + Sync {
+    /// The fault of this call.
+    fn fault(&self, call: &Call) -> Fault;
+}
+
+struct Script<F>(F);
+
+impl<F: Fn(&Call) -> Fault + Send + Sync> Plan for Script<F> {
+    fn fault(&self, call: &Call) -> Fault {
+        (self.0)(call)
+    }
+}
+
+/// A plan that is a function.
+pub fn script(plan: impl Fn(&Call) -> Fault + Send + Sync + 'static) -> Box<dyn Plan> {
+    Box::new(Script(plan))
+}
+
+/// A plan drawn from a seed: each call fails with the given chance, in a way that suits it.
+#[derive(Debug, Clone, Copy)]
+pub struct Seeded {
+    /// Equal seeds, equal plans.
+    pub seed: u64,
+    /// How many calls in a thousand go wrong.
+    pub per_mille: u64,
+    /// Whether bodies may rot: no protocol survives that unharmed, it only must be found.
+    pub bit_rot: bool,
+}
+
+/// The mixer of `SplitMix64`.
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+impl Plan for Seeded {
+    fn fault(&self, call: &Call) -> Fault {
+        let draw = mix(self.seed ^ mix(call.number));
+        if draw % 1_000 >= self.per_mille {
+            return Fault::None;
+        }
+        let choice = mix(draw);
+        let detail = mix(choice);
+        match (choice % 6, call.op) {
+            (0, _) => Fault::Before,
+            (1, Op::Put | Op::Delete | Op::Upload) => Fault::After,
+            (2, Op::Put | Op::Delete) => Fault::Late(1 + detail % 40),
+            (3, Op::Get) if self.bit_rot => Fault::BitRot,
+            (3, Op::Get) => Fault::CutBody,
+            (4, Op::List) => Fault::Stale,
+            _ => Fault::Delay(Duration::from_millis(detail % 20_000)),
+        }
+    }
+}
+
+/// A request that has been answered with an error and is still on its way.
+#[derive(Debug)]
+enum Pending {
+    Put(Path, PutPayload, PutOptions),
+    Delete(Path),
+}
+
+#[derive(Default)]
+struct State {
+    calls: Vec<Call>,
+    late: Vec<(u64, Pending)>,
+    /// What was written last, newest at the back.
+    recent: VecDeque<Path>,
+}
+
+/// How many of the newest objects a stale listing leaves out.
+const STALE: usize = 3;
+
+/// A store that fails by plan.
+pub struct FaultStore {
+    inner: Arc<dyn ObjectStore>,
+    plan: Mutex<Box<dyn Plan>>,
+    state: Mutex<State>,
+}
+
+/// The error of every fault.
+#[derive(Debug)]
+struct Injected(Fault, u64);
+
+impl fmt::Display for Injected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "injected fault {:?} at call {}", self.0, self.1)
+    }
+}
+
+impl std::error::Error for Injected {}
+
+fn error(fault: Fault, number: u64) -> Error {
+    Error::Generic {
+        store: "FaultStore",
+        source: Box::new(Injected(fault, number)),
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FaultStore {
+    /// `inner`, failing by `plan`.
+    pub fn new(inner: Arc<dyn ObjectStore>, plan: Box<dyn Plan>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            plan: Mutex::new(plan),
+            state: Mutex::default(),
+        })
+    }
+
+    /// The calls so far.
+    pub fn calls(&self) -> Vec<Call> {
+        lock(&self.state).calls.clone()
+    }
+
+    /// Changes the plan for the calls to come.
+    pub fn set_plan(&self, plan: Box<dyn Plan>) {
+        *lock(&self.plan) = plan;
+    }
+
+    /// Lets every late request land now, in the order they were sent.
+    pub async fn release_late(&self) {
+        self.land(u64::MAX).await;
+    }
+
+    async fn land(&self, now: u64) {
+        let due: Vec<Pending> = {
+            let mut state = lock(&self.state);
+            let (due, later) = state.late.drain(..).partition(|(at, _)| *at <= now);
+            state.late = later;
+            let due: Vec<(u64, Pending)> = due;
+            due.into_iter().map(|(_, pending)| pending).collect()
+        };
+        for pending in due {
+            // Nobody hears the answer of a late request.
+            match pending {
+                Pending::Put(path, payload, options) => {
+                    let _ = self.inner.put_opts(&path, payload, options).await;
+                }
+                Pending::Delete(path) => {
+                    let _ = object_store::ObjectStoreExt::delete(&self.inner, &path).await;
+                }
+            }
+        }
+    }
+
+    /// Counts the call, lets late requests land, and says what goes wrong, after any delay.
+    async fn enter(&self, op: Op, key: &Path) -> (Fault, u64) {
+        let call = {
+            let mut state = lock(&self.state);
+            let call = Call {
+                number: state.calls.len() as u64,
+                op,
+                key: key.to_string(),
+            };
+            state.calls.push(call.clone());
+            call
+        };
+        self.land(call.number).await;
+        let fault = lock(&self.plan).fault(&call);
+        if let Fault::Delay(time) = fault {
+            tokio::time::sleep(time).await;
+        }
+        (fault, call.number)
+    }
+
+    fn hold(&self, at: u64, pending: Pending) {
+        lock(&self.state).late.push((at, pending));
+    }
+
+    fn remember(&self, path: &Path) {
+        let mut state = lock(&self.state);
+        state.recent.push_back(path.clone());
+        if state.recent.len() > STALE {
+            state.recent.pop_front();
+        }
+    }
+
+    async fn delete_one(&self, path: Path) -> Result<Path> {
+        let (fault, number) = self.enter(Op::Delete, &path).await;
+        match fault {
+            Fault::Before => return Err(error(fault, number)),
+            Fault::Late(calls) => {
+                self.hold(number + calls, Pending::Delete(path));
+                return Err(error(fault, number));
+            }
+            _ => {}
+        }
+        object_store::ObjectStoreExt::delete(&self.inner, &path).await?;
+        match fault {
+            Fault::After => Err(error(fault, number)),
+            _ => Ok(path),
+        }
+    }
+}
+
+impl fmt::Debug for FaultStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FaultStore({})", self.inner)
+    }
+}
+
+impl fmt::Display for FaultStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FaultStore({})", self.inner)
+    }
+}
+
+/// The store as a shared handle, which deletions and listings need.
+#[derive(Debug, Clone)]
+pub struct Shared(pub Arc<FaultStore>);
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn spoiled(fault: Fault, bytes: Bytes) -> Bytes {
+    match fault {
+        Fault::CutBody => bytes.slice(..bytes.len() / 2),
+        Fault::BitRot => {
+            let mut bytes = BytesMut::from(bytes.as_ref());
+            let middle = bytes.len() / 2;
+            if let Some(byte) = bytes.get_mut(middle) {
+                *byte ^= 0x10;
+            }
+            bytes.freeze()
+        }
+        _ => bytes,
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Shared {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        mut opts: PutOptions,
+    ) -> Result<PutResult> {
+        let (fault, number) = self.0.enter(Op::Put, location).await;
+        match fault {
+            Fault::Before => return Err(error(fault, number)),
+            Fault::Exists => {
+                return Err(Error::AlreadyExists {
+                    path: location.to_string(),
+                    source: Box::new(Injected(fault, number)),
+                });
+            }
+            Fault::Unconditional => opts.mode = PutMode::Overwrite,
+            Fault::Late(calls) => {
+                let pending = Pending::Put(location.clone(), payload, opts);
+                self.0.hold(number + calls, pending);
+                return Err(error(fault, number));
+            }
+            _ => {}
+        }
+        let put = self.0.inner.put_opts(location, payload, opts).await;
+        if put.is_ok() {
+            self.0.remember(location);
+        }
+        match fault {
+            // The answer is lost whatever it was.
+            Fault::After => Err(error(fault, number)),
+            _ => put,
+        }
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let (fault, number) = self.0.enter(Op::Upload, location).await;
+        match fault {
+            Fault::Before | Fault::After | Fault::Late(_) => Err(error(fault, number)),
+            _ => self.0.inner.put_multipart_opts(location, opts).await,
+        }
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let op = if options.head { Op::Head } else { Op::Get };
+        let (fault, number) = self.0.enter(op, location).await;
+        if matches!(fault, Fault::Before | Fault::After | Fault::Late(_)) {
+            return Err(error(fault, number));
+        }
+        let got = self.0.inner.get_opts(location, options).await?;
+        if op == Op::Head || !matches!(fault, Fault::CutBody | Fault::BitRot) {
+            return Ok(got);
+        }
+        let (meta, range) = (got.meta.clone(), got.range.clone());
+        let bytes = spoiled(fault, got.bytes().await?);
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(stream::once(async { Ok(bytes) }).boxed()),
+            meta,
+            range,
+            attributes: object_store::Attributes::default(),
+            extensions: object_store::Extensions::default(),
+        })
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        let store = Arc::clone(&self.0);
+        locations
+            .then(move |location| {
+                let store = Arc::clone(&store);
+                async move { store.delete_one(location?).await }
+            })
+            .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let (store, prefix) = (Arc::clone(&self.0), prefix.cloned());
+        stream::once(async move {
+            let (fault, number) = store
+                .enter(Op::List, prefix.as_ref().unwrap_or(&Path::ROOT))
+                .await;
+            match fault {
+                Fault::Before | Fault::After | Fault::Late(_) => {
+                    stream::once(async move { Err(error(fault, number)) }).boxed()
+                }
+                _ => {
+                    let hidden: Vec<Path> = if fault == Fault::Stale {
+                        lock(&store.state).recent.iter().cloned().collect()
+                    } else {
+                        Vec::new()
+                    };
+                    store
+                        .inner
+                        .list(prefix.as_ref())
+                        .filter(move |entry| {
+                            let seen = entry
+                                .as_ref()
+                                .map_or(true, |meta| !hidden.contains(&meta.location));
+                            std::future::ready(seen)
+                        })
+                        .boxed()
+                }
+            }
+        })
+        .flatten()
+        .boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let (fault, number) = self.0.enter(Op::List, prefix.unwrap_or(&Path::ROOT)).await;
+        match fault {
+            Fault::Before | Fault::After | Fault::Late(_) => Err(error(fault, number)),
+            _ => self.0.inner.list_with_delimiter(prefix).await,
+        }
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.0.inner.copy_opts(from, to, options).await
+    }
+}
