@@ -31,6 +31,9 @@ fn options() -> StoreOptions {
     }
 }
 
+/// Says once that the S3 part does not run.
+static NOTICE: std::sync::Once = std::sync::Once::new();
+
 fn subjects() -> Vec<Subject> {
     let open = |url: &str| Store::open(url, options()).expect("the store opens");
     let folder = tempfile::tempdir().expect("a folder is made");
@@ -49,7 +52,6 @@ fn subjects() -> Vec<Subject> {
             _folder: Some(folder),
         },
     ];
-    static NOTICE: std::sync::Once = std::sync::Once::new();
     NOTICE.call_once(|| {
         s3::notice();
     });
