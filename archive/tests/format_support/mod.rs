@@ -5,6 +5,8 @@
     reason = "each test file uses its part; test sizes are small"
 )]
 
+pub(crate) mod manifests;
+
 use tidelog_archive::envelope::{FormatError, KeyId};
 use tidelog_archive::journal::SectionMeta;
 use tidelog_wal::chain;
