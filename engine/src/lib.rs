@@ -1,1 +1,38 @@
-//! placeholder
+//! The storage engine of Tidelog: runs tenants' SQLite databases, captures every commit as a reversible
+//! delta, journals, ships and settles them, and puts databases back.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`settings`] | every bound, with what changing it costs |
+//! | [`disk`] | the local disk as the engine's own files see it |
+//! | [`files`] | the engine's own descriptors of database files |
+//! | [`capture`] | committed WAL frames become commit records |
+//! | [`sql`] | opening connections, judging and running tenant SQL |
+//! | [`journal`] | the local log of commit records and its watermarks |
+//! | [`crash`] | named crash points |
+#![forbid(unsafe_code)]
+
+pub mod capture;
+mod core;
+pub mod crash;
+pub mod database;
+pub mod disk;
+pub mod engine;
+pub mod error;
+pub mod files;
+pub mod journal;
+pub mod node;
+mod pump;
+mod registry;
+pub mod request;
+pub mod settings;
+mod ship;
+pub mod sql;
+pub mod system;
+
+pub use core::Parts;
+pub use engine::{Database, Engine, NewDatabase, Writer};
+pub use error::{Code, Error};
+pub use request::{Access, BookmarkInfo, IdempotencyKey, Request, Response, Role};
+pub use settings::{Durability, Settings, TakeOver};
+pub use sql::run::{Column, Limits, Params, Statement, StatementResult, Value};

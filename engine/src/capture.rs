@@ -1,0 +1,503 @@
+//! Capture: turns committed WAL frames into commit records, one a commit, in commit order.
+//!
+//! Runs under the database's capture lock. The end of the log is what the wal-index header publishes; frames
+//! up to it are cut at commit frames (DESIGN 5.2). Nothing is guessed: whatever does not fit is a
+//! [`Discontinuity`], and the database then starts anew from an image.
+//!
+//! Checked at every pass: salts of every frame, last checksum and page count (by the cursor); the number of
+//! commits against the change counter; `nBackfill <= captured frame`; a new WAL life begins only after our
+//! own checkpoint backfilled exactly the captured frame; growth has a frame for every page.
+//!
+//! # The old image of a page
+//!
+//! Zeros if the page lies above the size before the commit, whatever WAL or file hold (HAZARDS W17); else
+//! its newest captured frame of this WAL life, which the index knows; else the database file. The index
+//! forgets pages above the size after each commit, so that a later growth cannot resurrect them. A backfill
+//! that runs beside a capture only copies captured frames, and those pages are found in the index.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+
+use tidelog_wal::chain;
+use tidelog_wal::cursor::{Commit, PublishedCursor, WalError};
+use tidelog_wal::delta::DeltaEncoder;
+use tidelog_wal::digest::PageHash;
+use tidelog_wal::frame::FrameNo;
+use tidelog_wal::header::Salts;
+use tidelog_wal::page::mask_page1;
+use tidelog_wal::record::{Annotation, RecordHeader, RecordKind, TimeFlag};
+use tidelog_wal::shm::WalIndexHeader;
+use tidelog_wal::{
+    Chain, Digest, DigestSeed, PageCount, PageNo, PageSize, Position, Term, Timestamp, TxId,
+};
+
+use crate::files::DbFiles;
+use crate::journal::chunk::WalPosition;
+
+/// Bytes of frames read at once.
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// Why capture cannot go on from where it was.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// Reading the files failed: the same pass may succeed later.
+    #[error("read the files of the database")]
+    Io(#[from] io::Error),
+    /// The files are not what the engine left: history has a gap here.
+    #[error("discontinuity: {0}")]
+    Discontinuity(String),
+}
+
+impl From<WalError> for CaptureError {
+    fn from(error: WalError) -> Self {
+        match error {
+            WalError::Io { source, .. } => Self::Io(source),
+            other => Self::Discontinuity(other.to_string()),
+        }
+    }
+}
+
+/// A state of a database: its Position and what proves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The process life that committed it.
+    pub term: Term,
+    /// Its number.
+    pub txid: TxId,
+    /// The chain up to it.
+    pub chain: Chain,
+    /// Pages.
+    pub pages: PageCount,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its ordered time.
+    pub time: Timestamp,
+}
+
+impl Head {
+    /// Its Position.
+    pub const fn position(&self) -> Position {
+        Position {
+            term: self.term,
+            txid: self.txid,
+            chain: self.chain,
+        }
+    }
+}
+
+/// A commit that was captured.
+#[derive(Debug, Clone)]
+pub struct Captured {
+    /// The state after it.
+    pub head: Head,
+    /// Where the WAL stood.
+    pub wal: WalPosition,
+    /// Where its canonical record stands in [`Batch::bytes`].
+    pub range: std::ops::Range<usize>,
+}
+
+/// The records of one pass over one database.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Canonical records, one after the other.
+    pub bytes: Vec<u8>,
+    /// The commits.
+    pub commits: Vec<Captured>,
+}
+
+/// Buffers that passes share, whatever the database.
+#[derive(Debug)]
+pub struct Scratch {
+    cursor: PublishedCursor,
+    encoder: DeltaEncoder,
+    encoder_size: PageSize,
+    old: Vec<u8>,
+    new: Vec<u8>,
+    body: Vec<u8>,
+    /// What the pass made.
+    pub batch: Batch,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        let size = PageSize::DEFAULT;
+        Self {
+            cursor: PublishedCursor::new(WINDOW_BYTES),
+            encoder: DeltaEncoder::new(size),
+            encoder_size: size,
+            old: vec![0; size.bytes()],
+            new: vec![0; size.bytes()],
+            body: Vec::new(),
+            batch: Batch::default(),
+        }
+    }
+}
+
+impl Scratch {
+    fn prepare(&mut self, size: PageSize) {
+        if self.encoder_size != size {
+            self.encoder = DeltaEncoder::new(size);
+            self.encoder_size = size;
+            self.old = vec![0; size.bytes()];
+            self.new = vec![0; size.bytes()];
+        }
+        self.batch.bytes.clear();
+        self.batch.commits.clear();
+    }
+}
+
+/// What a pass is told beside the files.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    /// The running process life.
+    pub term: Term,
+    /// The wall clock now.
+    pub wall: Timestamp,
+    /// What the time is worth.
+    pub flag: TimeFlag,
+    /// Annotations of commits to come, in order of TxId.
+    pub annotations: &'a mut VecDeque<(TxId, Vec<Annotation>)>,
+    /// The files were just opened: SQLite's change counter began anew and proves nothing yet.
+    pub recovering: bool,
+}
+
+/// One WAL life as far as it was captured.
+#[derive(Debug, Clone, Copy)]
+struct Life {
+    salts: Salts,
+    frame: FrameNo,
+    change: u32,
+    /// The life is fully backfilled at `frame`: the next may begin.
+    ended: bool,
+}
+
+/// What capture knows of one open database.
+#[derive(Debug)]
+pub struct Capture {
+    page_size: PageSize,
+    seed: DigestSeed,
+    head: Head,
+    life: Life,
+    index: HashMap<PageNo, (FrameNo, PageHash)>,
+}
+
+impl Capture {
+    /// Capture of a database whose file and WAL, up to frame `from` of the life that `header` publishes,
+    /// are at `head`.
+    pub fn new(
+        page_size: PageSize,
+        seed: DigestSeed,
+        head: Head,
+        header: &WalIndexHeader,
+        from: FrameNo,
+    ) -> Self {
+        let life = Life {
+            salts: header.salts,
+            frame: from,
+            change: header.change,
+            ended: false,
+        };
+        Self {
+            page_size,
+            seed,
+            head,
+            life,
+            index: HashMap::new(),
+        }
+    }
+
+    /// The newest captured state.
+    pub const fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The last captured frame of the WAL life.
+    pub const fn frame(&self) -> FrameNo {
+        self.life.frame
+    }
+
+    /// The number of the commit after which SQLite's change counter is `change`.
+    ///
+    /// Dense numbers and the change counter go in step (that is the continuity rule), so that a commit's
+    /// TxId is known before it is captured.
+    pub const fn txid_at(&self, change: u32) -> TxId {
+        self.head
+            .txid
+            .plus(change.wrapping_sub(self.life.change) as u64)
+    }
+
+    /// Says that a checkpoint of ours left `header`; fails if it went past what is captured.
+    pub fn checkpointed(&mut self, header: &WalIndexHeader) -> Result<bool, CaptureError> {
+        if header.salts != self.life.salts {
+            return Ok(false);
+        }
+        self.check_backfill(header)?;
+        self.life.ended =
+            header.backfilled == header.max_frame && header.max_frame == self.life.frame;
+        Ok(self.life.ended)
+    }
+
+    fn check_backfill(&self, header: &WalIndexHeader) -> Result<(), CaptureError> {
+        if header.backfilled <= self.life.frame {
+            return Ok(());
+        }
+        Err(CaptureError::Discontinuity(format!(
+            "frame {} was checkpointed, captured is frame {}",
+            header.backfilled, self.life.frame
+        )))
+    }
+
+    /// Indexes the frames of this life up to the captured one, for a database that is opened with a WAL:
+    /// the newest images of their pages stand there.
+    pub fn index_wal(
+        &mut self,
+        files: &DbFiles,
+        header: &WalIndexHeader,
+        scratch: &mut Scratch,
+    ) -> Result<(), CaptureError> {
+        scratch.prepare(self.page_size);
+        scratch.cursor.begin(FrameNo::ZERO, header)?;
+        let mut newest: HashMap<PageNo, FrameNo> = HashMap::new();
+        while let Some(commit) = scratch.cursor.next_commit(files.wal())? {
+            if commit.last > self.life.frame {
+                break;
+            }
+            newest.extend(commit.pages.iter().map(|found| (found.page, found.frame)));
+            newest.retain(|page, _| commit.n_after.contains(*page));
+        }
+        for (page, frame) in newest {
+            files.frame(frame, self.page_size, &mut scratch.old)?;
+            self.index
+                .insert(page, (frame, self.seed.page(page, &scratch.old)));
+        }
+        Ok(())
+    }
+
+    /// The digest of everything captured, computed from the files: what proves an open.
+    pub fn full_digest(
+        &self,
+        files: &DbFiles,
+        scratch: &mut Scratch,
+    ) -> Result<Digest, CaptureError> {
+        scratch.prepare(self.page_size);
+        Digest::of(self.page_size, self.head.pages, |page| {
+            match self.index.get(&page) {
+                Some((_, hash)) => Ok(*hash),
+                None => {
+                    files.page(page, self.page_size, &mut scratch.old)?;
+                    Ok(self.seed.page(page, &scratch.old))
+                }
+            }
+        })
+    }
+
+    /// Captures every commit that is published and not captured yet into `scratch.batch`.
+    ///
+    /// An error leaves the capture unusable: the database must be opened anew.
+    pub fn pass(
+        &mut self,
+        files: &DbFiles,
+        scratch: &mut Scratch,
+        pass: &mut Pass<'_>,
+    ) -> Result<WalIndexHeader, CaptureError> {
+        scratch.prepare(self.page_size);
+        let header = files.header()?;
+        if header.salts != self.life.salts {
+            self.begin_life(&header)?;
+        }
+        if header.max_frame == self.life.frame {
+            return Ok(header);
+        }
+        self.check_backfill(&header)?;
+        if header.page_size.is_some_and(|size| size != self.page_size) {
+            return Err(CaptureError::Discontinuity(
+                "the page size changed".to_owned(),
+            ));
+        }
+        let mut cursor = std::mem::replace(&mut scratch.cursor, PublishedCursor::new(0));
+        let mut cut = 0_u32;
+        let walked = (|| {
+            cursor.begin(self.life.frame, &header)?;
+            while let Some(commit) = cursor.next_commit(files.wal())? {
+                cut = cut.wrapping_add(1);
+                let wal = WalPosition {
+                    salts: salt_words(header.salts),
+                    frame: commit.last.get(),
+                    checksum: [commit.checksum.s0, commit.checksum.s1],
+                    change: self.life.change.wrapping_add(cut),
+                    pages: commit.n_after.get(),
+                };
+                self.commit(files, &commit, wal, scratch, pass)?;
+            }
+            Ok::<_, CaptureError>(())
+        })();
+        scratch.cursor = cursor;
+        walked?;
+        let published = header.change.wrapping_sub(self.life.change);
+        if published != cut && !pass.recovering {
+            return Err(CaptureError::Discontinuity(format!(
+                "SQLite counted {published} commits, the WAL holds {cut}"
+            )));
+        }
+        self.life.frame = header.max_frame;
+        self.life.change = header.change;
+        self.life.ended = false;
+        Ok(header)
+    }
+
+    fn begin_life(&mut self, header: &WalIndexHeader) -> Result<(), CaptureError> {
+        if self.life.frame != FrameNo::ZERO && !self.life.ended {
+            return Err(CaptureError::Discontinuity(format!(
+                "a new WAL life began while the last one was backfilled only in part (frame {})",
+                self.life.frame
+            )));
+        }
+        self.index.clear();
+        self.life = Life {
+            salts: header.salts,
+            frame: FrameNo::ZERO,
+            change: self.life.change,
+            ended: false,
+        };
+        Ok(())
+    }
+
+    fn commit(
+        &mut self,
+        files: &DbFiles,
+        commit: &Commit<'_>,
+        wal: WalPosition,
+        scratch: &mut Scratch,
+        pass: &mut Pass<'_>,
+    ) -> Result<(), CaptureError> {
+        let (n_before, n_after) = (self.head.pages, commit.n_after);
+        let mut digest = self.head.digest.resize(n_before, n_after, self.page_size);
+        scratch.body.clear();
+        scratch.encoder.reset();
+        let mut grown = 0;
+        for changed in commit.pages {
+            let page = changed.page;
+            let new = commit.image(files.wal(), changed.frame, &mut scratch.new)?;
+            let new_hash = self.seed.page(page, new);
+            let old_hash = if n_before.contains(page) {
+                self.old_image(files, commit, page, &mut scratch.old)?
+            } else {
+                grown += 1;
+                scratch.old.fill(0);
+                PageHash::ABSENT
+            };
+            digest = digest.replace(old_hash, new_hash);
+            if page == PageNo::ONE {
+                let mut masked = new.to_vec();
+                mask_page1(&mut masked);
+                mask_page1(&mut scratch.old);
+                scratch
+                    .encoder
+                    .page(page, &scratch.old, &masked, &mut scratch.body);
+            } else {
+                scratch
+                    .encoder
+                    .page(page, &scratch.old, new, &mut scratch.body);
+            }
+            self.index.insert(page, (changed.frame, new_hash));
+        }
+        let expected = n_before.grown_to(n_after, self.page_size).count();
+        if grown != expected {
+            return Err(CaptureError::Discontinuity(format!(
+                "the database grew by {expected} pages, the WAL holds {grown} of them"
+            )));
+        }
+        for page in n_after.grown_to(n_before, self.page_size) {
+            let old_hash = self.old_image(files, commit, page, &mut scratch.old)?;
+            digest = digest.replace(old_hash, PageHash::ABSENT);
+            scratch.new.fill(0);
+            scratch
+                .encoder
+                .page(page, &scratch.old, &scratch.new, &mut scratch.body);
+            self.index.remove(&page);
+        }
+        self.record(n_after, digest, wal, scratch, pass);
+        Ok(())
+    }
+
+    /// Fills `image` with the page before the commit and answers its hash.
+    fn old_image(
+        &self,
+        files: &DbFiles,
+        commit: &Commit<'_>,
+        page: PageNo,
+        image: &mut [u8],
+    ) -> Result<PageHash, CaptureError> {
+        let Some((frame, hash)) = self.index.get(&page) else {
+            files.page(page, self.page_size, image)?;
+            return Ok(self.seed.page(page, image));
+        };
+        match commit.windowed(*frame) {
+            Some(bytes) => image.copy_from_slice(bytes),
+            None => files.frame(*frame, self.page_size, image)?,
+        }
+        Ok(*hash)
+    }
+
+    fn record(
+        &mut self,
+        pages: PageCount,
+        digest: Digest,
+        wal: WalPosition,
+        scratch: &mut Scratch,
+        pass: &mut Pass<'_>,
+    ) {
+        let txid = self.head.txid.next();
+        let header = RecordHeader {
+            term: pass.term,
+            txid,
+            time: self.head.time.ordered_next(pass.wall),
+            wall: pass.wall,
+            flag: pass.flag,
+            n_before: self.head.pages,
+            n_after: pages,
+            digest,
+            annotations: take_annotations(pass.annotations, txid),
+        };
+        let batch = &mut scratch.batch;
+        let start = batch.bytes.len();
+        header.encode(RecordKind::Delta, &mut batch.bytes);
+        batch.bytes.extend_from_slice(&scratch.body);
+        let range = start..batch.bytes.len();
+        let chain = chain::step(self.head.chain, &batch.bytes[range.clone()]);
+        self.head = Head {
+            term: pass.term,
+            txid,
+            chain,
+            pages,
+            digest,
+            time: header.time,
+        };
+        batch.commits.push(Captured {
+            head: self.head,
+            wal,
+            range,
+        });
+    }
+}
+
+/// The salts as the two words they are in the WAL header.
+pub fn salt_words(salts: Salts) -> [u32; 2] {
+    let bytes = salts.to_bytes();
+    let word = |at: usize| {
+        let mut word = [0; 4];
+        word.copy_from_slice(&bytes[at..at + 4]);
+        u32::from_be_bytes(word)
+    };
+    [word(0), word(4)]
+}
+
+fn take_annotations(queue: &mut VecDeque<(TxId, Vec<Annotation>)>, txid: TxId) -> Vec<Annotation> {
+    while queue.front().is_some_and(|(at, _)| *at < txid) {
+        queue.pop_front();
+    }
+    match queue.front() {
+        Some((at, _)) if *at == txid => queue.pop_front().map(|(_, a)| a).unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,61 @@
+//! What every part of a running node shares: settings, components, the journal, the capture pump.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tidelog_archive::env::{Clock, Entropy, SystemClock, SystemEntropy};
+use tidelog_wal::{DatabaseId, Term};
+
+use crate::disk::{Disk, StdDisk};
+use crate::journal::Journal;
+use crate::pump::Pump;
+use crate::settings::Settings;
+
+/// The components a node is made of. Tests put in their own.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Chance.
+    pub entropy: Arc<dyn Entropy>,
+    /// The local disk, for the engine's own files.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Parts {
+    /// The real ones.
+    pub fn production() -> Self {
+        Self {
+            clock: Arc::new(SystemClock::default()),
+            entropy: Arc::new(SystemEntropy),
+            disk: Arc::new(StdDisk),
+        }
+    }
+}
+
+/// What every open database holds on to.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) settings: Settings,
+    pub(crate) parts: Parts,
+    pub(crate) journal: Journal,
+    pub(crate) pump: Pump,
+}
+
+impl Core {
+    /// This process life.
+    pub(crate) const fn term(&self) -> Term {
+        self.journal.term()
+    }
+
+    /// The folder of a database.
+    pub(crate) fn database_folder(&self, id: DatabaseId) -> PathBuf {
+        self.settings.data.join("databases").join(id.to_string())
+    }
+
+    /// Microseconds on the monotonic clock, `after` from now.
+    pub(crate) fn deadline(&self, after: std::time::Duration) -> u64 {
+        let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+        self.parts.clock.monotonic_micros().saturating_add(micros)
+    }
+}

@@ -1,0 +1,226 @@
+//! A request against one database: reads on a reader, everything else behind the write gate.
+//!
+//! Whether a request writes is SQLite's to say: all its statements are prepared on a reader first, and only
+//! if each is read-only do they run there. A statement that cannot be prepared there (its table is made by one
+//! before it) goes to the writer, which gives the true error.
+
+use std::sync::Arc;
+
+use tidelog_wal::Position;
+
+use super::ticket::Ticket;
+use super::{Lease, OpenDb, idempotency};
+use crate::error::{Code, Error};
+use crate::request::{Request, Response};
+use crate::settings::Durability;
+use crate::ship::blocking;
+use crate::sql::connection::Sqlite;
+use crate::sql::policy::Permission;
+use crate::sql::run::{StatementResult, check, run, sql_error};
+
+/// The most statements of one batch.
+pub const STATEMENTS_MAX: usize = 100;
+
+/// How a read attempt ended.
+enum Attempt {
+    Read(Vec<StatementResult>),
+    NeedsWriter,
+}
+
+/// Runs a request. `durability` is what holds if the request does not say.
+pub(crate) async fn execute(
+    lease: Lease,
+    request: Request,
+    durability: Durability,
+) -> Result<Response, Error> {
+    if request.statements.is_empty() || request.statements.len() > STATEMENTS_MAX {
+        let have = request.statements.len();
+        let what = format!("a batch holds 1 to {STATEMENTS_MAX} statements, this one {have}");
+        return Err(Error::new(Code::InvalidRequest, what).with("limit", STATEMENTS_MAX));
+    }
+    for statement in &request.statements {
+        check(statement, &request.limits)?;
+    }
+    let request = Arc::new(request);
+    if request.idempotency.is_none()
+        && let Attempt::Read(results) = try_reading(&lease, &request).await?
+    {
+        let database = Arc::clone(&lease);
+        let head = blocking(move || database.capture_now()).await?;
+        return Ok(answer(&lease, results, head.position(), false));
+    }
+    let durability = request.durability.unwrap_or(durability);
+    let (results, ticket, replayed) = write(&lease, &request).await?;
+    let position = match ticket {
+        None => lease.head().position(),
+        Some(ticket) => {
+            let database = Arc::clone(&lease);
+            blocking(move || database.capture_now()).await?;
+            acknowledge(&lease, &ticket, durability).await?
+        }
+    };
+    Ok(answer(&lease, results, position, replayed))
+}
+
+async fn acknowledge(
+    lease: &Lease,
+    ticket: &Ticket,
+    durability: Durability,
+) -> Result<Position, Error> {
+    let resolved = ticket.resolve().await?;
+    lease
+        .wait_durable(resolved.lsn, durability)
+        .await
+        .map_err(|error| error.with("bookmark", resolved.position.to_string()))?;
+    Ok(resolved.position)
+}
+
+fn answer(
+    database: &OpenDb,
+    results: Vec<StatementResult>,
+    bookmark: Position,
+    replayed: bool,
+) -> Response {
+    Response {
+        results,
+        bookmark,
+        durable_bookmark: database.durable(),
+        replayed,
+    }
+}
+
+async fn try_reading(lease: &Lease, request: &Arc<Request>) -> Result<Attempt, Error> {
+    let reader = lease.reader().await?;
+    let request = Arc::clone(request);
+    let deadline = lease.core.deadline(request.limits.deadline);
+    blocking(move || {
+        reader.transaction(Some(deadline), |sqlite| {
+            if !all_read_only(sqlite, &request)? {
+                return Ok(Attempt::NeedsWriter);
+            }
+            let mut budget = request.limits.result_bytes_max;
+            let mut results = Vec::with_capacity(request.statements.len());
+            for statement in &request.statements {
+                results.push(run(sqlite, statement, &request.limits, &mut budget)?);
+            }
+            Ok(Attempt::Read(results))
+        })
+    })
+    .await
+}
+
+fn all_read_only(sqlite: &Sqlite, request: &Request) -> Result<bool, Error> {
+    let permission = request.access.permission();
+    for statement in &request.statements {
+        sqlite.permit(permission);
+        match sqlite.raw().prepare_cached(&statement.sql) {
+            Ok(prepared) if prepared.readonly() => {}
+            Ok(_) => return Ok(false),
+            // What a single statement is refused for, or is wrong with it, the caller hears at once.
+            Err(error) if request.statements.len() == 1 => return Err(sql_error(sqlite, error)),
+            Err(_) => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+type Done = (Vec<StatementResult>, Option<Ticket>, bool);
+
+async fn write(lease: &Lease, request: &Arc<Request>) -> Result<Done, Error> {
+    let gate = lease.gate().await?;
+    let deadline = lease.core.deadline(request.limits.deadline);
+    let (request, id) = (Arc::clone(request), lease.meta.id);
+    let now = lease.core.parts.clock.wall();
+    blocking(move || {
+        let mut budget = request.limits.result_bytes_max;
+        if !request.transaction && request.idempotency.is_none() {
+            return one_by_one(&gate, &request, deadline, &mut budget);
+        }
+        let permission = request.access.permission();
+        let written = gate.transaction(
+            permission,
+            Some(deadline),
+            request.access.annotations(),
+            |sqlite| {
+                if let Some(key) = &request.idempotency
+                    && let Some(stored) = idempotency::find(sqlite, id, key, now)?
+                {
+                    return Ok((stored, true));
+                }
+                sqlite.permit(permission);
+                let mut results = Vec::with_capacity(request.statements.len());
+                for (at, statement) in request.statements.iter().enumerate() {
+                    let result = run(sqlite, statement, &request.limits, &mut budget);
+                    results.push(result.map_err(|error| error.with("statement", at))?);
+                }
+                if let Some(key) = &request.idempotency {
+                    idempotency::store(sqlite, id, key, now, &results)?;
+                }
+                Ok((results, false))
+            },
+        );
+        match written {
+            Ok(written) => Ok((written.value.0, written.ticket, written.value.1)),
+            Err(error) if is_vacuum(&error, &request) => vacuum(&gate, &request, deadline),
+            Err(error) => Err(error),
+        }
+    })
+    .await
+}
+
+/// Each statement in a transaction of its own; the first error ends the request, what came before stays.
+fn one_by_one(
+    gate: &super::write::Gate,
+    request: &Request,
+    deadline: u64,
+    budget: &mut usize,
+) -> Result<Done, Error> {
+    let permission = request.access.permission();
+    let mut results = Vec::with_capacity(request.statements.len());
+    let mut last = None;
+    for (at, statement) in request.statements.iter().enumerate() {
+        let annotations = request.access.annotations();
+        let written = gate
+            .transaction(permission, Some(deadline), annotations, |sqlite| {
+                run(sqlite, statement, &request.limits, budget)
+            })
+            .map_err(|error| error.with("statement", at).with("completed", at))?;
+        results.push(written.value);
+        last = written.ticket.or(last);
+    }
+    Ok((results, last, false))
+}
+
+/// SQLite itself says that a statement is a VACUUM: by refusing it inside a transaction.
+fn is_vacuum(error: &Error, request: &Request) -> bool {
+    request.statements.len() == 1
+        && error.code() == Code::SqlError
+        && error
+            .to_string()
+            .contains("cannot VACUUM from within a transaction")
+}
+
+fn vacuum(gate: &super::write::Gate, request: &Request, deadline: u64) -> Result<Done, Error> {
+    if request.idempotency.is_some() {
+        let what = "VACUUM takes no Idempotency-Key: it runs outside any transaction";
+        return Err(Error::new(Code::InvalidRequest, what));
+    }
+    let Some(statement) = request.statements.first() else {
+        return Err(Error::internal("a VACUUM without a statement"));
+    };
+    let written = gate.autocommit(|sqlite| {
+        sqlite.permit(request.access.permission());
+        let mut prepared = sqlite
+            .raw()
+            .prepare(&statement.sql)
+            .map_err(|error| sql_error(sqlite, error))?;
+        sqlite.set_deadline(Some(deadline));
+        sqlite.policy().set(Permission::VACUUM);
+        let ran = prepared.raw_execute();
+        sqlite.policy().set(Permission::ENGINE);
+        sqlite.set_deadline(None);
+        ran.map_err(|error| sql_error(sqlite, error))?;
+        Ok(vec![StatementResult::default()])
+    })?;
+    Ok((written.value, written.ticket, false))
+}

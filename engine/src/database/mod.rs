@@ -1,0 +1,450 @@
+//! One open database: its connections, its capture, its place in the journal.
+//!
+//! Locks are taken in this order: write gate, checkpointing, capture lock, journal. Nobody waits for the gate or for durability
+//! while inside a SQLite statement.
+//!
+//! After a failure that leaves the local state in doubt (a COMMIT with an I/O error, a failed append, a
+//! discontinuity) the handle is *poisoned*: it refuses everything until the database is opened anew, and
+//! opening derives what is true from the files and the journal (HAZARDS W6).
+
+pub mod checkpoint;
+pub(crate) mod execute;
+pub(crate) mod idempotency;
+pub mod open;
+pub mod read;
+pub mod state;
+pub mod ticket;
+pub mod write;
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+
+use tidelog_wal::record::TimeFlag;
+use tidelog_wal::shm::WalIndexHeader;
+use tidelog_wal::{DatabaseId, DigestSeed, NamespaceId, PageSize, Position, TxId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::capture::{Capture, CaptureError, Head, Pass, Scratch};
+use crate::core::Core;
+use crate::error::{Code, Error};
+use crate::files::DbFiles;
+use crate::journal::chunk::ChunkDatabase;
+use crate::journal::{Append, Payload};
+use crate::settings::Durability;
+use crate::sql::connection::Sqlite;
+
+use ticket::Pending;
+pub use ticket::Ticket;
+
+/// Connections that read tenant SQL at once, in one database.
+const READERS_MAX: usize = 2;
+/// Users of one open database at once.
+const LEASES_MAX: u32 = 1 << 20;
+
+/// What a database is, whatever its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DbMeta {
+    /// Its id.
+    pub id: DatabaseId,
+    /// Its tenant.
+    pub namespace: NamespaceId,
+    /// Its page size.
+    pub page_size: PageSize,
+    /// The seed of its digests.
+    pub seed: DigestSeed,
+}
+
+/// Where the captured commits of a database stand in the journal; outlives the open database.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    inner: Mutex<LedgerInner>,
+}
+
+#[derive(Debug, Default)]
+struct LedgerInner {
+    durable: Option<Position>,
+    marks: VecDeque<(u64, Position)>,
+}
+
+impl Ledger {
+    fn lock(&self) -> MutexGuard<'_, LedgerInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, lsn: u64, position: Position) {
+        self.lock().marks.push_back((lsn, position));
+    }
+
+    /// Says that everything up to `position` is stored.
+    pub(crate) fn set_durable(&self, position: Position) {
+        self.lock().durable = Some(position);
+    }
+
+    /// The newest Position that is stored, when the journal is shipped up to `shipped_lsn`.
+    pub(crate) fn durable(&self, shipped_lsn: u64) -> Option<Position> {
+        let mut inner = self.lock();
+        while let Some((_, position)) = inner.marks.front().filter(|(lsn, _)| *lsn <= shipped_lsn) {
+            inner.durable = Some(*position);
+            inner.marks.pop_front();
+        }
+        inner.durable
+    }
+}
+
+/// The connections of an open database.
+#[derive(Debug)]
+struct Connections {
+    writer: Option<Sqlite>,
+    readers: Vec<Sqlite>,
+}
+
+/// The connections that move frames; locked before the capture lock.
+#[derive(Debug)]
+struct Checkpointing {
+    checkpointer: Sqlite,
+    pinner: Sqlite,
+}
+
+#[derive(Debug)]
+struct CaptureSlot {
+    capture: Capture,
+    /// Local number of the newest record of this database, 0 before the first in this process life.
+    last_lsn: u64,
+}
+
+/// The use of an open database: it is not closed while one exists.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    database: Arc<OpenDb>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Arc<OpenDb>;
+
+    fn deref(&self) -> &Arc<OpenDb> {
+        &self.database
+    }
+}
+
+/// A database with connections.
+#[derive(Debug)]
+pub struct OpenDb {
+    pub(crate) core: Arc<Core>,
+    pub(crate) meta: DbMeta,
+    pub(crate) ledger: Arc<Ledger>,
+    folder: PathBuf,
+    database_file: PathBuf,
+    connections: Mutex<Connections>,
+    checkpointing: Mutex<Option<Checkpointing>>,
+    files: RwLock<Option<DbFiles>>,
+    /// One permit a user; closing takes them all.
+    leases: Arc<Semaphore>,
+    gate: Arc<Semaphore>,
+    gate_queue: AtomicUsize,
+    reader_slots: Arc<Semaphore>,
+    capture: Mutex<CaptureSlot>,
+    /// TxId and change counter when it was opened: they go in step from there.
+    base: (TxId, u32),
+    head: watch::Sender<Head>,
+    pending: Pending,
+    queued: AtomicBool,
+    last_used: AtomicU64,
+    last_restart_frame: AtomicU64,
+    poison: OnceLock<(Code, String)>,
+}
+
+impl OpenDb {
+    /// The newest captured state.
+    pub fn head(&self) -> Head {
+        *self.head.borrow()
+    }
+
+    /// The newest Position that is stored.
+    pub fn durable(&self) -> Option<Position> {
+        self.ledger.durable(self.core.journal.shipped_lsn())
+    }
+
+    /// What it is.
+    pub const fn meta(&self) -> &DbMeta {
+        &self.meta
+    }
+
+    /// Its SQLite file. Nobody but the engine may open it.
+    pub fn file(&self) -> &Path {
+        &self.database_file
+    }
+
+    fn chunk_database(&self, chain_before: tidelog_wal::Chain) -> ChunkDatabase {
+        ChunkDatabase {
+            id: self.meta.id,
+            namespace: self.meta.namespace,
+            page_size: self.meta.page_size,
+            seed: self.meta.seed,
+            chain_before,
+        }
+    }
+
+    fn lock_capture(&self) -> MutexGuard<'_, CaptureSlot> {
+        self.capture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses everything from now on.
+    pub(crate) fn poison(&self, error: &Error) {
+        let reason = (error.code(), error.to_string());
+        if self.poison.set(reason).is_ok() {
+            tracing::error!(database = %self.meta.id, %error, "database poisoned until it is opened anew");
+            // Wakes those who wait for a capture that will not come.
+            self.head.send_modify(|_| {});
+        }
+    }
+
+    /// Whether it must be opened anew.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poison.get().is_some()
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match self.poison.get() {
+            None => Ok(()),
+            Some((code, reason)) => Err(Error::new(
+                *code,
+                format!("the database is being opened anew after: {reason}"),
+            )),
+        }
+    }
+
+    pub(crate) fn clear_queued(&self) {
+        self.queued.store(false, Ordering::Release);
+    }
+
+    /// Has the pump capture this database.
+    pub(crate) fn mark_dirty(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.core.pump.push(Arc::clone(self));
+        }
+    }
+
+    /// Says that it is in use now.
+    pub(crate) fn touch(&self) {
+        self.last_used
+            .store(self.core.parts.clock.monotonic_micros(), Ordering::Relaxed);
+    }
+
+    /// When it was last used, on the monotonic clock.
+    pub(crate) fn last_used(&self) -> u64 {
+        self.last_used.load(Ordering::Relaxed)
+    }
+
+    /// Takes a lease; `None` once closing has begun.
+    pub(crate) fn lease(self: &Arc<Self>) -> Option<Lease> {
+        let permit = Arc::clone(&self.leases).try_acquire_owned().ok()?;
+        Some(Lease {
+            database: Arc::clone(self),
+            _permit: permit,
+        })
+    }
+
+    /// Whether nobody uses it now.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.leases.available_permits() == LEASES_MAX as usize
+    }
+
+    /// Waits until nobody uses it and lets nobody in any more.
+    pub(crate) async fn drain(&self) {
+        if let Ok(all) = self.leases.acquire_many(LEASES_MAX).await {
+            all.forget();
+        }
+        self.leases.close();
+    }
+
+    /// What the wal-index publishes.
+    pub(crate) fn header(&self) -> Result<WalIndexHeader, Error> {
+        self.with_files(|files| {
+            files
+                .header()
+                .map_err(|e| Error::io("read the wal-index header", e))
+        })
+    }
+
+    /// Runs `work` on the descriptors, which only closing takes away.
+    fn with_files<T>(&self, work: impl FnOnce(&DbFiles) -> Result<T, Error>) -> Result<T, Error> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        work(
+            files
+                .as_ref()
+                .ok_or_else(|| Error::internal("the database is closed"))?,
+        )
+    }
+
+    fn is_closed(&self) -> bool {
+        self.files
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none()
+    }
+
+    /// Closes the descriptors, after the last connection (HAZARDS W0a).
+    fn drop_files(&self) {
+        drop(
+            self.files
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+    }
+
+    /// The number of the newest commit SQLite has made, captured or not.
+    pub(crate) fn committed_txid(&self, header: &WalIndexHeader) -> TxId {
+        let (txid, change) = self.base;
+        txid.plus(u64::from(header.change.wrapping_sub(change)))
+    }
+
+    /// Captures what is committed, on this thread.
+    pub(crate) fn capture_now(&self) -> Result<Head, Error> {
+        let mut scratch = Scratch::default();
+        self.capture_with(&mut scratch)
+    }
+
+    /// Captures what is committed and appends it to the journal; answers the newest captured state.
+    pub(crate) fn capture_with(&self, scratch: &mut Scratch) -> Result<Head, Error> {
+        let mut slot = self.lock_capture();
+        self.capture_locked(&mut slot, scratch, false)
+            .map(|_| *slot.capture.head())
+    }
+
+    fn capture_locked(
+        &self,
+        slot: &mut CaptureSlot,
+        scratch: &mut Scratch,
+        recovering: bool,
+    ) -> Result<WalIndexHeader, Error> {
+        self.check()?;
+        let before = *slot.capture.head();
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let files = files
+            .as_ref()
+            .ok_or_else(|| Error::internal("the database is closed"))?;
+        let mut annotations = self.pending.take_annotations();
+        let mut pass = Pass {
+            term: self.core.term(),
+            wall: self.core.parts.clock.wall(),
+            flag: if recovering {
+                TimeFlag::Recovered
+            } else {
+                TimeFlag::Live
+            },
+            annotations: &mut annotations,
+            recovering,
+        };
+        let passed = slot.capture.pass(files, scratch, &mut pass);
+        self.pending.return_annotations(annotations);
+        let header = passed.map_err(|error| self.capture_failed(error))?;
+        let batch = &scratch.batch;
+        if batch.commits.is_empty() {
+            return Ok(header);
+        }
+        let appends: Vec<Append<'_>> = batch
+            .commits
+            .iter()
+            .map(|commit| Append {
+                txid: commit.head.txid,
+                wal: commit.wal,
+                chain: commit.head.chain,
+                payload: Payload::Record(&batch.bytes[commit.range.clone()]),
+            })
+            .collect();
+        let lsn = self
+            .core
+            .journal
+            .append(&self.chunk_database(before.chain), &appends)
+            .inspect_err(|error| self.poison(error))?;
+        slot.last_lsn = lsn;
+        let head = *slot.capture.head();
+        self.ledger.add(lsn, head.position());
+        self.pending.resolve(&batch.commits, lsn);
+        self.head.send_replace(head);
+        Ok(header)
+    }
+
+    fn capture_failed(&self, error: CaptureError) -> Error {
+        let error = match error {
+            CaptureError::Io(source) => Error::io("capture commits", source),
+            gap @ CaptureError::Discontinuity(_) => {
+                let what = format!("capture of database {}: {gap}", self.meta.id);
+                Error::new(Code::DatabaseCorrupt, what)
+            }
+        };
+        self.poison(&error);
+        error
+    }
+
+    pub(crate) async fn wait_captured(self: &Arc<Self>, txid: TxId) -> Result<(), Error> {
+        let mut head = self.head.subscribe();
+        self.core.pump.hurry();
+        let reached = head
+            .wait_for(|head| head.txid >= txid || self.is_poisoned())
+            .await;
+        match reached {
+            Ok(head) if head.txid >= txid => Ok(()),
+            _ => self.check().and(Err(self.lost_ticket(txid))),
+        }
+    }
+
+    pub(crate) fn lost_ticket(&self, txid: TxId) -> Error {
+        let what = format!(
+            "commit {txid} of database {} was not captured",
+            self.meta.id
+        );
+        Error::new(Code::OutcomeUnknown, what)
+    }
+
+    /// Waits until the journal is durable up to `lsn`, as `durability` asks, within the set bound.
+    pub(crate) async fn wait_durable(&self, lsn: u64, durability: Durability) -> Result<(), Error> {
+        let journal = &self.core.journal;
+        let waited = async {
+            match durability {
+                Durability::Memory => Ok(()),
+                Durability::Local => journal.wait_synced(lsn).await,
+                Durability::Remote => journal.wait_shipped(lsn).await,
+            }
+        };
+        let bound = self.core.settings.durability_timeout;
+        match tokio::time::timeout(bound, waited).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::new(
+                Code::DurabilityTimeout,
+                format!(
+                    "the write is committed, but not {durability} after {} ms",
+                    bound.as_millis()
+                ),
+            )
+            .with("committed", true)),
+        }
+    }
+
+    /// The folder that holds all its incarnations.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The newest record's local number.
+    pub(crate) fn last_lsn(&self) -> u64 {
+        self.lock_capture().last_lsn
+    }
+}
+
+/// A name for a new incarnation of a database's files: the term, and chance.
+pub(crate) fn incarnation_name(core: &Core) -> String {
+    let mut nonce = [0; 4];
+    core.parts.entropy.fill(&mut nonce);
+    format!("{}-{:08x}", core.term(), u32::from_le_bytes(nonce))
+}

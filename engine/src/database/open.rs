@@ -1,0 +1,455 @@
+//! Opening a database: which commit are its files at?
+//!
+//! A database that was closed cleanly says so in its state file, and is believed. Otherwise SQLite recovers
+//! its files first. If the newest journaled commit stands in the recovered WAL (same salts, same checksum at
+//! its frame), what lies behind it is captured. Else the *full state digest* decides, before the first write:
+//!
+//! | the digest equals that of | then |
+//! | --- | --- |
+//! | the newest journaled commit | the files are there |
+//! | an earlier one | power loss took the tail of the WAL: the rest is rolled forward from the journal |
+//! | none | a WAL life the journal does not know began at the newest journaled commit (a life ends only after a checkpoint of everything journaled): all of it is captured now |
+//!
+//! Commits captured at an open carry the flag *recovered*, and what they lead to must have the digest of the
+//! files.
+//!
+//! Equal digests of different commits are equal states, so that taking the newest is right (A, B, A).
+//! Where nothing fits, opening fails with `database-corrupt`: history is never guessed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Mutex, RwLock};
+
+use tidelog_wal::delta::Merge;
+use tidelog_wal::digest::PageHash;
+use tidelog_wal::frame::FrameNo;
+use tidelog_wal::page::{mask_page1, unmask_page1};
+use tidelog_wal::record::CommitRecord;
+use tidelog_wal::shm::WalIndexHeader;
+use tidelog_wal::{Digest, PageCount, PageNo};
+use tokio::sync::{Semaphore, watch};
+
+use super::state::DbState;
+use super::ticket::Pending;
+use super::{CaptureSlot, Checkpointing, Connections, LEASES_MAX, Ledger, OpenDb, READERS_MAX};
+use crate::capture::{Capture, Head, Scratch, salt_words};
+use crate::core::Core;
+use crate::error::{Code, Error};
+use crate::files::{DbFiles, DbPaths};
+use crate::sql::connection::{Purpose, Sqlite, open};
+
+/// A commit that the local journal holds beyond the state file, for opening.
+#[derive(Debug, Clone)]
+pub(crate) struct Journaled {
+    /// The state after it.
+    pub(crate) head: Head,
+    /// Where the WAL stood.
+    pub(crate) wal: crate::journal::chunk::WalPosition,
+    /// Its canonical record.
+    pub(crate) record: RecordPlace,
+}
+
+/// Where a journaled record's bytes stand.
+#[derive(Debug, Clone)]
+pub(crate) struct RecordPlace {
+    pub(crate) chunk: std::path::PathBuf,
+    pub(crate) range: (u64, u64),
+}
+
+/// The files of a database with their first connection, before it is known where they are.
+struct Opened {
+    checkpointer: Sqlite,
+    files: DbFiles,
+    header: WalIndexHeader,
+}
+
+impl Opened {
+    fn new(core: &Core, paths: &DbPaths) -> Result<Self, Error> {
+        let sql = |what: &'static str| move |e| Error::new(Code::Internal, what).caused_by(e);
+        let checkpointer = open(&paths.database, Purpose::Checkpointer, &core.parts.clock)
+            .map_err(sql("open the database file"))?;
+        // The first read recovers the WAL and builds the wal-index.
+        let _: i64 = checkpointer
+            .as_engine(|c| c.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)))
+            .map_err(sql("recover the database file"))?;
+        let files = DbFiles::open(paths).map_err(|e| Error::io("open the database files", e))?;
+        let header = files
+            .header()
+            .map_err(|e| Error::io("read the wal-index header", e))?;
+        Ok(Self {
+            checkpointer,
+            files,
+            header,
+        })
+    }
+
+    fn pages(&self) -> Result<PageCount, Error> {
+        let pages: u32 = self
+            .checkpointer
+            .as_engine(|c| c.query_row("PRAGMA page_count", [], |row| row.get(0)))
+            .map_err(|e| Error::new(Code::Internal, "count the pages").caused_by(e))?;
+        Ok(PageCount::new(pages))
+    }
+
+    /// Connections first, descriptors last (HAZARDS W0a).
+    fn close(self) -> Result<(), Error> {
+        self.checkpointer
+            .close()
+            .map_err(|e| Error::new(Code::Internal, "close the database file").caused_by(e))
+    }
+}
+
+/// Opens a database whose state file is `state`; `journaled` are the commits after the state's that the
+/// local journal holds, in order.
+pub(crate) fn open_database(
+    core: &Arc<Core>,
+    mut state: DbState,
+    journaled: &[Journaled],
+    ledger: Arc<Ledger>,
+) -> Result<Arc<OpenDb>, Error> {
+    let folder = core.database_folder(state.meta.id);
+    let paths = |state: &DbState| DbPaths::in_folder(&folder.join(&state.incarnation));
+    let at = paths(&state);
+    let wal_empty = std::fs::metadata(&at.wal).map_or(true, |meta| meta.len() == 0);
+    let trusted = state.clean && wal_empty && journaled.is_empty();
+    if state.clean {
+        state.clean = false;
+        state.write(core.parts.disk.as_ref(), &folder)?;
+    }
+    let opened = Opened::new(core, &at)?;
+    if trusted && opened.header.max_frame == FrameNo::ZERO {
+        let head = state.head;
+        return assemble(core, &state, &folder, opened, head, FrameNo::ZERO, ledger);
+    }
+    let mut scratch = Scratch::default();
+    let actual = actual_digest(&state, &opened, &mut scratch)?;
+    let newest = journaled.last().map_or(state.head, |j| j.head);
+    if let Some(frame) = same_life_frame(&opened, journaled.last())? {
+        let open = assemble(core, &state, &folder, opened, newest, frame, ledger)?;
+        return open.prove_by_capture(actual, &mut scratch);
+    }
+    let known: Vec<&Head> = std::iter::once(&state.head)
+        .chain(journaled.iter().map(|j| &j.head))
+        .collect();
+    match known
+        .iter()
+        .rposition(|head| (head.digest, head.pages) == actual)
+    {
+        Some(at) if at == journaled.len() => {
+            let frame = opened.header.max_frame;
+            let open = assemble(core, &state, &folder, opened, newest, frame, ledger)?;
+            open.index_existing(&mut scratch)?;
+            Ok(open)
+        }
+        Some(at) => {
+            opened.close()?;
+            let missing = journaled.get(at..).unwrap_or_default();
+            let from = known.get(at).map_or(state.head, |head| **head);
+            let (id, commits) = (state.meta.id, missing.len());
+            tracing::warn!(database = %id, commits, "rolling forward from the journal");
+            let state = roll_forward(core, &state, &folder, from, missing)?;
+            let opened = Opened::new(core, &paths(&state))?;
+            assemble(core, &state, &folder, opened, newest, FrameNo::ZERO, ledger)
+        }
+        None => {
+            let open = assemble(core, &state, &folder, opened, newest, FrameNo::ZERO, ledger)?;
+            open.prove_by_capture(actual, &mut scratch)
+        }
+    }
+}
+
+fn actual_digest(
+    state: &DbState,
+    opened: &Opened,
+    scratch: &mut Scratch,
+) -> Result<(Digest, PageCount), Error> {
+    let pages = opened.pages()?;
+    let head = Head {
+        pages,
+        ..state.head
+    };
+    let (size, seed, header) = (state.meta.page_size, state.meta.seed, &opened.header);
+    let mut capture = Capture::new(size, seed, head, header, header.max_frame);
+    let failed = |e| Error::new(Code::DatabaseCorrupt, "read the database files").caused_by(e);
+    capture
+        .index_wal(&opened.files, header, scratch)
+        .map_err(failed)?;
+    let digest = capture
+        .full_digest(&opened.files, scratch)
+        .map_err(failed)?;
+    Ok((digest, pages))
+}
+
+/// The frame of the newest journaled commit, if it stands in the WAL that was recovered.
+///
+/// The same salts and frame number under another checksum are another history (HAZARDS W2).
+fn same_life_frame(opened: &Opened, newest: Option<&Journaled>) -> Result<Option<FrameNo>, Error> {
+    let header = &opened.header;
+    let Some(newest) = newest.filter(|n| n.wal.salts == salt_words(header.salts)) else {
+        return Ok(None);
+    };
+    let frame = FrameNo::new(newest.wal.frame);
+    if frame == FrameNo::ZERO || frame > header.max_frame {
+        return Ok(None);
+    }
+    let found = opened
+        .files
+        .frame_checksum(frame, header.page_size)
+        .map_err(|e| Error::io("read a WAL frame", e))?;
+    Ok((found == newest.wal.checksum).then_some(frame))
+}
+
+fn assemble(
+    core: &Arc<Core>,
+    state: &DbState,
+    folder: &Path,
+    opened: Opened,
+    head: Head,
+    from: FrameNo,
+    ledger: Arc<Ledger>,
+) -> Result<Arc<OpenDb>, Error> {
+    let Opened {
+        checkpointer,
+        files,
+        header,
+    } = opened;
+    let database_file = DbPaths::in_folder(&folder.join(&state.incarnation)).database;
+    let pinner = open(&database_file, Purpose::Checkpointer, &core.parts.clock)
+        .map_err(|e| Error::new(Code::Internal, "open a connection").caused_by(e))?;
+    let capture = Capture::new(state.meta.page_size, state.meta.seed, head, &header, from);
+    if let Some(durable) = state.durable {
+        ledger.set_durable(durable);
+    }
+    let open = OpenDb {
+        core: Arc::clone(core),
+        meta: state.meta,
+        ledger,
+        folder: folder.to_owned(),
+        database_file,
+        connections: Mutex::new(Connections {
+            writer: None,
+            readers: Vec::new(),
+        }),
+        checkpointing: Mutex::new(Some(Checkpointing {
+            checkpointer,
+            pinner,
+        })),
+        files: RwLock::new(Some(files)),
+        leases: Arc::new(Semaphore::new(LEASES_MAX as usize)),
+        gate: Arc::new(Semaphore::new(1)),
+        gate_queue: AtomicUsize::new(0),
+        reader_slots: Arc::new(Semaphore::new(READERS_MAX)),
+        capture: Mutex::new(CaptureSlot {
+            capture,
+            last_lsn: 0,
+        }),
+        base: (head.txid, header.change),
+        head: watch::Sender::new(head),
+        pending: Pending::default(),
+        queued: AtomicBool::new(false),
+        last_used: AtomicU64::new(core.parts.clock.monotonic_micros()),
+        last_restart_frame: AtomicU64::new(0),
+        poison: std::sync::OnceLock::new(),
+    };
+    Ok(Arc::new(open))
+}
+
+impl OpenDb {
+    fn index_existing(&self, scratch: &mut Scratch) -> Result<(), Error> {
+        let header = self.header()?;
+        let mut slot = self.lock_capture();
+        self.with_files(|files| {
+            slot.capture
+                .index_wal(files, &header, scratch)
+                .map_err(|e| Error::new(Code::DatabaseCorrupt, "read the WAL").caused_by(e))
+        })
+    }
+
+    /// Captures what lies behind the frame the capture was made with, and proves that it leads to the state
+    /// whose digest and size were computed from the files.
+    fn prove_by_capture(
+        self: Arc<Self>,
+        actual: (Digest, PageCount),
+        scratch: &mut Scratch,
+    ) -> Result<Arc<Self>, Error> {
+        let from = self.head();
+        self.index_existing(scratch)?;
+        let head = {
+            let mut slot = self.lock_capture();
+            self.capture_locked(&mut slot, scratch, true)?;
+            *slot.capture.head()
+        };
+        if (head.digest, head.pages) == actual {
+            let commits = head.txid.since(from.txid).unwrap_or(0);
+            if commits > 0 {
+                tracing::warn!(database = %self.meta.id, commits, "captured commits that were not journaled");
+            }
+            return Ok(self);
+        }
+        let (id, at) = (self.meta.id, from.position());
+        Err(Error::new(
+            Code::DatabaseCorrupt,
+            format!(
+                "the files of database {id} are at no commit that is known up to {at}: \
+                 restore it from the store"
+            ),
+        ))
+    }
+
+    /// Writes the state file: the SQLite file holds everything up to `head`.
+    pub(crate) fn write_state(&self, head: Head, clean: bool) -> Result<(), Error> {
+        let incarnation = self
+            .database_file
+            .parent()
+            .and_then(Path::file_name)
+            .map(|name| name.to_string_lossy().into_owned())
+            .ok_or_else(|| Error::internal("a database file lies in an incarnation folder"))?;
+        let state = DbState {
+            meta: self.meta,
+            incarnation,
+            head,
+            clean,
+            durable: self.durable(),
+        };
+        state.write(self.core.parts.disk.as_ref(), &self.folder)
+    }
+}
+
+/// Makes a new incarnation of the files at the last of `missing`, from files at `from`. The old one stays
+/// until the new one is complete, proven and named by the state file (HAZARDS W25).
+fn roll_forward(
+    core: &Arc<Core>,
+    state: &DbState,
+    folder: &Path,
+    from: Head,
+    missing: &[Journaled],
+) -> Result<DbState, Error> {
+    let size = state.meta.page_size;
+    let old = DbPaths::in_folder(&folder.join(&state.incarnation));
+    let io = |e| Error::io("roll a database forward", e);
+    // Everything SQLite recovered goes into the file first.
+    let sqlite = open(&old.database, Purpose::Checkpointer, &core.parts.clock)
+        .map_err(|e| Error::new(Code::Internal, "open the database file").caused_by(e))?;
+    sqlite
+        .as_engine(|c| {
+            c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+                row.get::<_, i64>(0)
+            })
+        })
+        .map_err(|e| Error::new(Code::Internal, "checkpoint the database file").caused_by(e))?;
+    sqlite
+        .close()
+        .map_err(|e| Error::new(Code::Internal, "close the database file").caused_by(e))?;
+
+    let mut merge = Merge::new(size, from.pages);
+    for commit in missing {
+        let (start, end) = commit.record.range;
+        let len = usize::try_from(end - start).unwrap_or(usize::MAX);
+        let bytes = core
+            .parts
+            .disk
+            .read_at(&commit.record.chunk, start, len)
+            .map_err(io)?;
+        let damaged = |e| {
+            let chunk = commit.record.chunk.display();
+            Error::new(Code::DatabaseCorrupt, format!("journal chunk {chunk}")).caused_by(e)
+        };
+        let record = CommitRecord::decode(&bytes).map_err(damaged)?;
+        let pages = record.page_bytes().ok_or_else(|| {
+            Error::new(
+                Code::DatabaseCorrupt,
+                "a journaled record without pages to roll forward",
+            )
+        })?;
+        merge
+            .add(pages, record.header.n_before, record.header.n_after)
+            .map_err(damaged)?;
+    }
+    let target = missing.last().map_or(from, |commit| commit.head);
+    let next = super::incarnation_name(core);
+    let path = DbPaths::in_folder(&folder.join(&next));
+    core.parts
+        .disk
+        .create_folder(&folder.join(&next))
+        .map_err(io)?;
+    std::fs::copy(&old.database, &path.database).map_err(io)?;
+    apply(&path.database, state, &merge, from, target)?;
+    let mut state = DbState {
+        incarnation: next,
+        head: target,
+        ..state.clone()
+    };
+    state.clean = false;
+    state.write(core.parts.disk.as_ref(), folder)?;
+    if let Some(incarnation) = old.database.parent() {
+        std::fs::remove_dir_all(incarnation).map_err(io)?;
+    }
+    Ok(state)
+}
+
+/// Applies a merged delta to a database file that nobody has open, proving its base and its result.
+fn apply(
+    path: &Path,
+    state: &DbState,
+    merge: &Merge,
+    from: Head,
+    target: Head,
+) -> Result<(), Error> {
+    use std::os::unix::fs::FileExt;
+    let (size, seed) = (state.meta.page_size, state.meta.seed);
+    let io = |e| Error::io("roll a database forward", e);
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(io)?;
+    file.set_len(from.pages.max(target.pages).bytes(size))
+        .map_err(io)?;
+    let mut digest = from.digest.resize(from.pages, target.pages, size);
+    let mut image = vec![0; size.bytes()];
+    let mut touched = std::collections::HashSet::new();
+    let hash = |page: PageNo, image: &[u8], n: PageCount| {
+        if n.contains(page) {
+            seed.page(page, image)
+        } else {
+            PageHash::ABSENT
+        }
+    };
+    for (page, xor) in merge.xors() {
+        file.read_exact_at(&mut image, page.offset(size))
+            .map_err(io)?;
+        if page == PageNo::ONE {
+            mask_page1(&mut image);
+        }
+        let old = hash(page, &image, from.pages);
+        image.iter_mut().zip(xor).for_each(|(byte, x)| *byte ^= x);
+        digest = digest.replace(old, hash(page, &image, target.pages));
+        if page == PageNo::ONE {
+            unmask_page1(&mut image, target.txid);
+        }
+        file.write_all_at(&image, page.offset(size)).map_err(io)?;
+        touched.insert(page);
+    }
+    let (low, high) = (from.pages.min(target.pages), from.pages.max(target.pages));
+    for page in low
+        .grown_to(high, size)
+        .filter(|page| !touched.contains(page))
+    {
+        file.read_exact_at(&mut image, page.offset(size))
+            .map_err(io)?;
+        digest = digest.replace(
+            hash(page, &image, from.pages),
+            hash(page, &image, target.pages),
+        );
+    }
+    if digest != target.digest {
+        let what = format!(
+            "rolling database {} forward led to digest {digest}, the journal says {}",
+            state.meta.id, target.digest
+        );
+        return Err(Error::new(Code::DatabaseCorrupt, what));
+    }
+    file.set_len(target.pages.bytes(size)).map_err(io)?;
+    file.sync_all().map_err(io)
+}

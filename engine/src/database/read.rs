@@ -1,0 +1,75 @@
+//! Reading: a small pool of connections that cannot write.
+
+use std::sync::Arc;
+
+use super::OpenDb;
+use crate::error::{Code, Error};
+use crate::sql::connection::{Purpose, Sqlite, open};
+use crate::sql::policy::Permission;
+use crate::sql::run::sql_error;
+
+/// A permit to use one reader, held.
+#[derive(Debug)]
+pub(crate) struct ReaderPermit {
+    database: Arc<OpenDb>,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl OpenDb {
+    /// Waits for a reader.
+    pub(crate) async fn reader(self: &Arc<Self>) -> Result<ReaderPermit, Error> {
+        self.check()?;
+        let slots = Arc::clone(&self.reader_slots);
+        let bound = self.core.settings.gate_timeout;
+        let waited = tokio::time::timeout(bound, slots.acquire_owned()).await;
+        let Ok(Ok(permit)) = waited else {
+            let what = format!("other reads held the database for {} ms", bound.as_millis());
+            return Err(Error::new(Code::DatabaseBusy, what));
+        };
+        self.touch();
+        Ok(ReaderPermit {
+            database: Arc::clone(self),
+            _permit: permit,
+        })
+    }
+}
+
+impl ReaderPermit {
+    /// Runs `work` inside one read transaction: all its statements see one state. Blocks.
+    pub(crate) fn transaction<T>(
+        &self,
+        deadline: Option<u64>,
+        work: impl FnOnce(&Sqlite) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let database = &self.database;
+        database.check()?;
+        let taken = database.lock_connections().readers.pop();
+        let sqlite = match taken {
+            Some(sqlite) => sqlite,
+            None => open(
+                &database.database_file,
+                Purpose::Reader,
+                &database.core.parts.clock,
+            )
+            .map_err(|e| Error::new(Code::Internal, "open a reader").caused_by(e))?,
+        };
+        let result = (|| {
+            sqlite
+                .as_engine(|c| c.prepare_cached("BEGIN")?.execute([]))
+                .map_err(|error| sql_error(&sqlite, error))?;
+            sqlite.permit(Permission::READ);
+            sqlite.set_deadline(deadline);
+            let outcome = work(&sqlite);
+            sqlite.set_deadline(None);
+            let ended = sqlite.as_engine(|c| c.prepare_cached("COMMIT")?.execute([]));
+            match (outcome, ended) {
+                (Ok(_), Err(error)) => Err(sql_error(&sqlite, error)),
+                (outcome, _) => outcome,
+            }
+        })();
+        if sqlite.raw().is_autocommit() && !sqlite.raw().is_busy() {
+            database.lock_connections().readers.push(sqlite);
+        }
+        result
+    }
+}

@@ -1,0 +1,125 @@
+//! Tickets: what a commit returns at once, and what it becomes when it is captured.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tidelog_wal::record::Annotation;
+use tidelog_wal::{Position, TxId};
+
+use super::OpenDb;
+use crate::capture::Captured;
+use crate::error::Error;
+use crate::settings::Durability;
+
+/// A captured commit: its name, and its number in the local journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    pub(crate) position: Position,
+    pub(crate) lsn: u64,
+}
+
+/// A commit that SQLite has made and that may not be captured yet.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    database: Arc<OpenDb>,
+    txid: TxId,
+    cell: Arc<OnceLock<Resolved>>,
+}
+
+impl Ticket {
+    /// The commit's number.
+    pub const fn txid(&self) -> TxId {
+        self.txid
+    }
+
+    /// Waits until the commit is written to the journal, then for `durability`, and answers its Position.
+    pub async fn wait(&self, durability: Durability) -> Result<Position, Error> {
+        let resolved = self.resolve().await?;
+        self.database.wait_durable(resolved.lsn, durability).await?;
+        Ok(resolved.position)
+    }
+
+    pub(crate) async fn resolve(&self) -> Result<Resolved, Error> {
+        if self.cell.get().is_none() {
+            self.database.wait_captured(self.txid).await?;
+        }
+        self.cell
+            .get()
+            .copied()
+            .ok_or_else(|| self.database.lost_ticket(self.txid))
+    }
+}
+
+/// Commits that wait to be captured: their tickets and annotations.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    tickets: VecDeque<(TxId, Arc<OnceLock<Resolved>>)>,
+    annotations: VecDeque<(TxId, Vec<Annotation>)>,
+}
+
+impl Pending {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Issues the ticket of a commit. Called behind the write gate, in order.
+    pub(crate) fn issue(&self, database: &Arc<OpenDb>, txid: TxId) -> Ticket {
+        let cell = Arc::new(OnceLock::new());
+        self.lock().tickets.push_back((txid, Arc::clone(&cell)));
+        Ticket {
+            database: Arc::clone(database),
+            txid,
+            cell,
+        }
+    }
+
+    /// Says what the commit to come carries. Called behind the write gate, before COMMIT.
+    pub(crate) fn annotate(&self, txid: TxId, annotations: Vec<Annotation>) {
+        if !annotations.is_empty() {
+            let mut queue = self.lock();
+            // A transaction that was annotated and rolled back left a stale entry for this number.
+            queue.annotations.retain(|(at, _)| *at != txid);
+            queue.annotations.push_back((txid, annotations));
+        }
+    }
+
+    pub(crate) fn take_annotations(&self) -> VecDeque<(TxId, Vec<Annotation>)> {
+        std::mem::take(&mut self.lock().annotations)
+    }
+
+    /// Puts back annotations of commits that this pass did not see.
+    pub(crate) fn return_annotations(&self, mut rest: VecDeque<(TxId, Vec<Annotation>)>) {
+        if !rest.is_empty() {
+            let mut queue = self.lock();
+            rest.append(&mut queue.annotations);
+            queue.annotations = rest;
+        }
+    }
+
+    /// Resolves the tickets of these commits, whose last has local number `last_lsn`.
+    pub(crate) fn resolve(&self, commits: &[Captured], last_lsn: u64) {
+        let mut queue = self.lock();
+        let first_lsn = last_lsn + 1 - commits.len() as u64;
+        for (lsn, commit) in (first_lsn..).zip(commits) {
+            let txid = commit.head.txid;
+            while let Some((at, cell)) = queue.tickets.pop_front() {
+                if at > txid {
+                    queue.tickets.push_front((at, cell));
+                    break;
+                }
+                if at == txid {
+                    let resolved = Resolved {
+                        position: commit.head.position(),
+                        lsn,
+                    };
+                    cell.set(resolved).expect("a commit is captured once");
+                }
+            }
+        }
+    }
+}

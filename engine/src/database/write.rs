@@ -1,0 +1,207 @@
+//! Writing: the gate, the engine's transaction, the ticket.
+//!
+//! Every statement that SQLite does not call read-only runs here: behind the FIFO gate, inside a transaction
+//! that the engine opens and commits. COMMIT is run to its end and its result read; rows are handed out only
+//! after it. Admission (journal bound, gate queue) is checked before the first write, never after COMMIT.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tidelog_wal::record::Annotation;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::OpenDb;
+use super::ticket::Ticket;
+use crate::capture::Scratch;
+use crate::crash_point;
+use crate::error::{Code, Error};
+use crate::sql::connection::{Purpose, Sqlite, open};
+use crate::sql::policy::Permission;
+use crate::sql::run::sql_error;
+
+/// The write gate of one database, held.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    database: Arc<OpenDb>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl OpenDb {
+    /// Waits for the write gate, first come first served.
+    pub(crate) async fn gate(self: &Arc<Self>) -> Result<Gate, Error> {
+        self.check()?;
+        self.core.journal.admit()?;
+        let settings = &self.core.settings;
+        let busy = |what: String| Error::new(Code::DatabaseBusy, what);
+        let semaphore = Arc::clone(&self.gate);
+        let permit = match Arc::clone(&semaphore).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                if self.gate_queue.fetch_add(1, Ordering::AcqRel) >= settings.gate_queue_max {
+                    self.gate_queue.fetch_sub(1, Ordering::AcqRel);
+                    let what = format!("{} writers wait already", settings.gate_queue_max);
+                    return Err(Error::new(Code::Overloaded, what));
+                }
+                let waited = tokio::time::timeout(settings.gate_timeout, semaphore.acquire_owned());
+                let waited = waited.await;
+                self.gate_queue.fetch_sub(1, Ordering::AcqRel);
+                match waited {
+                    Ok(Ok(permit)) => permit,
+                    Ok(Err(_)) => {
+                        return Err(busy("the database is closing; try again".to_owned()));
+                    }
+                    Err(_) => {
+                        let ms = settings.gate_timeout.as_millis();
+                        return Err(busy(format!("another write held the database for {ms} ms")));
+                    }
+                }
+            }
+        };
+        self.touch();
+        self.check()?;
+        Ok(Gate {
+            database: Arc::clone(self),
+            _permit: permit,
+        })
+    }
+}
+
+/// What a write transaction returned: what its closure answered, and the ticket of the commit, if any page
+/// or counter changed.
+#[derive(Debug)]
+pub(crate) struct Written<T> {
+    pub(crate) value: T,
+    pub(crate) ticket: Option<Ticket>,
+}
+
+impl Gate {
+    /// Runs `work` in one IMMEDIATE transaction and commits it. An error of `work` rolls back. Blocks.
+    pub(crate) fn transaction<T>(
+        &self,
+        permission: Permission,
+        deadline: Option<u64>,
+        annotations: Vec<Annotation>,
+        work: impl FnOnce(&Sqlite) -> Result<T, Error>,
+    ) -> Result<Written<T>, Error> {
+        let database = &self.database;
+        database.with_writer(|sqlite| {
+            let before = database.header()?;
+            sqlite
+                .as_engine(|c| c.prepare_cached("BEGIN IMMEDIATE")?.execute([]))
+                .map_err(|error| sql_error(sqlite, error))?;
+            database
+                .pending
+                .annotate(database.committed_txid(&before).next(), annotations);
+            sqlite.permit(permission);
+            sqlite.set_deadline(deadline);
+            let outcome = work(sqlite);
+            sqlite.set_deadline(None);
+            let value = match outcome {
+                Ok(value) => value,
+                Err(error) => {
+                    self.roll_back(sqlite);
+                    return Err(error);
+                }
+            };
+            crash_point!("commit.before");
+            let committed = sqlite.as_engine(|c| c.prepare_cached("COMMIT")?.execute([]));
+            if let Err(error) = committed {
+                return Err(self.commit_failed(sqlite, error));
+            }
+            crash_point!("commit.after");
+            self.ticket(&before).map(|ticket| Written { value, ticket })
+        })
+    }
+
+    /// Runs one statement in autocommit: VACUUM alone needs it.
+    pub(crate) fn autocommit<T>(
+        &self,
+        work: impl FnOnce(&Sqlite) -> Result<T, Error>,
+    ) -> Result<Written<T>, Error> {
+        let database = &self.database;
+        database.with_writer(|sqlite| {
+            let before = database.header()?;
+            let value = work(sqlite)?;
+            self.ticket(&before).map(|ticket| Written { value, ticket })
+        })
+    }
+
+    fn ticket(&self, before: &tidelog_wal::shm::WalIndexHeader) -> Result<Option<Ticket>, Error> {
+        let database = &self.database;
+        let after = database.header()?;
+        if after.change == before.change {
+            return Ok(None);
+        }
+        let txid = database.committed_txid(&after);
+        let ticket = database.pending.issue(database, txid);
+        let behind = txid.since(database.head().txid).unwrap_or(0);
+        if database.wants_restart(after.max_frame) {
+            database.restart_wal(&mut Scratch::default())?;
+        } else if behind > RUN_AHEAD_COMMITS {
+            database.capture_now()?;
+        } else {
+            database.mark_dirty();
+        }
+        Ok(Some(ticket))
+    }
+
+    fn roll_back(&self, sqlite: &Sqlite) {
+        if sqlite.raw().is_autocommit() {
+            return;
+        }
+        if let Err(error) = sqlite.as_engine(|c| c.execute_batch("ROLLBACK")) {
+            let error = Error::new(Code::Internal, "roll back a transaction").caused_by(error);
+            self.database.poison(&error);
+        }
+    }
+
+    /// A COMMIT that failed: still open (a deferred constraint, a busy lock) means rolled back and nothing
+    /// happened; anything else is unknown until the files are read again.
+    fn commit_failed(&self, sqlite: &Sqlite, error: rusqlite::Error) -> Error {
+        use rusqlite::ErrorCode as C;
+        let harmless = matches!(
+            error.sqlite_error_code(),
+            Some(C::ConstraintViolation | C::DatabaseBusy | C::OperationInterrupted)
+        );
+        if harmless && !sqlite.raw().is_autocommit() {
+            self.roll_back(sqlite);
+            return sql_error(sqlite, error);
+        }
+        let code = match error.sqlite_error_code() {
+            Some(C::DiskFull) => Code::DiskFull,
+            _ => Code::OutcomeUnknown,
+        };
+        let error = Error::new(
+            code,
+            "commit: the outcome shows when the database is opened anew",
+        )
+        .caused_by(error);
+        self.database.poison(&error);
+        error
+    }
+}
+
+/// A writer may run ahead of capture by so many commits; then it captures them itself.
+const RUN_AHEAD_COMMITS: u64 = 4096;
+
+impl OpenDb {
+    /// Runs `work` on the writer connection, opening it if need be. The caller holds the gate.
+    fn with_writer<T>(&self, work: impl FnOnce(&Sqlite) -> Result<T, Error>) -> Result<T, Error> {
+        self.check()?;
+        let taken = self.lock_connections().writer.take();
+        let sqlite = match taken {
+            Some(sqlite) => sqlite,
+            None => open(&self.database_file, Purpose::Writer, &self.core.parts.clock)
+                .map_err(|e| Error::new(Code::Internal, "open the writer").caused_by(e))?,
+        };
+        let result = work(&sqlite);
+        if sqlite.raw().is_autocommit() && !sqlite.raw().is_busy() {
+            self.lock_connections().writer = Some(sqlite);
+        } else {
+            let error = Error::internal("the writer was left inside a transaction");
+            self.poison(&error);
+            self.lock_connections().writer = Some(sqlite);
+        }
+        result
+    }
+}

@@ -1,0 +1,641 @@
+//! The engine as callers see it: a node that serves databases.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tidelog_archive::store::Store;
+use tidelog_wal::delta::Delta;
+use tidelog_wal::record::{RecordHeader, RecordKind, TimeFlag};
+use tidelog_wal::{
+    DatabaseId, Digest, DigestSeed, NamespaceId, PageCount, PageNo, PageSize, Position, Term,
+    Timestamp, TxId, chain,
+};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::capture::Head;
+use crate::core::{Core, Parts};
+use crate::crash_point;
+use crate::database::state::DbState;
+use crate::database::{DbMeta, Lease, execute, incarnation_name};
+use crate::error::{Code, Error};
+use crate::files::DbPaths;
+use crate::journal::chunk::{ChunkDatabase, WalPosition};
+use crate::journal::{Append, Payload};
+use crate::node::identity::FolderLock;
+use crate::node::start::{Started, open_store, start};
+use crate::registry::Registry;
+use crate::request::{BookmarkInfo, Request, Response};
+use crate::settings::{Durability, Settings};
+use crate::ship::{Shipper, blocking};
+use crate::sql::connection::{AutoVacuum, create};
+use crate::system::System;
+use crate::system::databases::{DatabasePatch, DatabaseRow, Namespace};
+use crate::system::names::check_name;
+use crate::system::tokens::{NewToken, Principal, TokenInfo};
+use crate::system::{Page, PageOf};
+
+/// How often idle databases are looked for.
+const IDLE_SWEEP: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) core: Arc<Core>,
+    pub(crate) store: Store,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) system: System,
+    jobs: Arc<Semaphore>,
+    notices: Vec<String>,
+    stop: watch::Sender<bool>,
+    stopped: AtomicBool,
+    tasks: std::sync::Mutex<Tasks>,
+    _lock: FolderLock,
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
+    shipper: Option<JoinHandle<()>>,
+    others: Vec<JoinHandle<()>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// A running node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// A database of a running node. Cheap to clone; opens on first use.
+#[derive(Debug, Clone)]
+pub struct Database {
+    engine: Engine,
+    row: DatabaseRow,
+}
+
+/// A database to be made.
+#[derive(Debug, Clone)]
+pub struct NewDatabase {
+    /// Its name.
+    pub name: String,
+    /// Its page size.
+    pub page_size: PageSize,
+    /// How it gives pages back.
+    pub auto_vacuum: AutoVacuum,
+}
+
+impl NewDatabase {
+    /// A database with SQLite's defaults.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            page_size: PageSize::DEFAULT,
+            auto_vacuum: AutoVacuum::None,
+        }
+    }
+}
+
+impl Engine {
+    /// Starts a node. Must be called within a tokio runtime.
+    pub async fn start(settings: Settings, parts: Parts) -> Result<Self, Error> {
+        let store = open_store(&settings.store_url, &parts)?;
+        Self::start_on(settings, parts, store).await
+    }
+
+    /// Starts a node on a store of the caller's.
+    pub async fn start_on(settings: Settings, parts: Parts, store: Store) -> Result<Self, Error> {
+        let started = start(settings, parts, store).await?;
+        let Started {
+            lock,
+            core,
+            store,
+            root,
+            inherited,
+            fresh,
+            notices,
+            ..
+        } = started;
+        let registry = Arc::new(Registry::new(Arc::clone(&core)));
+        for (id, commits) in inherited.journaled {
+            registry.set_journaled(id, commits);
+        }
+        for (id, head) in &inherited.stored {
+            registry.slot(*id).ledger.set_durable(head.position());
+        }
+        let system = System::new(
+            Arc::clone(&core),
+            Arc::clone(&registry),
+            root.system_namespace,
+            root.system_database,
+        );
+        let (stop, stopped) = watch::channel(false);
+        let (settle, _unsettled) = mpsc::unbounded_channel();
+        let shipper = Shipper {
+            core: Arc::clone(&core),
+            store: store.clone(),
+            settle,
+        };
+        let mut tasks = Tasks {
+            shipper: Some(tokio::spawn(shipper.run(stopped))),
+            ..Tasks::default()
+        };
+        for (name, work) in [
+            (
+                "tidelog-capture",
+                Box::new(Core::pump_loop) as Box<dyn FnOnce(&Core) + Send>,
+            ),
+            ("tidelog-sync", Box::new(Core::sync_loop)),
+        ] {
+            let core = Arc::clone(&core);
+            let thread = std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || work(&core))
+                .map_err(|e| Error::io("start a thread", e))?;
+            tasks.threads.push(thread);
+        }
+        let jobs = Arc::new(Semaphore::new(core.settings.workers));
+        let inner = Inner {
+            core,
+            store,
+            registry,
+            system,
+            jobs,
+            notices,
+            stop,
+            stopped: AtomicBool::new(false),
+            tasks: std::sync::Mutex::new(tasks),
+            _lock: lock,
+        };
+        let engine = Self {
+            inner: Arc::new(inner),
+        };
+        if fresh {
+            engine
+                .make_database(
+                    root.system_namespace,
+                    root.system_database,
+                    &NewDatabase::named("system"),
+                )
+                .await?;
+        }
+        engine.inner.system.prepare().await?;
+        engine.spawn_idle_sweep();
+        Ok(engine)
+    }
+
+    /// Sentences for the person who started the node.
+    pub fn notices(&self) -> &[String] {
+        &self.inner.notices
+    }
+
+    fn spawn_idle_sweep(&self) {
+        let inner = Arc::downgrade(&self.inner);
+        let mut stop = self.inner.stop.subscribe();
+        let sweep = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(IDLE_SWEEP) => {}
+                    _ = stop.changed() => return,
+                }
+                let Some(inner) = inner.upgrade() else { return };
+                inner.close_idle().await;
+            }
+        });
+        self.inner.lock_tasks().others.push(sweep);
+    }
+
+    /// Stops: closes every database, ships what is pending, ends the threads. Settling goes on at the next
+    /// start.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        if self.inner.stopped.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let inner = &self.inner;
+        for (id, _) in inner.registry.open().await {
+            inner.registry.close(id).await;
+        }
+        inner.stop.send_replace(true);
+        inner.core.journal.wake_shipper();
+        let shipper = inner.lock_tasks().shipper.take();
+        if let Some(shipper) = shipper {
+            shipper
+                .await
+                .map_err(|e| Error::internal("the shipper panicked").caused_by(e))?;
+        }
+        inner.core.pump.close();
+        inner.core.journal.stop_syncing();
+        let (others, threads) = {
+            let mut tasks = inner.lock_tasks();
+            (
+                std::mem::take(&mut tasks.others),
+                std::mem::take(&mut tasks.threads),
+            )
+        };
+        for task in others {
+            // A task that panicked has said so in the log.
+            let _ = task.await;
+        }
+        blocking(move || {
+            for thread in threads {
+                thread
+                    .join()
+                    .map_err(|_| Error::internal("a thread panicked"))?;
+            }
+            Ok(())
+        })
+        .await?;
+        inner.core.journal.collect()?;
+        match inner.core.journal.poisoned() {
+            None => Ok(()),
+            Some(error) => Err(Error::new(error.code(), error.to_string())),
+        }
+    }
+
+    /// Makes a namespace.
+    pub async fn namespace_create(&self, name: &str) -> Result<Namespace, Error> {
+        self.inner.system.namespace_create(name).await
+    }
+
+    /// The namespace of a name.
+    pub async fn namespace_by_name(&self, name: &str) -> Result<Namespace, Error> {
+        self.inner.system.namespace_by_name(name).await
+    }
+
+    /// All namespaces.
+    pub async fn namespaces(&self) -> Result<Vec<Namespace>, Error> {
+        self.inner.system.namespaces().await
+    }
+
+    /// Makes a token; its secret is shown this once.
+    pub async fn token_create(&self, new: NewToken) -> Result<(TokenInfo, String), Error> {
+        self.inner.system.token_create(new).await
+    }
+
+    /// The tokens of a namespace.
+    pub async fn token_list(
+        &self,
+        namespace: NamespaceId,
+        page: Page,
+    ) -> Result<PageOf<TokenInfo>, Error> {
+        self.inner.system.token_list(namespace, page).await
+    }
+
+    /// Ends a token at once.
+    pub async fn token_revoke(&self, namespace: NamespaceId, id: &str) -> Result<(), Error> {
+        self.inner.system.token_revoke(namespace, id).await
+    }
+
+    /// Who a secret belongs to.
+    pub async fn authenticate(&self, secret: &str) -> Result<Principal, Error> {
+        self.inner.system.authenticate(secret).await
+    }
+
+    /// Makes a database.
+    pub async fn database_create(
+        &self,
+        namespace: NamespaceId,
+        new: NewDatabase,
+    ) -> Result<Database, Error> {
+        check_name("database", &new.name)?;
+        match self.inner.system.database(namespace, &new.name).await {
+            Ok(_) => {
+                let what = format!("there is a database {:?} already", new.name);
+                return Err(Error::new(Code::NameTaken, what));
+            }
+            Err(error) if error.code() == Code::DatabaseNotFound => {}
+            Err(error) => return Err(error),
+        }
+        let id = DatabaseId::from_bytes(self.inner.core.parts.entropy.bytes16());
+        self.make_database(namespace, id, &new).await?;
+        let row = DatabaseRow {
+            id,
+            namespace,
+            name: new.name,
+            page_size: new.page_size.get(),
+            created_at: self.inner.core.parts.clock.wall(),
+            deleted_at: None,
+            durability: None,
+            block_reads: false,
+            block_writes: false,
+            delete_protection: false,
+            size_limit: None,
+        };
+        self.inner.system.database_add(&row).await?;
+        Ok(Database {
+            engine: self.clone(),
+            row,
+        })
+    }
+
+    /// The databases of a namespace.
+    pub async fn database_list(
+        &self,
+        namespace: NamespaceId,
+        page: Page,
+    ) -> Result<PageOf<DatabaseRow>, Error> {
+        self.inner.system.database_list(namespace, page).await
+    }
+
+    /// Changes a database's settings.
+    pub async fn database_patch(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+        patch: DatabasePatch,
+    ) -> Result<DatabaseRow, Error> {
+        self.inner
+            .system
+            .database_patch(namespace, name, patch)
+            .await
+    }
+
+    /// Hides a database.
+    pub async fn database_delete(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+    ) -> Result<DatabaseRow, Error> {
+        self.inner.system.database_delete(namespace, name).await
+    }
+
+    /// Brings a hidden database back.
+    pub async fn database_undelete(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+    ) -> Result<DatabaseRow, Error> {
+        self.inner.system.database_undelete(namespace, name).await
+    }
+
+    /// The database of a name.
+    pub async fn database(&self, namespace: NamespaceId, name: &str) -> Result<Database, Error> {
+        let row = self.inner.system.database(namespace, name).await?;
+        Ok(Database {
+            engine: self.clone(),
+            row,
+        })
+    }
+
+    /// Makes the files and the first commit of a database: TxId 1, the change from nothing.
+    async fn make_database(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+        new: &NewDatabase,
+    ) -> Result<(), Error> {
+        let core = Arc::clone(&self.inner.core);
+        let mut seed = [0; 8];
+        core.parts.entropy.fill(&mut seed);
+        let seed = DigestSeed::new(u64::from_le_bytes(seed));
+        let meta = DbMeta {
+            id,
+            namespace,
+            page_size: new.page_size,
+            seed,
+        };
+        let auto_vacuum = new.auto_vacuum;
+        blocking(move || first_commit(&core, meta, auto_vacuum)).await
+    }
+}
+
+/// Makes an empty database and journals its creation.
+fn first_commit(core: &Core, meta: DbMeta, auto_vacuum: AutoVacuum) -> Result<(), Error> {
+    let folder = core.database_folder(meta.id);
+    let incarnation = incarnation_name(core);
+    let files = folder.join(&incarnation);
+    let io = |e| Error::io("make a database", e);
+    core.parts.disk.create_folder(&files).map_err(io)?;
+    let path = DbPaths::in_folder(&files).database;
+    create(&path, meta.page_size, auto_vacuum)
+        .map_err(|e| Error::new(Code::Internal, "make a database").caused_by(e))?;
+    std::fs::File::open(&path)
+        .and_then(|file| file.sync_all())
+        .map_err(io)?;
+    let bytes = std::fs::read(&path).map_err(io)?;
+    let size = meta.page_size;
+    let pages = PageCount::new(u32::try_from(bytes.len() / size.bytes()).unwrap_or(0));
+    let image = |page: PageNo| {
+        let start = usize::try_from(page.offset(size)).unwrap_or(usize::MAX);
+        bytes.get(start..start + size.bytes()).unwrap_or_default()
+    };
+    let delta = Delta::between(size, (PageCount::ZERO, image), (pages, image));
+    let digest = Digest::of(size, pages, |page| {
+        Ok::<_, std::convert::Infallible>(meta.seed.page(page, image(page)))
+    })
+    .unwrap_or_else(|never| match never {});
+    let wall = core.parts.clock.wall();
+    let header = RecordHeader {
+        term: core.term(),
+        txid: TxId::FIRST,
+        time: wall,
+        wall,
+        flag: TimeFlag::Live,
+        n_before: PageCount::ZERO,
+        n_after: pages,
+        digest,
+        annotations: Vec::new(),
+    };
+    let mut record = Vec::new();
+    header.encode(RecordKind::Delta, &mut record);
+    record.extend_from_slice(&delta.pages);
+    let chain_before = chain::genesis(meta.id);
+    let chain = chain::step(chain_before, &record);
+    let database = ChunkDatabase {
+        id: meta.id,
+        namespace: meta.namespace,
+        page_size: size,
+        seed: meta.seed,
+        chain_before,
+    };
+    let head = Head {
+        term: core.term(),
+        txid: TxId::FIRST,
+        chain,
+        pages,
+        digest,
+        time: wall,
+    };
+    let state = DbState {
+        meta,
+        incarnation,
+        head,
+        clean: true,
+        durable: None,
+    };
+    crash_point!("create.before_state");
+    state.write(core.parts.disk.as_ref(), &folder)?;
+    let append = Append {
+        txid: TxId::FIRST,
+        wal: WalPosition::default(),
+        chain,
+        payload: Payload::Record(&record),
+    };
+    core.journal.append(&database, &[append])?;
+    core.journal.set_checkpointed(meta.id, TxId::FIRST);
+    Ok(())
+}
+
+impl Inner {
+    fn lock_tasks(&self) -> std::sync::MutexGuard<'_, Tasks> {
+        self.tasks
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    async fn close_idle(&self) {
+        let settings = &self.core.settings;
+        let idle = u64::try_from(settings.idle_close.as_micros()).unwrap_or(u64::MAX);
+        let before = self
+            .core
+            .parts
+            .clock
+            .monotonic_micros()
+            .saturating_sub(idle);
+        for (id, database) in self.registry.open().await {
+            if database.last_used() > before {
+                continue;
+            }
+            drop(database);
+            if let Err(error) = self.registry.close_idle(id, before).await {
+                tracing::warn!(database = %id, %error, "idle database was not closed");
+            }
+        }
+    }
+}
+
+impl Core {
+    fn pump_loop(&self) {
+        self.pump.run();
+    }
+
+    fn sync_loop(&self) {
+        self.journal.sync_loop();
+    }
+}
+
+impl Database {
+    /// Its row in the system database, as it was read.
+    pub const fn row(&self) -> &DatabaseRow {
+        &self.row
+    }
+
+    pub(crate) async fn lease(&self) -> Result<Lease, Error> {
+        let id = self.row.id;
+        self.engine
+            .inner
+            .registry
+            .lease(id, async || {
+                Err(Error::new(
+                    Code::DatabaseCorrupt,
+                    format!("this node has no files of database {id}"),
+                ))
+            })
+            .await
+    }
+
+    /// Runs statements.
+    pub async fn execute(&self, request: Request) -> Result<Response, Error> {
+        let inner = &self.engine.inner;
+        let _job =
+            inner.jobs.acquire().await.map_err(|e| {
+                Error::new(Code::Overloaded, "the node is shutting down").caused_by(e)
+            })?;
+        let lease = self.lease().await?;
+        let durability = self
+            .row
+            .durability
+            .unwrap_or(inner.core.settings.durability);
+        execute::execute(lease, request, durability).await
+    }
+
+    /// Where it stands.
+    pub async fn bookmark(&self) -> Result<BookmarkInfo, Error> {
+        let lease = self.lease().await?;
+        let database = Arc::clone(&lease);
+        let head = blocking(move || database.capture_now()).await?;
+        let durable = lease.durable();
+        let stored = durable.map_or(TxId::ZERO, |position| position.txid);
+        let lag_commits = head.txid.since(stored).unwrap_or(0);
+        let now = lease.core.parts.clock.wall();
+        let lag = if lag_commits == 0 {
+            0
+        } else {
+            now.micros_since(head.time)
+        };
+        Ok(BookmarkInfo {
+            bookmark: head.position(),
+            durable_bookmark: durable,
+            committed_at: head.time,
+            lag_commits,
+            lag_bytes: lease.core.journal.unshipped_bytes(),
+            lag: Duration::from_micros(lag),
+        })
+    }
+
+    /// A session for a thread of the caller's: transactions without an await between them.
+    pub async fn writer(&self) -> Result<Writer, Error> {
+        Ok(Writer {
+            lease: self.lease().await?,
+            runtime: tokio::runtime::Handle::current(),
+        })
+    }
+}
+
+/// Writes to one database from a thread of the caller's, without waiting for durability in between.
+#[derive(Debug)]
+pub struct Writer {
+    lease: Lease,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Writer {
+    /// Runs `work` in one IMMEDIATE transaction. Blocks; must not be called on a thread of the runtime. The
+    /// ticket is `None` if nothing changed.
+    pub fn transaction<T>(
+        &self,
+        work: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
+    ) -> Result<(T, Option<crate::database::Ticket>), Error> {
+        use crate::sql::policy::Permission;
+        use crate::sql::run::sql_error;
+        let gate = self.runtime.block_on(self.lease.gate())?;
+        let written = gate.transaction(Permission::DDL, None, Vec::new(), |sqlite| {
+            work(sqlite.raw()).map_err(|error| sql_error(sqlite, error))
+        })?;
+        Ok((written.value, written.ticket))
+    }
+
+    /// The SQLite file, for measuring. Nobody but the engine may open it.
+    pub fn file(&self) -> PathBuf {
+        self.lease.file().to_owned()
+    }
+}
+
+/// The term, for tests and reports.
+impl Engine {
+    /// This process life.
+    pub fn term(&self) -> Term {
+        self.inner.core.term()
+    }
+
+    /// The store's counters.
+    pub fn store_meter(&self) -> tidelog_archive::store::MeterSnapshot {
+        self.inner.store.meter().snapshot()
+    }
+
+    /// The newest Position of this life that is stored, of a database.
+    pub fn durable_of(&self, id: DatabaseId) -> Option<Position> {
+        let shipped = self.inner.core.journal.shipped_lsn();
+        self.inner.registry.slot(id).ledger.durable(shipped)
+    }
+
+    /// The wall clock of the node.
+    pub fn now(&self) -> Timestamp {
+        self.inner.core.parts.clock.wall()
+    }
+
+    /// Durability of writes that do not ask for one.
+    pub fn default_durability(&self) -> Durability {
+        self.inner.core.settings.durability
+    }
+}

@@ -1,0 +1,6 @@
+//! A node: its identity, its start, its threads and tasks.
+
+pub mod identity;
+pub(crate) mod inherit;
+pub(crate) mod start;
+pub(crate) mod terms;

@@ -1,0 +1,247 @@
+//! Starting a node: which bucket, which term, what the last lives left.
+//!
+//! The order matters: the folder is locked, the store proven fit, the root read; then a term is claimed; then
+//! the terms this node had before are closed, so that nothing of an earlier life can still land; only then is
+//! the journal of this life made and what was not stored goes out again. Nothing is served before.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tidelog_archive::ErrorKind;
+use tidelog_archive::envelope::WriteId;
+use tidelog_archive::key::Key;
+use tidelog_archive::root::Root;
+use tidelog_archive::store::{Store, StoreError, StoreOptions, StoreSettings};
+use tidelog_wal::{ClusterId, DatabaseId, NamespaceId, NodeId, Term};
+
+use super::identity::{FolderLock, Identity};
+use super::inherit::{Inherited, inherit};
+use super::terms;
+use crate::core::{Core, Parts};
+use crate::crash_point;
+use crate::error::{Code, Error};
+use crate::journal::replay::replay;
+use crate::journal::{Journal, JournalParts};
+use crate::pump::Pump;
+use crate::settings::{Settings, TakeOver};
+use crate::sql::connection::unfit_library;
+
+/// A node that has its term and its journal, and serves nothing yet.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) lock: FolderLock,
+    pub(crate) core: Arc<Core>,
+    pub(crate) store: Store,
+    pub(crate) root: Root,
+    pub(crate) inherited: Inherited,
+    /// The closed terms whose tails this life must settle, with their fences.
+    pub(crate) closed: HashMap<Term, u64>,
+    /// The bucket was empty: everything is still to be made.
+    pub(crate) fresh: bool,
+    /// What to tell the person who started it.
+    pub(crate) notices: Vec<String>,
+}
+
+/// Turns a failure of the store into the engine's.
+pub(crate) fn store_error(what: &str, error: StoreError) -> Error {
+    let code = match error.kind() {
+        ErrorKind::OutcomeUnknown => Code::OutcomeUnknown,
+        ErrorKind::Corrupt => Code::ObjectCorrupt,
+        ErrorKind::Conflict => Code::DatabaseMoved,
+        ErrorKind::Invalid => Code::Refused,
+        _ => Code::StorageUnavailable,
+    };
+    Error::new(code, format!("{what}: {error}")).caused_by(error)
+}
+
+/// Opens the store of a URL.
+pub(crate) fn open_store(url: &str, parts: &Parts) -> Result<Store, Error> {
+    let options = StoreOptions {
+        settings: StoreSettings::default(),
+        clock: Arc::clone(&parts.clock),
+        entropy: Arc::clone(&parts.entropy),
+    };
+    Store::open(url, options).map_err(|e| store_error("open the store", e))
+}
+
+/// Starts a node up to its journal.
+pub(crate) async fn start(
+    settings: Settings,
+    parts: Parts,
+    store: Store,
+) -> Result<Started, Error> {
+    if let Some(sentence) = unfit_library() {
+        return Err(Error::new(Code::Refused, sentence));
+    }
+    let disk = Arc::clone(&parts.disk);
+    let journal_folder = settings.data.join("journal");
+    for folder in [
+        &settings.data,
+        &journal_folder,
+        &settings.data.join("databases"),
+    ] {
+        disk.create_folder(folder)
+            .map_err(|e| Error::io(format!("create {}", folder.display()), e))?;
+    }
+    let lock = FolderLock::take(&settings.data)?;
+    store
+        .probe()
+        .await
+        .map_err(|e| store_error("probe the store", e))?;
+    let mut notices = Vec::new();
+    let known = Identity::read(disk.as_ref(), &settings.data)?;
+    let (mut root, fresh) = read_or_make_root(&store, &parts, known.as_ref()).await?;
+    let mut identity = identify(&settings, &parts, known, &root, fresh)?;
+    identity.write(disk.as_ref(), &settings.data)?;
+
+    crash_point!("start.before_claim");
+    let hint = root.highest_term;
+    let term = terms::claim(&store, &parts, &identity, hint).await?;
+    crash_point!("start.after_claim");
+    identity.last_term = Some(term);
+    identity.write(disk.as_ref(), &settings.data)?;
+    let closed =
+        terms::close_earlier(&store, &parts, &identity, settings.take_over, &root, term).await?;
+    root.note_claim(identity.node, term);
+    terms::note_in_root(&store, &parts, &identity, term).await?;
+
+    let found = replay(&disk, &journal_folder, root.cluster)?;
+    let journal = Journal::create(
+        JournalParts {
+            folder: journal_folder,
+            disk: Arc::clone(&disk),
+            clock: Arc::clone(&parts.clock),
+            cluster: root.cluster,
+            term,
+            bytes_max: settings.journal_max_bytes,
+        },
+        1,
+    )?;
+    let core = Arc::new(Core {
+        settings,
+        parts,
+        journal,
+        pump: Pump::default(),
+    });
+    let inherited = inherit(&core, &found, &closed)?;
+    if inherited.reappended > 0 {
+        notices.push(format!(
+            "{} commits of the last run were not stored yet; they are being shipped now",
+            inherited.reappended
+        ));
+    }
+    Ok(Started {
+        lock,
+        core,
+        store,
+        root,
+        inherited,
+        closed,
+        fresh,
+        notices,
+    })
+}
+
+async fn read_or_make_root(
+    store: &Store,
+    parts: &Parts,
+    known: Option<&Identity>,
+) -> Result<(Root, bool), Error> {
+    let key = Key::Root.to_string();
+    match store.get(&key).await {
+        Ok(bytes) => {
+            let (root, _) = Root::decode(&bytes).map_err(|e| {
+                Error::new(Code::ObjectCorrupt, format!("the root of {}", store.url())).caused_by(e)
+            })?;
+            Ok((root, false))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            if known.is_some() {
+                let what = format!(
+                    "{} holds no root, but this data folder belongs to a bucket that has one: \
+                     is the store URL right?",
+                    store.url()
+                );
+                return Err(Error::new(Code::Refused, what));
+            }
+            make_root(store, parts).await
+        }
+        Err(error) => Err(store_error("read the root", error)),
+    }
+}
+
+async fn make_root(store: &Store, parts: &Parts) -> Result<(Root, bool), Error> {
+    let entropy = &parts.entropy;
+    let root = Root {
+        cluster: ClusterId::from_bytes(entropy.bytes16()),
+        format_version: tidelog_archive::envelope::VERSION,
+        system_namespace: NamespaceId::from_bytes(entropy.bytes16()),
+        system_database: DatabaseId::from_bytes(entropy.bytes16()),
+        highest_term: Term::NONE,
+        nodes: Vec::new(),
+    };
+    let encoded = root
+        .encode(WriteId(entropy.bytes16()))
+        .map_err(|e| Error::internal("encode the root").caused_by(e))?;
+    crash_point!("start.before_root");
+    let created = store.create(&Key::Root.to_string(), encoded.bytes).await;
+    created.map_err(|e| store_error("create the root", e))?;
+    crash_point!("start.after_root");
+    Ok((root, true))
+}
+
+fn identify(
+    settings: &Settings,
+    parts: &Parts,
+    known: Option<Identity>,
+    root: &Root,
+    fresh: bool,
+) -> Result<Identity, Error> {
+    match known {
+        Some(identity) if identity.cluster != root.cluster => Err(Error::new(
+            Code::Refused,
+            format!(
+                "the data folder {} belongs to cluster {}, the store {} to cluster {}",
+                settings.data.display(),
+                identity.cluster,
+                settings.store_url,
+                root.cluster
+            ),
+        )),
+        Some(identity) => Ok(Identity {
+            store_url: settings.store_url.clone(),
+            ..identity
+        }),
+        None => {
+            // A bucket whose root was made and whose first term was never claimed is still nobody's.
+            if !fresh && !root.nodes.is_empty() && settings.take_over == TakeOver::None {
+                return Err(refuse_empty_folder(settings, root));
+            }
+            Ok(Identity {
+                node: NodeId::from_bytes(parts.entropy.bytes16()),
+                cluster: root.cluster,
+                store_url: settings.store_url.clone(),
+                last_term: None,
+            })
+        }
+    }
+}
+
+fn refuse_empty_folder(settings: &Settings, root: &Root) -> Error {
+    let nodes: Vec<String> = root
+        .nodes
+        .iter()
+        .map(|node| format!("{} (last term {})", node.node, node.last_term.get()))
+        .collect();
+    Error::new(
+        Code::Refused,
+        format!(
+            "{} holds history of other nodes, and the data folder {} is empty: {}. If they are dead, \
+             start again with --take-over all (or --take-over NODE); a node that still runs would \
+             be shut out by that",
+            settings.store_url,
+            settings.data.display(),
+            nodes.join(", ")
+        ),
+    )
+}

@@ -1,0 +1,156 @@
+//! Every bound of the engine in one place, each with what raising and lowering it costs.
+//!
+//! Settings are plain values; components (clock, randomness, disk, executor, store) are [`crate::Parts`].
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tidelog_wal::NodeId;
+
+/// When a write is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Durability {
+    /// SQLite has committed: survives a crash of the process.
+    Memory,
+    /// The journal chunk that holds it is synced: survives power loss.
+    Local,
+    /// The journal object that holds it, and all before it, is stored: survives the loss of the machine.
+    Remote,
+}
+
+impl Durability {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Local => "local",
+            Self::Remote => "remote",
+        }
+    }
+}
+
+impl std::fmt::Display for Durability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Durability {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "memory" => Ok(Self::Memory),
+            "local" => Ok(Self::Local),
+            "remote" => Ok(Self::Remote),
+            _ => Err(format!(
+                "durability is memory, local or remote, not {text:?}"
+            )),
+        }
+    }
+}
+
+/// Whose open terms a starting node may close beside its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TakeOver {
+    /// Only its own.
+    #[default]
+    None,
+    /// Those of one node, which must be dead.
+    Node(NodeId),
+    /// Those of every node.
+    All,
+}
+
+/// What the engine is told. `Default` is what `tidelog serve` runs with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The data folder: SQLite files, journal, node identity. One process at a time.
+    pub data: PathBuf,
+    /// Where history is stored.
+    pub store_url: String,
+    /// Durability of a write that does not ask for one.
+    pub durability: Durability,
+    /// Whose terms to close at start.
+    pub take_over: TakeOver,
+    /// How long a chunk collects commits. Longer: fewer requests and better compression, more to lose with
+    /// the machine for writes below `remote`.
+    pub ship_interval: Duration,
+    /// How long a chunk waits for company once a `remote` writer waits. Longer: fewer requests, slower
+    /// `remote` writes.
+    pub ship_linger: Duration,
+    /// A chunk is sealed when it holds this many bytes. Larger: fewer requests, more memory while an object
+    /// is built (about twice this).
+    pub chunk_bytes: u64,
+    /// Journal objects on their way at once. More: hides latency, more memory, more order to wait for.
+    pub inflight_puts: usize,
+    /// Everything under the journal folder. At this bound writes are refused with `journal-full`; lower:
+    /// shorter store outages are survived without refusals.
+    pub journal_max_bytes: u64,
+    /// A `remote` or `local` wait that lasts longer is answered `durability-timeout`.
+    pub durability_timeout: Duration,
+    /// Compressed unsettled log of one database at which it is settled. Larger: fewer, larger segments;
+    /// longer tails to read at a restore.
+    pub settle_bytes: u64,
+    /// The oldest unsettled commit is at most this old.
+    pub settle_age: Duration,
+    /// Pause between two settles of this node. Shorter: more requests a second.
+    pub settle_pause: Duration,
+    /// Backfill when the WAL has grown by this much. Smaller: more write amplification.
+    pub wal_backfill_bytes: u64,
+    /// Restart the WAL beyond this. Larger: longer WAL indexes, slower reads.
+    pub wal_soft_bytes: u64,
+    /// Readers older than `reader_max_age` are interrupted beyond this.
+    pub wal_hard_bytes: u64,
+    /// The longest a read transaction may pin the WAL beyond `wal_hard_bytes`.
+    pub reader_max_age: Duration,
+    /// A database unused for this long is checkpointed and closed. Shorter: fewer descriptors, more opens.
+    pub idle_close: Duration,
+    /// Databases open at once. Each takes about 12 descriptors and 1 MiB.
+    pub open_databases_max: usize,
+    /// SQLite jobs running at once.
+    pub workers: usize,
+    /// A commit whose record is larger than this stands in a segment part of its own.
+    pub spool_bytes: u64,
+    /// Writers that may wait for one database's write gate.
+    pub gate_queue_max: usize,
+    /// How long a writer waits for the gate before `database-busy`.
+    pub gate_timeout: Duration,
+    /// zstd level of journal objects: on the path of every commit.
+    pub journal_level: i32,
+    /// zstd level of segments and images: once for each byte, off the path.
+    pub settle_level: i32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("./tidelog-data"),
+            store_url: "file://./tidelog-store".to_owned(),
+            durability: Durability::Local,
+            take_over: TakeOver::None,
+            ship_interval: Duration::from_secs(1),
+            ship_linger: Duration::from_millis(10),
+            chunk_bytes: 4 << 20,
+            inflight_puts: 2,
+            journal_max_bytes: 4 << 30,
+            durability_timeout: Duration::from_secs(10),
+            settle_bytes: 1 << 20,
+            settle_age: Duration::from_secs(3600),
+            settle_pause: Duration::from_secs(1),
+            wal_backfill_bytes: 1 << 20,
+            wal_soft_bytes: 4 << 20,
+            wal_hard_bytes: 64 << 20,
+            reader_max_age: Duration::from_secs(60),
+            idle_close: Duration::from_secs(30),
+            open_databases_max: 512,
+            workers: 16,
+            spool_bytes: 1 << 20,
+            gate_queue_max: 1024,
+            gate_timeout: Duration::from_secs(5),
+            journal_level: 3,
+            settle_level: 9,
+        }
+    }
+}

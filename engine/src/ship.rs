@@ -1,0 +1,313 @@
+//! Shipping: every sealed chunk becomes one journal object, in order of acknowledgement.
+//!
+//! One task a (process, store). It seals when the rules of DESIGN 5.4 say so, builds the object (the records
+//! of the chunk, grouped by database) and creates it at `journal/{term}/{seq}`. Several PUTs may be on
+//! their way; the shipped watermark moves in order. A store that does not answer is asked again for ever,
+//! with pauses; what is not shipped stays in chunks, and admission bounds those (I8).
+//!
+//! A number that is taken by something else is a fence: a later life closed this term. The journal is then
+//! poisoned with `writer-fenced` and nothing is acknowledged any more (I4).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesOrdered;
+use tidelog_archive::ErrorKind;
+use tidelog_archive::envelope::{KeyId, WriteId};
+use tidelog_archive::journal::{JournalObjectBuilder, SectionMeta};
+use tidelog_archive::key::{Key, Seq};
+use tidelog_archive::store::{Store, StoreError};
+use tidelog_wal::DatabaseId;
+use tidelog_wal::block::Compressor;
+use tidelog_wal::codec::Reader;
+use tidelog_wal::record::RecordHeader;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::core::Core;
+use crate::crash_point;
+use crate::error::{Code, Error};
+use crate::journal::chunk::{ChunkDatabase, Entries, Entry, EntryAt};
+use crate::journal::{SealDue, SealedChunk};
+
+/// First and longest pause between attempts at one object.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// A run of records of one database in a stored journal object.
+#[derive(Debug, Clone)]
+pub struct ShippedSection {
+    /// The object.
+    pub object: (tidelog_wal::Term, u64),
+    /// What the section holds.
+    pub meta: SectionMeta,
+    /// Its stored bytes, roughly: the object's share by raw length.
+    pub stored_bytes: u64,
+}
+
+/// An object ready to be stored.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub(crate) bytes: Bytes,
+    pub(crate) sections: Vec<ShippedSection>,
+}
+
+/// Ships the journal of this life.
+#[derive(Debug)]
+pub(crate) struct Shipper {
+    pub(crate) core: Arc<Core>,
+    pub(crate) store: Store,
+    /// Told of every stored section, in order.
+    pub(crate) settle: tokio::sync::mpsc::UnboundedSender<Vec<ShippedSection>>,
+}
+
+type Put = JoinHandle<Result<(SealedChunk, Vec<ShippedSection>), Error>>;
+
+impl Shipper {
+    /// Runs until `stop` is true and everything is shipped, or the journal is poisoned.
+    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        let shipper = Arc::new(self);
+        let mut puts: FuturesOrdered<Put> = FuturesOrdered::new();
+        loop {
+            let stopping = *stop.borrow();
+            if puts.len() < shipper.core.settings.inflight_puts {
+                match shipper.clone().seal_if_due(stopping).await {
+                    Ok(Some(put)) => {
+                        puts.push_back(put);
+                        continue;
+                    }
+                    Ok(None) if stopping && puts.is_empty() => return,
+                    Ok(None) => {}
+                    Err(error) => return shipper.core.journal.poison(error),
+                }
+            }
+            let due = shipper.pause(puts.len());
+            tokio::select! {
+                Some(put) = puts.next(), if !puts.is_empty() => {
+                    if let Err(error) = shipper.stored(put) {
+                        return shipper.core.journal.poison(error);
+                    }
+                }
+                () = due => {}
+                () = shipper.core.journal.ship_wanted() => {}
+                _ = stop.changed(), if !stopping => {}
+            }
+            if shipper.core.journal.poisoned().is_some() {
+                return;
+            }
+        }
+    }
+
+    fn due(&self) -> SealDue {
+        let settings = &self.core.settings;
+        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        self.core.journal.seal_due(
+            micros(settings.ship_interval),
+            micros(settings.ship_linger),
+            settings.chunk_bytes,
+        )
+    }
+
+    /// Sleeps until the open chunk should be sealed; for ever if it is empty or no PUT may start.
+    async fn pause(&self, on_their_way: usize) {
+        if on_their_way >= self.core.settings.inflight_puts {
+            return std::future::pending().await;
+        }
+        match self.due() {
+            SealDue::Empty => std::future::pending().await,
+            SealDue::At(at) => {
+                let now = self.core.parts.clock.monotonic_micros();
+                tokio::time::sleep(Duration::from_micros(at.saturating_sub(now))).await;
+            }
+        }
+    }
+
+    async fn seal_if_due(self: Arc<Self>, stopping: bool) -> Result<Option<Put>, Error> {
+        let now = self.core.parts.clock.monotonic_micros();
+        match self.due() {
+            SealDue::Empty => return Ok(None),
+            SealDue::At(at) if at > now && !stopping => return Ok(None),
+            SealDue::At(_) => {}
+        }
+        let shipper = Arc::clone(&self);
+        let sealed = blocking(move || shipper.core.journal.seal()).await?;
+        Ok(sealed.map(|sealed| tokio::spawn(async move { self.put(sealed).await })))
+    }
+
+    async fn put(&self, sealed: SealedChunk) -> Result<(SealedChunk, Vec<ShippedSection>), Error> {
+        let (core, chunk) = (Arc::clone(&self.core), sealed.clone());
+        let built = blocking(move || build(&core, &chunk)).await?;
+        let key = Key::Journal(sealed.id.0, Seq::new(sealed.id.1)).to_string();
+        let mut pause = RETRY_FIRST;
+        loop {
+            crash_point!("ship.before_put");
+            match self.store.create(&key, built.bytes.clone()).await {
+                Ok(_) => {
+                    crash_point!("ship.after_put");
+                    return Ok((sealed, built.sections));
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    return Err(fenced(&key, error));
+                }
+                Err(error) => {
+                    tracing::warn!(%key, %error, "journal object not stored yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+            if self.core.journal.poisoned().is_some() {
+                return Err(Error::new(
+                    Code::StorageUnavailable,
+                    "the journal is poisoned",
+                ));
+            }
+        }
+    }
+
+    fn stored(
+        &self,
+        put: Result<Result<(SealedChunk, Vec<ShippedSection>), Error>, tokio::task::JoinError>,
+    ) -> Result<(), Error> {
+        let (sealed, sections) = put
+            .map_err(|e| Error::internal("ship a chunk").caused_by(e))
+            .flatten()?;
+        self.core.journal.set_shipped(&sealed);
+        // Nobody settles any more once the node stops: the next start finds the sections again.
+        let _ = self.settle.send(sections);
+        Ok(())
+    }
+}
+
+fn fenced(key: &str, error: StoreError) -> Error {
+    let what =
+        format!("{key} is taken: a later process life closed this term; this node writes no more");
+    Error::new(Code::WriterFenced, what).caused_by(error)
+}
+
+/// Runs blocking work off the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::internal("a worker panicked").caused_by(error)),
+    }
+}
+
+/// The records of one database in a chunk, in order.
+struct Run<'a> {
+    database: ChunkDatabase,
+    records: Vec<(EntryAt, &'a [u8])>,
+}
+
+/// Builds the journal object of a sealed chunk.
+pub(crate) fn build(core: &Core, sealed: &SealedChunk) -> Result<Built, Error> {
+    let io = |e| Error::io(format!("read {}", sealed.path.display()), e);
+    let file = core.parts.disk.read(&sealed.path).map_err(io)?;
+    let runs = group(&file)?;
+    let write_id = WriteId(core.parts.entropy.bytes16());
+    let compressor = Compressor::new(core.settings.journal_level);
+    let locals = (sealed.first_lsn, sealed.last_lsn);
+    let (term, seq) = (sealed.id.0, Seq::new(sealed.id.1));
+    let mut builder = JournalObjectBuilder::new(term, seq, locals, write_id, compressor);
+    let format = |e| Error::internal("build a journal object").caused_by(e);
+    let mut sections = Vec::new();
+    let mut before = builder.stored_len();
+    for run in &runs {
+        let meta = section_meta(run)?;
+        builder.section(meta).map_err(format)?;
+        for (_, record) in &run.records {
+            builder.push(record).map_err(format)?;
+        }
+        sections.push(ShippedSection {
+            object: sealed.id,
+            meta,
+            stored_bytes: 0,
+        });
+    }
+    let raw: u64 = runs.iter().map(raw_len).sum::<u64>().max(1);
+    let (finished, _) = builder.finish().map_err(format)?;
+    before = finished.len.saturating_sub(before);
+    for (section, run) in sections.iter_mut().zip(&runs) {
+        section.stored_bytes = before * raw_len(run) / raw;
+    }
+    Ok(Built {
+        bytes: finished.bytes,
+        sections,
+    })
+}
+
+fn raw_len(run: &Run<'_>) -> u64 {
+    run.records
+        .iter()
+        .map(|(_, record)| record.len() as u64)
+        .sum()
+}
+
+fn group(file: &[u8]) -> Result<Vec<Run<'_>>, Error> {
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    let mut by_id: HashMap<DatabaseId, usize> = HashMap::new();
+    for entry in Entries::new(file) {
+        match entry {
+            Entry::Database { database, .. } => {
+                by_id.insert(database.id, runs.len());
+                runs.push(Run {
+                    database,
+                    records: Vec::new(),
+                });
+            }
+            Entry::Record { at, record } => {
+                let run = runs.get_mut(at.slot as usize);
+                run.ok_or_else(unnamed)?.records.push((at, record));
+            }
+            Entry::Spooled { .. } => {
+                return Err(Error::internal(
+                    "a spooled record in a chunk that is shipped whole",
+                ));
+            }
+        }
+    }
+    runs.retain(|run| !run.records.is_empty());
+    runs.sort_by_key(|run| (run.database.namespace, run.database.id));
+    Ok(runs)
+}
+
+fn unnamed() -> Error {
+    Error::new(
+        Code::DatabaseCorrupt,
+        "a record of an unnamed database in a journal chunk",
+    )
+}
+
+fn section_meta(run: &Run<'_>) -> Result<SectionMeta, Error> {
+    let header = |record: &[u8]| {
+        RecordHeader::decode(&mut Reader::new(record))
+            .map(|(header, _)| header)
+            .map_err(|e| Error::new(Code::DatabaseCorrupt, "a journaled record").caused_by(e))
+    };
+    let (Some((_, first)), Some((at, last))) = (run.records.first(), run.records.last()) else {
+        return Err(Error::internal("an empty section"));
+    };
+    let (first, last) = (header(first)?, header(last)?);
+    Ok(SectionMeta {
+        namespace: run.database.namespace,
+        database: run.database.id,
+        page_size: run.database.page_size,
+        seed: run.database.seed,
+        key_id: KeyId::default(),
+        first: first.txid,
+        last: last.txid,
+        first_term: first.term,
+        last_term: last.term,
+        first_time: first.time,
+        last_time: last.time,
+        chain_before: run.database.chain_before,
+        chain_after: at.chain,
+        digest_after: last.digest,
+        n_before: first.n_before,
+        n_after: last.n_after,
+    })
+}

@@ -1,0 +1,221 @@
+//! The one place that opens SQLite connections, and what every one of them is told before its first SQL.
+//!
+//! Rules that hold for every connection (DESIGN 5.1; HAZARDS W9, W15, W24, W32):
+//! `NO_CKPT_ON_CLOSE` comes first, so that no close ever checkpoints; WAL mode; automatic checkpoints off and
+//! read back; untrusted schema; TEMP in memory; defensive mode; the authorizer of [`super::policy`]; a
+//! progress handler that is the statement's deadline.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
+use rusqlite::{Connection, OpenFlags};
+use tidelog_archive::env::Clock;
+use tidelog_wal::PageSize;
+
+use super::policy::{Permission, Policy};
+
+/// The oldest SQLite without the WAL-reset race (HAZARDS W13).
+pub const SQLITE_FLOOR: i32 = 3_051_003;
+
+/// Virtual machine steps between two looks at the clock.
+const STEPS_PER_CHECK: i32 = 1000;
+/// Page cache of a connection, in KiB.
+const CACHE_KIB: i32 = 256;
+/// Statements kept prepared.
+const STATEMENTS_CACHED: usize = 64;
+/// The longest string, blob or row.
+const VALUE_BYTES_MAX: i32 = 64 << 20;
+/// How long SQLite itself waits for a lock: only recovery and checkpoints ever hold one against us.
+const BUSY_TIMEOUT_MS: u64 = 5000;
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Reads tenant SQL; writing is impossible on it.
+    Reader,
+    /// Runs writing transactions, behind the write gate.
+    Writer,
+    /// Checkpoints, and pins read snapshots for them. Runs no tenant SQL.
+    Checkpointer,
+}
+
+/// A connection with its policy and deadline.
+#[derive(Debug)]
+pub struct Sqlite {
+    connection: Connection,
+    policy: Arc<Policy>,
+    deadline: Arc<AtomicU64>,
+}
+
+/// Opens a connection to an existing database.
+pub fn open(path: &Path, purpose: Purpose, clock: &Arc<dyn Clock>) -> rusqlite::Result<Sqlite> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    configure(connection, purpose, clock)
+}
+
+/// Creates a database file of this page size, in WAL mode, and closes it again.
+///
+/// Switching to WAL writes page 1 into the file itself: the first commit record carries it as the change
+/// from nothing (PROTOTYPE B8).
+pub fn create(path: &Path, page_size: PageSize, auto_vacuum: AutoVacuum) -> rusqlite::Result<()> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "page_size", page_size.get())?;
+    connection.pragma_update(None, "auto_vacuum", auto_vacuum.code())?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.close().map_err(|(_, error)| error)
+}
+
+/// How a new database gives pages back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AutoVacuum {
+    /// Pages stay in the file.
+    #[default]
+    None,
+    /// At every commit.
+    Full,
+    /// When asked.
+    Incremental,
+}
+
+impl AutoVacuum {
+    const fn code(self) -> i32 {
+        match self {
+            Self::None => 0,
+            Self::Full => 1,
+            Self::Incremental => 2,
+        }
+    }
+}
+
+fn configure(
+    mut connection: Connection,
+    purpose: Purpose,
+    clock: &Arc<dyn Clock>,
+) -> rusqlite::Result<Sqlite> {
+    connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS))?;
+    let mode: String = connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(refused("the database did not enter WAL mode"));
+    }
+    connection.execute_batch(&format!(
+        "PRAGMA synchronous=NORMAL; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-{CACHE_KIB}; \
+         PRAGMA foreign_keys=ON; PRAGMA mmap_size=0;"
+    ))?;
+    let _: i64 = connection.query_row("PRAGMA journal_size_limit=-1", [], |row| row.get(0))?;
+    let pages: i64 = connection.query_row("PRAGMA wal_autocheckpoint=0", [], |row| row.get(0))?;
+    if pages != 0 {
+        return Err(refused("automatic checkpoints could not be switched off"));
+    }
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
+    if purpose == Purpose::Reader {
+        connection.execute_batch("PRAGMA query_only=ON")?;
+    }
+    let policy = Arc::new(Policy::default());
+    policy.set(Permission::ENGINE);
+    connection.authorizer(Some(policy.authorizer()))?;
+    let deadline = Arc::new(AtomicU64::new(u64::MAX));
+    let (watched, clock) = (Arc::clone(&deadline), Arc::clone(clock));
+    connection.progress_handler(
+        STEPS_PER_CHECK,
+        Some(move || {
+            let until = watched.load(Ordering::Relaxed);
+            until != u64::MAX && clock.monotonic_micros() >= until
+        }),
+    )?;
+    Ok(Sqlite {
+        connection,
+        policy,
+        deadline,
+    })
+}
+
+fn refused(what: &str) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_MISUSE),
+        Some(what.to_owned()),
+    )
+}
+
+impl Sqlite {
+    /// The connection itself.
+    pub const fn raw(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Its policy.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Sets what the next statements may do. Statements prepared under other permissions are forgotten: a
+    /// cached one would not be judged again.
+    pub fn permit(&self, permission: Permission) {
+        if self.policy.get() != permission {
+            self.connection.flush_prepared_statement_cache();
+            self.policy.set(permission);
+        }
+        self.policy.take_refusal();
+    }
+
+    /// Runs `work` as the engine, with every permission, and puts the tenant's back.
+    pub fn as_engine<T>(&self, work: impl FnOnce(&Connection) -> T) -> T {
+        let before = self.policy.get();
+        self.policy.set(Permission::ENGINE);
+        let result = work(&self.connection);
+        self.policy.set(before);
+        result
+    }
+
+    /// Interrupts statements once the monotonic clock reaches `until` (microseconds).
+    pub fn set_deadline(&self, until: Option<u64>) {
+        self.deadline
+            .store(until.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Closes the connection, saying why it could not.
+    pub fn close(self) -> rusqlite::Result<()> {
+        self.connection.flush_prepared_statement_cache();
+        self.connection.close().map_err(|(_, error)| error)
+    }
+}
+
+/// The sentence to stop with if the linked SQLite will not do, or `None`.
+pub fn unfit_library() -> Option<String> {
+    if rusqlite::version_number() < SQLITE_FLOOR {
+        return Some(format!(
+            "SQLite {} can corrupt a WAL that is reset while it is checkpointed; 3.51.3 or newer is needed",
+            rusqlite::version()
+        ));
+    }
+    let has = || -> rusqlite::Result<bool> {
+        let memory = Connection::open_in_memory()?;
+        let mut options = memory.prepare("PRAGMA compile_options")?;
+        let mut rows = options.query([])?;
+        while let Some(row) = rows.next()? {
+            if row.get::<_, String>(0)? == "ENABLE_DBPAGE_VTAB" {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    match has() {
+        Ok(true) => None,
+        _ => Some(
+            "SQLite was built without sqlite_dbpage; set LIBSQLITE3_FLAGS = \
+             \"-DSQLITE_ENABLE_DBPAGE_VTAB\" under [env] in .cargo/config.toml and build again"
+                .to_owned(),
+        ),
+    }
+}

@@ -1,0 +1,5 @@
+//! SQLite as tenants reach it: opening connections, judging statements, running them.
+
+pub mod connection;
+pub mod policy;
+pub mod run;

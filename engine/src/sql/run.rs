@@ -1,0 +1,321 @@
+//! Running tenant statements on a connection and collecting what they answer.
+//!
+//! A statement is prepared under the caller's permission, bound strictly (counts and names must match), run
+//! to its end, and its rows are handed out only then: a result over a limit is an error, never a prefix.
+
+use std::time::Duration;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Statement as Prepared, StatementStatus};
+
+use super::connection::Sqlite;
+use super::policy::Refusal;
+use crate::error::{Code, Error};
+
+pub use rusqlite::types::Value;
+
+/// A statement with its parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statement {
+    /// One SQL statement.
+    pub sql: String,
+    /// Its parameters.
+    pub params: Params,
+}
+
+/// The parameters of a statement.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Params {
+    /// None.
+    #[default]
+    None,
+    /// For `?`, in order.
+    Positional(Vec<Value>),
+    /// For `:name`, `@name`, `$name`; the prefix may be left out.
+    Named(Vec<(String, Value)>),
+}
+
+/// Bounds of one request.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Rows of one result.
+    pub rows_max: usize,
+    /// Bytes of all values of one request.
+    pub result_bytes_max: usize,
+    /// Bytes of one SQL text.
+    pub sql_len_max: usize,
+    /// Parameters of one statement.
+    pub params_max: usize,
+    /// How long the request's statements may run.
+    pub deadline: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            rows_max: 100_000,
+            result_bytes_max: 64 << 20,
+            sql_len_max: 1 << 20,
+            params_max: 1000,
+            deadline: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A column of a result.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// The type its column was declared with, if it is one.
+    pub decltype: Option<String>,
+}
+
+/// What a statement answered.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StatementResult {
+    /// The columns, empty for statements without a result.
+    pub columns: Vec<Column>,
+    /// The rows.
+    pub rows: Vec<Vec<Value>>,
+    /// Rows returned plus steps of full scans: a lower bound of what was read.
+    pub rows_read: u64,
+    /// Rows inserted, updated or deleted, by triggers and cascades too.
+    pub rows_written: u64,
+    /// The rowid of the last insert on this connection.
+    pub last_insert_rowid: i64,
+    /// Rows changed by the statement itself.
+    pub changes: u64,
+}
+
+/// Refuses what is over a limit before SQLite sees it.
+pub fn check(statement: &Statement, limits: &Limits) -> Result<(), Error> {
+    if statement.sql.len() > limits.sql_len_max {
+        let (have, limit) = (statement.sql.len(), limits.sql_len_max);
+        let what = format!("the SQL text has {have} bytes, the limit is {limit}");
+        return Err(Error::new(Code::SqlTooLong, what).with("limit", limit));
+    }
+    let params = match &statement.params {
+        Params::None => 0,
+        Params::Positional(values) => values.len(),
+        Params::Named(values) => values.len(),
+    };
+    if params > limits.params_max {
+        let limit = limits.params_max;
+        let what = format!("the statement has {params} parameters, the limit is {limit}");
+        return Err(Error::new(Code::TooManyParameters, what).with("limit", limit));
+    }
+    Ok(())
+}
+
+/// Prepares and runs `statement`; `budget` is how many bytes of values may still be collected.
+pub fn run(
+    sqlite: &Sqlite,
+    statement: &Statement,
+    limits: &Limits,
+    budget: &mut usize,
+) -> Result<StatementResult, Error> {
+    let connection = sqlite.raw();
+    let mut prepared = connection
+        .prepare_cached(&statement.sql)
+        .map_err(|error| sql_error(sqlite, error))?;
+    bind(&mut prepared, &statement.params)?;
+    let total_before = connection.total_changes();
+    let mut result = StatementResult {
+        columns: columns(&prepared),
+        ..StatementResult::default()
+    };
+    prepared.reset_status(StatementStatus::FullscanStep);
+    let outcome = collect(&mut prepared, &mut result, limits, budget);
+    let scanned = prepared.get_status(StatementStatus::FullscanStep);
+    let readonly = prepared.readonly();
+    prepared.clear_bindings();
+    match outcome {
+        Ok(()) => {}
+        Err(Stop::Sqlite(error)) => return Err(sql_error(sqlite, error)),
+        Err(Stop::Limit(error)) => return Err(*error),
+    }
+    result.rows_read = result.rows.len() as u64 + u64::try_from(scanned).unwrap_or(0);
+    result.rows_written = connection.total_changes() - total_before;
+    result.last_insert_rowid = connection.last_insert_rowid();
+    result.changes = if readonly { 0 } else { connection.changes() };
+    Ok(result)
+}
+
+fn columns(prepared: &Prepared<'_>) -> Vec<Column> {
+    prepared
+        .columns()
+        .map(|column| Column {
+            name: column.name().to_owned(),
+            decltype: column.decl_type().map(str::to_owned),
+        })
+        .collect()
+}
+
+enum Stop {
+    Sqlite(rusqlite::Error),
+    Limit(Box<Error>),
+}
+
+impl From<rusqlite::Error> for Stop {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+fn collect(
+    prepared: &mut Prepared<'_>,
+    result: &mut StatementResult,
+    limits: &Limits,
+    budget: &mut usize,
+) -> Result<(), Stop> {
+    let width = result.columns.len();
+    let mut rows = prepared.raw_query();
+    while let Some(row) = rows.next()? {
+        if result.rows.len() == limits.rows_max {
+            return Err(over(
+                format!("rows; the limit is {}", limits.rows_max),
+                limits.rows_max,
+            ));
+        }
+        let mut values = Vec::with_capacity(width);
+        for i in 0..width {
+            let value = row.get_ref(i)?;
+            let bytes = match value {
+                ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => 8,
+                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len() + 8,
+            };
+            *budget = budget.checked_sub(bytes).ok_or_else(|| {
+                let limit = limits.result_bytes_max;
+                over(format!("bytes; the limit is {limit}"), limit)
+            })?;
+            values.push(owned(value));
+        }
+        result.rows.push(values);
+    }
+    Ok(())
+}
+
+/// Text that is not UTF-8 (SQLite stores what it is given) comes out as a blob.
+fn owned(value: ValueRef<'_>) -> Value {
+    match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(i) => Value::Integer(i),
+        ValueRef::Real(r) => Value::Real(r),
+        ValueRef::Text(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => Value::Text(text.to_owned()),
+            Err(_) => Value::Blob(bytes.to_vec()),
+        },
+        ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
+    }
+}
+
+fn over(what: String, limit: usize) -> Stop {
+    let what = format!("the result has more {what}; ask for less, or page through it");
+    Stop::Limit(Box::new(
+        Error::new(Code::ResultTooLarge, what).with("limit", limit),
+    ))
+}
+
+fn bind(prepared: &mut Prepared<'_>, params: &Params) -> Result<(), Error> {
+    let wanted = prepared.parameter_count();
+    let given = match params {
+        Params::None => 0,
+        Params::Positional(values) => values.len(),
+        Params::Named(values) => values.len(),
+    };
+    if wanted != given {
+        let what = format!("the statement has {wanted} parameters, {given} were given");
+        return Err(Error::new(Code::InvalidRequest, what));
+    }
+    let bound = |error| Error::new(Code::InvalidRequest, "bind a parameter").caused_by(error);
+    match params {
+        Params::None => {}
+        Params::Positional(values) => {
+            for (i, value) in values.iter().enumerate() {
+                prepared.raw_bind_parameter(i + 1, value).map_err(bound)?;
+            }
+        }
+        Params::Named(values) => {
+            let mut seen = vec![false; wanted + 1];
+            for (name, value) in values {
+                let index = parameter(prepared, name)?;
+                if std::mem::replace(&mut seen[index], true) {
+                    let what = format!("parameter {name} is given twice");
+                    return Err(Error::new(Code::InvalidRequest, what));
+                }
+                prepared.raw_bind_parameter(index, value).map_err(bound)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parameter(prepared: &Prepared<'_>, name: &str) -> Result<usize, Error> {
+    let find = |name: &str| prepared.parameter_index(name).ok().flatten();
+    [":", "@", "$"]
+        .iter()
+        .find_map(|prefix| find(&format!("{prefix}{name}")))
+        .or_else(|| find(name))
+        .ok_or_else(|| {
+            Error::new(
+                Code::InvalidRequest,
+                format!("the statement has no parameter {name}"),
+            )
+        })
+}
+
+/// Turns what SQLite said, or the policy's reason, into a typed error.
+pub fn sql_error(sqlite: &Sqlite, error: rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode as C;
+    if let Some(refusal) = sqlite.policy().take_refusal() {
+        return match refusal {
+            Refusal::TransactionControl => Error::new(
+                Code::TransactionControl,
+                "BEGIN, COMMIT, ROLLBACK and SAVEPOINT are the server's here; \
+                 send the statements as one batch",
+            ),
+            Refusal::Write => Error::new(Code::InsufficientPermissions, "the token may not write")
+                .with("required", "operator"),
+            Refusal::Ddl => Error::new(
+                Code::InsufficientPermissions,
+                "the token may not change the schema",
+            )
+            .with("required", "allow_ddl"),
+            Refusal::Forbidden(what) => Error::new(
+                Code::SqlError,
+                format!("not authorized: {what} is not available here"),
+            )
+            .with("sqlite_code", "SQLITE_AUTH"),
+        };
+    }
+    match &error {
+        rusqlite::Error::MultipleStatement => Error::new(
+            Code::SqlError,
+            "the text holds more than one statement; send them as a batch",
+        ),
+        rusqlite::Error::SqliteFailure(failure, message) => {
+            let text = message.clone().unwrap_or_else(|| failure.to_string());
+            let code = match failure.code {
+                C::OperationInterrupted => Code::QueryTimeout,
+                C::DatabaseBusy | C::DatabaseLocked => Code::DatabaseBusy,
+                C::DiskFull => Code::DiskFull,
+                C::DatabaseCorrupt | C::NotADatabase => Code::DatabaseCorrupt,
+                C::SystemIoFailure | C::CannotOpen => Code::Internal,
+                _ => Code::SqlError,
+            };
+            Error::new(code, text)
+                .with("sqlite_code", failure.extended_code)
+                .caused_by(error)
+        }
+        rusqlite::Error::SqlInputError {
+            error: failure,
+            msg,
+            offset,
+            ..
+        } => Error::new(Code::SqlError, msg.clone())
+            .with("sqlite_code", failure.extended_code)
+            .with("offset", *offset),
+        _ => Error::new(Code::SqlError, error.to_string()),
+    }
+}

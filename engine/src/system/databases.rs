@@ -1,0 +1,392 @@
+//! Rows of namespaces and databases.
+
+use std::collections::HashMap;
+use std::str::FromStr as _;
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::{OptionalExtension as _, Row, params};
+use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
+
+use super::names::check_name;
+use super::{Page, PageOf, System, id16, is_unique_violation, micros, timestamp};
+use crate::error::{Code, Error};
+use crate::settings::Durability;
+
+/// How long a deleted database can be brought back.
+pub const UNDELETE_MICROS: u64 = 7 * 24 * 3600 * 1_000_000;
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its id.
+    pub id: NamespaceId,
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A database as the system database knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseRow {
+    /// Its id.
+    pub id: DatabaseId,
+    /// Its tenant.
+    pub namespace: NamespaceId,
+    /// Its name.
+    pub name: String,
+    /// Its page size in bytes.
+    pub page_size: u32,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was deleted, if it is hidden.
+    pub deleted_at: Option<Timestamp>,
+    /// Durability of writes that do not ask for one.
+    pub durability: Option<Durability>,
+    /// Reads are refused.
+    pub block_reads: bool,
+    /// Writes are refused.
+    pub block_writes: bool,
+    /// Deletion is refused.
+    pub delete_protection: bool,
+    /// The most bytes it may have.
+    pub size_limit: Option<u64>,
+}
+
+/// Changes to a database's settings; `None` leaves a setting as it is.
+#[derive(Debug, Clone, Default)]
+pub struct DatabasePatch {
+    /// Durability; `Some(None)` goes back to the server's.
+    pub durability: Option<Option<Durability>>,
+    /// Refuse reads.
+    pub block_reads: Option<bool>,
+    /// Refuse writes.
+    pub block_writes: Option<bool>,
+    /// Refuse deletion.
+    pub delete_protection: Option<bool>,
+    /// The most bytes it may have; `Some(None)` lifts it.
+    pub size_limit: Option<Option<u64>>,
+}
+
+/// Databases by tenant and name, once read.
+#[derive(Debug, Default)]
+pub(crate) struct Cache {
+    by_name: Mutex<HashMap<(NamespaceId, String), DatabaseRow>>,
+}
+
+/// Databases kept in memory.
+const CACHED_MAX: usize = 100_000;
+
+impl Cache {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(NamespaceId, String), DatabaseRow>> {
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, row: &DatabaseRow) {
+        let mut rows = self.lock();
+        if rows.len() >= CACHED_MAX {
+            rows.clear();
+        }
+        rows.insert((row.namespace, row.name.clone()), row.clone());
+    }
+
+    fn forget(&self, namespace: NamespaceId, name: &str) {
+        self.lock().remove(&(namespace, name.to_owned()));
+    }
+}
+
+const COLUMNS: &str = "id, namespace, name, page_size, created, deleted, durability, \
+                       block_reads, block_writes, delete_protection, size_limit";
+
+fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
+    let durability: Option<String> = row.get(6)?;
+    Ok(DatabaseRow {
+        id: DatabaseId::from_bytes(id16(&row.get::<_, Vec<u8>>(0)?)?),
+        namespace: NamespaceId::from_bytes(id16(&row.get::<_, Vec<u8>>(1)?)?),
+        name: row.get(2)?,
+        page_size: row.get(3)?,
+        created_at: timestamp(row.get(4)?),
+        deleted_at: row.get::<_, Option<i64>>(5)?.map(timestamp),
+        durability: durability.and_then(|text| Durability::from_str(&text).ok()),
+        block_reads: row.get(7)?,
+        block_writes: row.get(8)?,
+        delete_protection: row.get(9)?,
+        size_limit: row
+            .get::<_, Option<i64>>(10)?
+            .and_then(|n| u64::try_from(n).ok()),
+    })
+}
+
+fn not_found(name: &str) -> Error {
+    Error::new(
+        Code::DatabaseNotFound,
+        format!("there is no database {name:?} in this namespace"),
+    )
+}
+
+impl System {
+    /// Makes a namespace.
+    pub(crate) async fn namespace_create(&self, name: &str) -> Result<Namespace, Error> {
+        check_name("namespace", name)?;
+        let made = Namespace {
+            id: NamespaceId::from_bytes(self.core.parts.entropy.bytes16()),
+            name: name.to_owned(),
+            created_at: self.core.parts.clock.wall(),
+        };
+        let row = made.clone();
+        self.write(move |c| {
+            c.execute(
+                "INSERT INTO namespaces(id, name, created) VALUES(?1, ?2, ?3)",
+                params![row.id.as_bytes(), row.name, micros(row.created_at)],
+            )
+        })
+        .await
+        .map_err(|error| taken("namespace", name, error))?;
+        Ok(made)
+    }
+
+    /// The namespace of this name.
+    pub(crate) async fn namespace_by_name(&self, name: &str) -> Result<Namespace, Error> {
+        let wanted = name.to_owned();
+        let found = self
+            .read(move |c| {
+                c.query_row(
+                    "SELECT id, name, created FROM namespaces WHERE name = ?1",
+                    [wanted],
+                    namespace_row,
+                )
+                .optional()
+            })
+            .await?;
+        found.ok_or_else(|| {
+            Error::new(
+                Code::NamespaceNotFound,
+                format!("there is no namespace {name:?}"),
+            )
+        })
+    }
+
+    /// The namespace of this id.
+    pub(crate) async fn namespace_by_id(&self, id: NamespaceId) -> Result<Namespace, Error> {
+        let found = self
+            .read(move |c| {
+                c.query_row(
+                    "SELECT id, name, created FROM namespaces WHERE id = ?1",
+                    [id.as_bytes()],
+                    namespace_row,
+                )
+                .optional()
+            })
+            .await?;
+        found.ok_or_else(|| {
+            Error::new(
+                Code::NamespaceNotFound,
+                format!("there is no namespace with id {id}"),
+            )
+        })
+    }
+
+    /// All namespaces, by name.
+    pub(crate) async fn namespaces(&self) -> Result<Vec<Namespace>, Error> {
+        self.read(|c| {
+            let mut select = c.prepare("SELECT id, name, created FROM namespaces ORDER BY name")?;
+            select.query_map([], namespace_row)?.collect()
+        })
+        .await
+    }
+
+    /// Adds the row of a database whose history exists.
+    pub(crate) async fn database_add(&self, made: &DatabaseRow) -> Result<(), Error> {
+        let row = made.clone();
+        self.write(move |c| {
+            c.execute(
+                "INSERT INTO databases(id, namespace, name, page_size, created) \
+                 VALUES(?1, ?2, ?3, ?4, ?5)",
+                params![
+                    row.id.as_bytes(),
+                    row.namespace.as_bytes(),
+                    row.name,
+                    row.page_size,
+                    micros(row.created_at)
+                ],
+            )
+        })
+        .await
+        .map_err(|error| taken("database", &made.name, error))?;
+        self.databases.put(made);
+        Ok(())
+    }
+
+    /// The live database of this name.
+    pub(crate) async fn database(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+    ) -> Result<DatabaseRow, Error> {
+        if let Some(row) = self.databases.lock().get(&(namespace, name.to_owned())) {
+            return Ok(row.clone());
+        }
+        let wanted = name.to_owned();
+        let found = self
+            .read(move |c| {
+                c.query_row(
+                    &format!(
+                        "SELECT {COLUMNS} FROM databases \
+                         WHERE namespace = ?1 AND name = ?2 AND deleted IS NULL"
+                    ),
+                    params![namespace.as_bytes(), wanted],
+                    row,
+                )
+                .optional()
+            })
+            .await?
+            .ok_or_else(|| not_found(name))?;
+        self.databases.put(&found);
+        Ok(found)
+    }
+
+    /// The live databases of a namespace, by name.
+    pub(crate) async fn database_list(
+        &self,
+        namespace: NamespaceId,
+        page: Page,
+    ) -> Result<PageOf<DatabaseRow>, Error> {
+        let limit = page.limit();
+        let after = page.cursor.unwrap_or_default();
+        let items = self
+            .read(move |c| {
+                let mut select = c.prepare(&format!(
+                    "SELECT {COLUMNS} FROM databases WHERE namespace = ?1 AND deleted IS NULL \
+                     AND name > ?2 ORDER BY name LIMIT ?3"
+                ))?;
+                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+                select
+                    .query_map(params![namespace.as_bytes(), after, asked], row)?
+                    .collect::<rusqlite::Result<Vec<_>>>()
+            })
+            .await?;
+        Ok(PageOf::cut(items, limit, |row| row.name.clone()))
+    }
+
+    /// Changes settings.
+    pub(crate) async fn database_patch(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+        patch: DatabasePatch,
+    ) -> Result<DatabaseRow, Error> {
+        let mut changed = self.database(namespace, name).await?;
+        changed.durability = patch.durability.unwrap_or(changed.durability);
+        changed.block_reads = patch.block_reads.unwrap_or(changed.block_reads);
+        changed.block_writes = patch.block_writes.unwrap_or(changed.block_writes);
+        changed.delete_protection = patch.delete_protection.unwrap_or(changed.delete_protection);
+        changed.size_limit = patch.size_limit.unwrap_or(changed.size_limit);
+        let row = changed.clone();
+        self.write(move |c| {
+            c.execute(
+                "UPDATE databases SET durability = ?2, block_reads = ?3, block_writes = ?4, \
+                 delete_protection = ?5, size_limit = ?6 WHERE id = ?1",
+                params![
+                    row.id.as_bytes(),
+                    row.durability.map(Durability::as_str),
+                    row.block_reads,
+                    row.block_writes,
+                    row.delete_protection,
+                    row.size_limit.and_then(|n| i64::try_from(n).ok())
+                ],
+            )
+        })
+        .await?;
+        self.databases.put(&changed);
+        Ok(changed)
+    }
+
+    /// Hides a database; it can be brought back for seven days.
+    pub(crate) async fn database_delete(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+    ) -> Result<DatabaseRow, Error> {
+        let found = self.database(namespace, name).await?;
+        if found.delete_protection {
+            let what = format!("database {name:?} is protected against deletion");
+            return Err(Error::new(Code::DatabaseProtected, what));
+        }
+        let (id, now) = (found.id, self.core.parts.clock.wall());
+        self.write(move |c| {
+            c.execute(
+                "UPDATE databases SET deleted = ?2 WHERE id = ?1",
+                params![id.as_bytes(), micros(now)],
+            )
+        })
+        .await?;
+        self.databases.forget(namespace, name);
+        Ok(DatabaseRow {
+            deleted_at: Some(now),
+            ..found
+        })
+    }
+
+    /// Brings the database of this name back that was deleted last.
+    pub(crate) async fn database_undelete(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+    ) -> Result<DatabaseRow, Error> {
+        let now = self.core.parts.clock.wall();
+        let oldest = micros(Timestamp::from_micros(
+            now.micros().saturating_sub(UNDELETE_MICROS),
+        ));
+        let wanted = name.to_owned();
+        let found = self
+            .read(move |c| {
+                c.query_row(
+                    &format!(
+                        "SELECT {COLUMNS} FROM databases WHERE namespace = ?1 AND name = ?2 \
+                         AND deleted IS NOT NULL ORDER BY deleted DESC LIMIT 1"
+                    ),
+                    params![namespace.as_bytes(), wanted],
+                    row,
+                )
+                .optional()
+            })
+            .await?
+            .ok_or_else(|| not_found(name))?;
+        if found.deleted_at.is_none_or(|at| micros(at) < oldest) {
+            let what = format!("database {name:?} was deleted more than seven days ago");
+            return Err(Error::new(Code::DatabasePurged, what));
+        }
+        let id = found.id;
+        self.write(move |c| {
+            c.execute(
+                "UPDATE databases SET deleted = NULL WHERE id = ?1",
+                [id.as_bytes()],
+            )
+        })
+        .await
+        .map_err(|error| taken("database", name, error))?;
+        Ok(DatabaseRow {
+            deleted_at: None,
+            ..found
+        })
+    }
+}
+
+fn namespace_row(row: &Row<'_>) -> rusqlite::Result<Namespace> {
+    Ok(Namespace {
+        id: NamespaceId::from_bytes(id16(&row.get::<_, Vec<u8>>(0)?)?),
+        name: row.get(1)?,
+        created_at: timestamp(row.get(2)?),
+    })
+}
+
+fn taken(what: &str, name: &str, error: Error) -> Error {
+    if is_unique_violation(&error) {
+        Error::new(
+            Code::NameTaken,
+            format!("there is a {what} {name:?} already"),
+        )
+    } else {
+        error
+    }
+}

@@ -1,0 +1,212 @@
+//! The system database: namespaces, databases, tokens, operations.
+//!
+//! It is an ordinary database of this engine, so that the bucket alone rebuilds a node. Its commits are
+//! answered at `remote` or refused with 503: a revoked token that a machine loss can bring back is worse
+//! than a refusal.
+//!
+//! Rows that every request needs (tokens by hash, databases by name) are kept in memory once read, and
+//! forgotten when they change; this node is the only writer.
+
+pub mod databases;
+pub mod names;
+pub mod tokens;
+
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use tidelog_wal::{DatabaseId, NamespaceId};
+
+use crate::core::Core;
+use crate::database::Lease;
+use crate::error::{Code, Error};
+use crate::registry::Registry;
+use crate::settings::Durability;
+use crate::ship::blocking;
+use crate::sql::policy::Permission;
+use crate::sql::run::sql_error;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS namespaces(
+  id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS databases(
+  id BLOB PRIMARY KEY, namespace BLOB NOT NULL REFERENCES namespaces(id), name TEXT NOT NULL,
+  page_size INTEGER NOT NULL, created INTEGER NOT NULL, deleted INTEGER, durability TEXT,
+  block_reads INTEGER NOT NULL DEFAULT 0, block_writes INTEGER NOT NULL DEFAULT 0,
+  delete_protection INTEGER NOT NULL DEFAULT 0, size_limit INTEGER) WITHOUT ROWID;
+CREATE UNIQUE INDEX IF NOT EXISTS databases_live ON databases(namespace, name) WHERE deleted IS NULL;
+CREATE TABLE IF NOT EXISTS tokens(
+  id BLOB PRIMARY KEY, namespace BLOB REFERENCES namespaces(id), hash BLOB NOT NULL UNIQUE,
+  display TEXT NOT NULL, kind TEXT NOT NULL, role TEXT NOT NULL, scopes TEXT NOT NULL,
+  databases TEXT, allow_ddl INTEGER NOT NULL, created INTEGER NOT NULL, expires INTEGER,
+  revoked INTEGER) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tokens_of ON tokens(namespace, id);
+CREATE TABLE IF NOT EXISTS operations(
+  id TEXT PRIMARY KEY, namespace BLOB NOT NULL, database TEXT NOT NULL, type TEXT NOT NULL,
+  state TEXT NOT NULL, started INTEGER NOT NULL, ended INTEGER, result TEXT, error TEXT) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS operations_of ON operations(namespace, id);
+PRAGMA user_version=1;
+";
+
+/// Asks for a page of a list.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// Items at most; 0 asks for the default of 100, the most is 500.
+    pub limit: usize,
+    /// Where the last page ended.
+    pub cursor: Option<String>,
+}
+
+impl Page {
+    pub(crate) fn limit(&self) -> usize {
+        match self.limit {
+            0 => 100,
+            n => n.min(500),
+        }
+    }
+}
+
+/// A page of a list.
+#[derive(Debug, Clone)]
+pub struct PageOf<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Hand this in for the next page; `None` at the end.
+    pub next_cursor: Option<String>,
+}
+
+impl<T> PageOf<T> {
+    /// Cuts one item too many into a page; `cursor` names where an item stands.
+    pub(crate) fn cut(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> String) -> Self {
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let next_cursor = items.last().filter(|_| more).map(cursor);
+        Self { items, next_cursor }
+    }
+}
+
+/// The system database of a node.
+#[derive(Debug)]
+pub(crate) struct System {
+    pub(crate) core: Arc<Core>,
+    registry: Arc<Registry>,
+    id: DatabaseId,
+    pub(crate) namespace: NamespaceId,
+    databases: databases::Cache,
+    tokens: tokens::Cache,
+}
+
+impl System {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        registry: Arc<Registry>,
+        namespace: NamespaceId,
+        id: DatabaseId,
+    ) -> Self {
+        Self {
+            core,
+            registry,
+            id,
+            namespace,
+            databases: databases::Cache::default(),
+            tokens: tokens::Cache::default(),
+        }
+    }
+
+    /// Makes the tables that are missing.
+    pub(crate) async fn prepare(&self) -> Result<(), Error> {
+        let version = self.read(|c| c.query_row("PRAGMA user_version", [], |r| r.get::<_, i64>(0)));
+        match version.await? {
+            1 => Ok(()),
+            0 => self.write(|c| c.execute_batch(SCHEMA)).await,
+            newer => Err(Error::new(
+                Code::Refused,
+                format!("the system database has schema version {newer}, this program knows 1"),
+            )),
+        }
+    }
+
+    async fn lease(&self) -> Result<Lease, Error> {
+        let id = self.id;
+        self.registry
+            .lease(id, async || {
+                Err(Error::new(
+                    Code::DatabaseCorrupt,
+                    format!("this node has no files of the system database {id}"),
+                ))
+            })
+            .await
+    }
+
+    /// Runs `work` in a read transaction.
+    pub(crate) async fn read<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let lease = self.lease().await?;
+        let reader = lease.reader().await?;
+        blocking(move || {
+            reader.transaction(None, |sqlite| {
+                sqlite
+                    .as_engine(work)
+                    .map_err(|error| sql_error(sqlite, error))
+            })
+        })
+        .await
+    }
+
+    /// Runs `work` in a write transaction and waits until it is stored.
+    pub(crate) async fn write<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let lease = self.lease().await?;
+        let gate = lease.gate().await?;
+        let written = blocking(move || {
+            gate.transaction(Permission::ENGINE, None, Vec::new(), |sqlite| {
+                sqlite
+                    .as_engine(work)
+                    .map_err(|error| sql_error(sqlite, error))
+            })
+        })
+        .await?;
+        if let Some(ticket) = written.ticket {
+            ticket.wait(Durability::Remote).await.map_err(|error| {
+                let what =
+                    "the store does not answer: the change is not safe yet and may be repeated";
+                Error::new(Code::StorageUnavailable, what)
+                    .with("committed", true)
+                    .caused_by(error)
+            })?;
+        }
+        Ok(written.value)
+    }
+}
+
+pub(crate) fn micros(at: tidelog_wal::Timestamp) -> i64 {
+    i64::try_from(at.micros()).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn timestamp(micros: i64) -> tidelog_wal::Timestamp {
+    tidelog_wal::Timestamp::from_micros(u64::try_from(micros).unwrap_or(0))
+}
+
+/// A column that holds an id.
+pub(crate) fn id16(bytes: &[u8]) -> rusqlite::Result<[u8; 16]> {
+    bytes.try_into().map_err(|_| rusqlite::Error::InvalidQuery)
+}
+
+/// Whether a write failed because a name stands already.
+pub(crate) fn is_unique_violation(error: &Error) -> bool {
+    const SQLITE_CONSTRAINT_UNIQUE: i64 = 2067;
+    const SQLITE_CONSTRAINT_PRIMARYKEY: i64 = 1555;
+    let code = error
+        .members()
+        .get("sqlite_code")
+        .and_then(serde_json::Value::as_i64);
+    matches!(
+        code,
+        Some(SQLITE_CONSTRAINT_UNIQUE | SQLITE_CONSTRAINT_PRIMARYKEY)
+    )
+}
