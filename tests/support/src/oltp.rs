@@ -4,6 +4,8 @@
 //! order as paid, which moves an entry of the index over (customer, updated), and appends an event of 40 to
 //! 200 characters.
 
+use std::ops::Range;
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rusqlite::{Connection, params};
@@ -73,15 +75,21 @@ impl Oltp {
     pub fn load(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         conn.execute_batch(SCHEMA)?;
         conn.execute_batch("begin")?;
-        let mut insert = conn.prepare(INSERT_ORDER)?;
-        for row in 0..self.rows {
+        self.load_rows(conn, 0..self.rows)?;
+        conn.execute_batch("commit")
+    }
+
+    /// Loads some of the orders, in a transaction of the caller's, after [`SCHEMA`].
+    pub fn load_rows(&mut self, conn: &Connection, rows: Range<u32>) -> rusqlite::Result<()> {
+        let mut insert = conn.prepare_cached(INSERT_ORDER)?;
+        for row in rows {
             let customer = format!("cust{}", self.rng.random_range(0..50_000));
             let email = format!("user{}@example.com", self.rng.random_range(0..1_u64 << 40));
             let note = self.text(160);
             let total = self.rng.random_range(0..100_000);
             insert.execute(params![customer, email, "pending", note, total, row])?;
         }
-        conn.execute_batch("commit")
+        Ok(())
     }
 
     /// What the next transaction writes.
@@ -96,14 +104,20 @@ impl Oltp {
 
     /// Runs transaction `i`.
     pub fn transaction(&mut self, conn: &Connection, i: u64) -> rusqlite::Result<()> {
+        conn.prepare_cached("begin immediate")?.execute([])?;
+        self.apply(conn, i)?;
+        conn.prepare_cached("commit")?.execute([])?;
+        Ok(())
+    }
+
+    /// The statements of transaction `i`, in a transaction of the caller's.
+    pub fn apply(&mut self, conn: &Connection, i: u64) -> rusqlite::Result<()> {
         let Payment { order, body } = self.payment();
         let at = i64::try_from(i).expect("fewer than 2^63 transactions");
-        conn.prepare_cached("begin immediate")?.execute([])?;
         conn.prepare_cached(UPDATE_ORDER)?
             .execute(params!["paid", at, order])?;
         conn.prepare_cached(INSERT_EVENT)?
             .execute(params![order, "paid", body, at])?;
-        conn.prepare_cached("commit")?.execute([])?;
         Ok(())
     }
 }
