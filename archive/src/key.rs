@@ -21,6 +21,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidelog_wal::{DatabaseId, NamespaceId, Term, TxId};
 
@@ -46,6 +47,32 @@ impl KeyNonce {
             term: term_from(term)?,
             counter: hex_u64(counter)?,
         })
+    }
+}
+
+/// Counts up the nonces of one process life.
+#[derive(Debug)]
+pub struct NonceSource {
+    term: Term,
+    next: AtomicU64,
+}
+
+impl NonceSource {
+    /// Nonces of `term`, from counter `start` on. A process that goes on under a term it had before starts
+    /// above all counters used then.
+    pub const fn new(term: Term, start: u64) -> Self {
+        Self {
+            term,
+            next: AtomicU64::new(start),
+        }
+    }
+
+    /// A nonce no other call has given.
+    pub fn next(&self) -> KeyNonce {
+        KeyNonce {
+            term: self.term,
+            counter: self.next.fetch_add(1, Ordering::Relaxed),
+        }
     }
 }
 

@@ -42,6 +42,7 @@ mod entry;
 mod fold;
 mod invariants;
 mod model;
+mod publish;
 
 pub use entry::{ImageEntry, IndexEntry, Marked, SegmentEntry};
 pub(crate) use entry::{put_list, read_list};
@@ -49,6 +50,7 @@ pub(crate) use fold::spanning;
 pub use fold::{NewIndexObject, SEGMENTS_MAX};
 pub use invariants::ManifestError;
 pub use model::{Gap, GapReason, Label, Manifest, Owner, Parent, Pin, Settled, State, TermStart};
+pub use publish::{Loaded, ManifestStore, PublishError};
 
 /// The most bytes of an encoded manifest.
 pub const MANIFEST_LEN_MAX: usize = 64 << 10;

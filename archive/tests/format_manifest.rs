@@ -184,20 +184,20 @@ fn a_manifest_that_contradicts_itself_is_neither_written_nor_read() {
     let breaks: [(&str, Break); 12] = [
         ("a hole", |m| m.segments.drain(1..2).for_each(drop)),
         ("another chain", |m| {
-            m.segments[1].run.chain_before = segment(7).run.chain_after
+            m.segments[1].run.chain_before = segment(7).run.chain_after;
         }),
         ("a missing beginning", |m| {
-            m.segments.drain(..1).for_each(drop)
+            m.segments.drain(..1).for_each(drop);
         }),
         ("settled elsewhere", |m| m.settled = None),
         ("an image of another state", |m| {
-            m.images[0].n = segment(0).run.n_after
+            m.images[0].n = segment(0).run.n_after;
         }),
         ("an image beyond", |m| {
-            m.images[0].position.txid = TxId::new(1 << 40)
+            m.images[0].position.txid = TxId::new(1 << 40);
         }),
         ("two labels of one name", |m| {
-            m.labels.push(m.labels[0].clone())
+            m.labels.push(m.labels[0].clone());
         }),
         ("two pins of one id", |m| m.pins.push(m.pins[0])),
         ("overlapping gaps", |m| m.gaps.push(m.gaps[0])),
@@ -253,7 +253,7 @@ fn a_manifest_that_does_not_follow_is_refused() {
     let refused: [(&str, Break); 11] = [
         ("the same version", |m| m.version -= 1),
         ("another node in one term", |m| {
-            m.owner.node = NodeId::from_bytes([2; 16])
+            m.owner.node = NodeId::from_bytes([2; 16]);
         }),
         ("an older owner", |m| m.owner.term = Term::new(2)),
         ("shorter history", |m| {
@@ -266,7 +266,7 @@ fn a_manifest_that_does_not_follow_is_refused() {
         ("a term lost", |m| m.terms.clear()),
         ("another seed", |m| m.seed = tidelog_wal::DigestSeed::new(1)),
         ("a parent from nowhere", |m| {
-            m.parent = fork(segment(0).run.end()).parent
+            m.parent = fork(segment(0).run.end()).parent;
         }),
         ("another first commit of a term", |m| {
             m.terms[0] = TermStart {

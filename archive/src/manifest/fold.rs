@@ -47,13 +47,13 @@ impl Manifest {
         {
             let count = SEGMENTS_FOLD.min(self.segments.len() / 2);
             let object = self.take_oldest(count);
-            made.push(self.place(object, 0, nonce(), write_id())?);
+            made.push(self.place(&object, 0, nonce(), write_id())?);
         }
         for level in 0..crate::index::LEVEL_MAX {
             let of_level = |m: &Self| m.index.iter().filter(|e| e.level == level).count();
             while of_level(self) > INDEX_MAX {
                 let object = self.take_index(level);
-                made.push(self.place(object, level + 1, nonce(), write_id())?);
+                made.push(self.place(&object, level + 1, nonce(), write_id())?);
             }
         }
         Ok(made)
@@ -87,7 +87,7 @@ impl Manifest {
     /// Lists a new index object at its place and encodes it.
     fn place(
         &mut self,
-        object: IndexObject,
+        object: &IndexObject,
         level: u8,
         nonce: KeyNonce,
         write_id: WriteId,
