@@ -9,6 +9,7 @@ use tidelog_wal::{DatabaseId, Term};
 use crate::disk::{Disk, StdDisk};
 use crate::journal::Journal;
 use crate::pump::Pump;
+use crate::remote::Remote;
 use crate::settings::Settings;
 
 /// The components a node is made of. Tests put in their own.
@@ -40,6 +41,7 @@ pub(crate) struct Core {
     pub(crate) parts: Parts,
     pub(crate) journal: Journal,
     pub(crate) pump: Pump,
+    pub(crate) remote: Remote,
 }
 
 impl Core {

@@ -29,6 +29,7 @@ use crate::node::start::{Started, open_store, start};
 use crate::registry::Registry;
 use crate::request::{BookmarkInfo, Request, Response};
 use crate::settings::{Durability, Settings};
+use crate::settle::Settler;
 use crate::ship::{Shipper, blocking};
 use crate::sql::connection::{AutoVacuum, create};
 use crate::system::System;
@@ -43,7 +44,6 @@ const IDLE_SWEEP: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) core: Arc<Core>,
-    pub(crate) store: Store,
     pub(crate) registry: Arc<Registry>,
     pub(crate) system: System,
     jobs: Arc<Semaphore>,
@@ -109,7 +109,6 @@ impl Engine {
         let Started {
             lock,
             core,
-            store,
             root,
             inherited,
             fresh,
@@ -130,16 +129,23 @@ impl Engine {
             root.system_database,
         );
         let (stop, stopped) = watch::channel(false);
-        let (settle, _unsettled) = mpsc::unbounded_channel();
+        let (settle, inbox) = mpsc::unbounded_channel();
         let shipper = Shipper {
             core: Arc::clone(&core),
-            store: store.clone(),
+            store: core.remote.store.clone(),
             settle,
+        };
+        let settler = Settler {
+            core: Arc::clone(&core),
+            inbox,
         };
         let mut tasks = Tasks {
             shipper: Some(tokio::spawn(shipper.run(stopped))),
             ..Tasks::default()
         };
+        tasks
+            .others
+            .push(tokio::spawn(settler.run(stop.subscribe())));
         for (name, work) in [
             (
                 "tidelog-capture",
@@ -157,7 +163,6 @@ impl Engine {
         let jobs = Arc::new(Semaphore::new(core.settings.workers));
         let inner = Inner {
             core,
-            store,
             registry,
             system,
             jobs,
@@ -395,6 +400,11 @@ impl Engine {
             seed,
         };
         let auto_vacuum = new.auto_vacuum;
+        self.inner
+            .core
+            .remote
+            .create_manifest(&meta, &new.name)
+            .await?;
         blocking(move || first_commit(&core, meta, auto_vacuum)).await
     }
 }
@@ -620,7 +630,7 @@ impl Engine {
 
     /// The store's counters.
     pub fn store_meter(&self) -> tidelog_archive::store::MeterSnapshot {
-        self.inner.store.meter().snapshot()
+        self.inner.core.remote.store.meter().snapshot()
     }
 
     /// The newest Position of this life that is stored, of a database.

@@ -23,6 +23,7 @@ use crate::error::{Code, Error};
 use crate::journal::replay::replay;
 use crate::journal::{Journal, JournalParts};
 use crate::pump::Pump;
+use crate::remote::Remote;
 use crate::settings::{Settings, TakeOver};
 use crate::sql::connection::unfit_library;
 
@@ -31,7 +32,6 @@ use crate::sql::connection::unfit_library;
 pub(crate) struct Started {
     pub(crate) lock: FolderLock,
     pub(crate) core: Arc<Core>,
-    pub(crate) store: Store,
     pub(crate) root: Root,
     pub(crate) inherited: Inherited,
     /// The closed terms whose tails this life must settle, with their fences.
@@ -117,11 +117,19 @@ pub(crate) async fn start(
         },
         1,
     )?;
+    let remote = Remote::new(
+        store,
+        term,
+        identity.node,
+        Arc::clone(&parts.clock),
+        Arc::clone(&parts.entropy),
+    );
     let core = Arc::new(Core {
         settings,
         parts,
         journal,
         pump: Pump::default(),
+        remote,
     });
     let inherited = inherit(&core, &found, &closed)?;
     if inherited.reappended > 0 {
@@ -133,7 +141,6 @@ pub(crate) async fn start(
     Ok(Started {
         lock,
         core,
-        store,
         root,
         inherited,
         closed,

@@ -1,0 +1,186 @@
+//! The store as this process life uses it: reads with context, manifests it owns, names for new objects.
+//!
+//! A manifest is read once and kept while it is in use; every change goes through
+//! [`ManifestStore::publish`], which applies it again to a newer version or says that another life owns it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tidelog_archive::ErrorKind;
+use tidelog_archive::env::{Clock, Entropy};
+use tidelog_archive::key::NonceSource;
+use tidelog_archive::manifest::{Loaded, Manifest, ManifestStore, Owner, PublishError, State};
+use tidelog_archive::store::Store;
+use tidelog_wal::{DatabaseId, NamespaceId, NodeId, Term, TxId};
+
+use crate::database::DbMeta;
+use crate::error::{Code, Error};
+use crate::node::start::store_error;
+
+/// The retention window of a new database.
+pub const RETENTION_MICROS: u64 = 30 * 24 * 3600 * 1_000_000;
+
+/// Manifests kept in memory.
+const KEPT_MAX: usize = 4096;
+
+/// The store of a process life.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    pub(crate) store: Store,
+    pub(crate) nonces: NonceSource,
+    owner: Owner,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    kept: Mutex<HashMap<DatabaseId, Loaded>>,
+}
+
+impl Remote {
+    pub(crate) fn new(
+        store: Store,
+        term: Term,
+        node: NodeId,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Self {
+        Self {
+            store,
+            nonces: NonceSource::new(term, 1),
+            owner: Owner { term, node },
+            clock,
+            entropy,
+            kept: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// The manifest of a database.
+    pub(crate) fn manifests(&self, namespace: NamespaceId, id: DatabaseId) -> ManifestStore {
+        ManifestStore::new(self.store.clone(), namespace, id, Arc::clone(&self.entropy))
+    }
+
+    /// Reads a whole object.
+    pub(crate) async fn get(&self, key: &str) -> Result<Bytes, Error> {
+        self.store
+            .get(key)
+            .await
+            .map_err(|e| store_error("read an object", e))
+    }
+
+    /// Creates an immutable object under a key of this life's own.
+    pub(crate) async fn create(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
+        match self.store.create(key, bytes).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(store_error("write an object", error)),
+        }
+    }
+
+    pub(crate) fn remember(&self, id: DatabaseId, loaded: Loaded) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT_MAX {
+            kept.clear();
+        }
+        kept.insert(id, loaded);
+    }
+
+    fn remembered(&self, id: DatabaseId) -> Option<Loaded> {
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
+    }
+
+    /// Forgets a manifest: the next use reads it again.
+    pub(crate) fn forget(&self, id: DatabaseId) {
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
+    }
+
+    /// Creates the manifest of a new database.
+    pub(crate) async fn create_manifest(&self, meta: &DbMeta, name: &str) -> Result<(), Error> {
+        let now = self.clock.wall();
+        let manifest = Manifest {
+            namespace: meta.namespace,
+            database: meta.id,
+            version: 1,
+            owner: self.owner,
+            state: State::Active(now),
+            name_hint: name.to_owned(),
+            page_size: meta.page_size,
+            seed: meta.seed,
+            created: now,
+            retention_micros: RETENTION_MICROS,
+            horizon: TxId::ZERO,
+            key_ids: Vec::new(),
+            parent: None,
+            settled: None,
+            terms: Vec::new(),
+            labels: Vec::new(),
+            pins: Vec::new(),
+            gaps: Vec::new(),
+            index: Vec::new(),
+            images: Vec::new(),
+            segments: Vec::new(),
+            marked: Vec::new(),
+        };
+        let created = self
+            .manifests(meta.namespace, meta.id)
+            .create(manifest)
+            .await;
+        let loaded = created.map_err(|e| publish_error("create a manifest", e))?;
+        self.remember(meta.id, loaded);
+        Ok(())
+    }
+
+    /// The manifest of a database, owned by this life: whoever finds it so may write.
+    pub(crate) async fn owned_manifest(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+    ) -> Result<Loaded, Error> {
+        if let Some(loaded) = self.remembered(id) {
+            return Ok(loaded);
+        }
+        let manifests = self.manifests(namespace, id);
+        let loaded = manifests
+            .load()
+            .await
+            .map_err(|e| publish_error("read a manifest", e))?;
+        let owned = if loaded.manifest.owner == self.owner {
+            loaded
+        } else {
+            self.publish(&loaded, |_| Ok(()))
+                .await
+                .map_err(|error: PublishError| publish_error("take a database over", error))?
+        };
+        self.remember(id, owned.clone());
+        Ok(owned)
+    }
+
+    /// Publishes a change of a manifest.
+    pub(crate) async fn publish<E, C>(&self, current: &Loaded, change: C) -> Result<Loaded, E>
+    where
+        E: From<PublishError>,
+        C: FnMut(&mut Manifest) -> Result<(), E>,
+    {
+        let manifest = &current.manifest;
+        self.manifests(manifest.namespace, manifest.database)
+            .publish(current, self.owner, &self.nonces, change)
+            .await
+    }
+}
+
+/// Turns a failure to read or publish a manifest into the engine's.
+pub(crate) fn publish_error(what: &str, error: PublishError) -> Error {
+    let code = match error.kind() {
+        ErrorKind::Fenced => Code::WriterFenced,
+        ErrorKind::Corrupt => Code::ObjectCorrupt,
+        ErrorKind::OutcomeUnknown => Code::OutcomeUnknown,
+        ErrorKind::Unavailable => Code::StorageUnavailable,
+        ErrorKind::NotFound => Code::DatabaseNotFound,
+        _ => Code::Internal,
+    };
+    Error::new(code, format!("{what}: {error}")).caused_by(error)
+}

@@ -1,0 +1,376 @@
+//! Settling: stored journal sections become segments of their database, listed by its manifest.
+//!
+//! Per database, when its shipped unsettled log reaches `settle_bytes` or `settle_age`; one settle of this
+//! node at a time, with a pause between, largest first. A settle writes one segment (the records verbatim,
+//! recompressed together), then publishes the manifest. Records come from the local chunk while it is here,
+//! else from the stored journal object.
+//!
+//! A settle that fails is tried again; what stands in the journal is never in danger. Being fenced poisons the
+//! journal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidelog_archive::envelope::{Finished, WriteId};
+use tidelog_archive::journal::JournalObject;
+use tidelog_archive::key::{Key, Seq};
+use tidelog_archive::manifest::{Loaded, PublishError, SegmentEntry};
+use tidelog_archive::segment::{SegmentMeta, SegmentWriter};
+use tidelog_wal::block::Compressor;
+use tidelog_wal::codec::Reader;
+use tidelog_wal::record::RecordHeader;
+use tidelog_wal::{Chain, DatabaseId, Term, TxId};
+use tokio::sync::{mpsc, watch};
+
+use crate::core::Core;
+use crate::crash_point;
+use crate::error::{Code, Error};
+use crate::journal::chunk::{Entries, Entry};
+use crate::remote::publish_error;
+use crate::ship::{ShippedSection, blocking};
+
+/// The most compressed log of one segment.
+const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+
+/// Stored, unsettled sections of one database.
+#[derive(Debug, Default)]
+struct Backlog {
+    sections: Vec<ShippedSection>,
+    bytes: u64,
+    oldest: u64,
+}
+
+/// Settles the sections it is told of.
+#[derive(Debug)]
+pub(crate) struct Settler {
+    pub(crate) core: Arc<Core>,
+    pub(crate) inbox: mpsc::UnboundedReceiver<Vec<ShippedSection>>,
+}
+
+impl Settler {
+    /// Runs until `stop`.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut backlogs: HashMap<DatabaseId, Backlog> = HashMap::new();
+        let pause = self.core.settings.settle_pause;
+        while !*stop.borrow() {
+            let core = Arc::clone(&self.core);
+            tokio::select! {
+                Some(sections) = self.inbox.recv() => take(&core, &mut backlogs, sections),
+                () = wait(&core, &backlogs) => {}
+                _ = stop.changed() => return,
+            }
+            while let Ok(sections) = self.inbox.try_recv() {
+                take(&core, &mut backlogs, sections);
+            }
+            let Some(id) = due(&core, &backlogs) else {
+                continue;
+            };
+            let Some(backlog) = backlogs.remove(&id) else {
+                continue;
+            };
+            match settle(&self.core, id, &backlog.sections).await {
+                Ok(()) => {}
+                Err(error) if error.code() == Code::WriterFenced => {
+                    return self.core.journal.poison(error);
+                }
+                Err(error) => {
+                    tracing::warn!(database = %id, %error, "not settled; it is tried again");
+                    backlogs.insert(id, backlog);
+                }
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+fn take(core: &Core, backlogs: &mut HashMap<DatabaseId, Backlog>, sections: Vec<ShippedSection>) {
+    let now = core.parts.clock.monotonic_micros();
+    for section in sections {
+        let backlog = backlogs.entry(section.meta.database).or_default();
+        if backlog.sections.is_empty() {
+            backlog.oldest = now;
+        }
+        backlog.bytes += section.stored_bytes;
+        backlog.sections.push(section);
+    }
+}
+
+fn settle_age(core: &Core) -> u64 {
+    u64::try_from(core.settings.settle_age.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The database to settle now: the largest of those that are due.
+fn due(core: &Core, backlogs: &HashMap<DatabaseId, Backlog>) -> Option<DatabaseId> {
+    let now = core.parts.clock.monotonic_micros();
+    let age = settle_age(core);
+    backlogs
+        .iter()
+        .filter(|(_, b)| {
+            b.bytes >= core.settings.settle_bytes || now >= b.oldest.saturating_add(age)
+        })
+        .max_by_key(|(_, backlog)| backlog.bytes)
+        .map(|(id, _)| *id)
+}
+
+/// Sleeps until the oldest backlog is due by age; for ever without any.
+async fn wait(core: &Core, backlogs: &HashMap<DatabaseId, Backlog>) {
+    let Some(oldest) = backlogs.values().map(|backlog| backlog.oldest).min() else {
+        return std::future::pending().await;
+    };
+    if due(core, backlogs).is_some() {
+        return;
+    }
+    let now = core.parts.clock.monotonic_micros();
+    let left = oldest.saturating_add(settle_age(core)).saturating_sub(now);
+    tokio::time::sleep(std::time::Duration::from_micros(left)).await;
+}
+
+/// Settles stored sections of one database.
+pub(crate) async fn settle(
+    core: &Arc<Core>,
+    id: DatabaseId,
+    sections: &[ShippedSection],
+) -> Result<(), Error> {
+    let Some(first) = sections.first() else {
+        return Ok(());
+    };
+    let loaded = core.remote.owned_manifest(first.meta.namespace, id).await?;
+    let mut after = loaded
+        .manifest
+        .settled_position()
+        .map_or(TxId::ZERO, |settled| settled.txid);
+    let mut current = loaded;
+    let mut rest: &[ShippedSection] = sections;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let count = rest
+            .iter()
+            .take_while(|section| {
+                let fits = bytes == 0 || bytes + section.stored_bytes <= SEGMENT_BYTES_MAX;
+                bytes += section.stored_bytes;
+                fits
+            })
+            .count();
+        let (now, later) = rest.split_at(count.max(1));
+        let fetched = fetch(core, now, after).await?;
+        if let Some(built) = build(core, now, after, fetched).await? {
+            after = built.meta.run.last;
+            current = publish(core, &current, built).await?;
+        }
+        rest = later;
+    }
+    let head = current
+        .manifest
+        .settled_position()
+        .map_or(TxId::ZERO, |position| position.txid);
+    core.journal.set_settled(id, head);
+    let collector = Arc::clone(core);
+    blocking(move || collector.journal.collect()).await
+}
+
+/// A journal object that had to be read back, for sections whose chunk is gone.
+type Fetched = HashMap<(Term, u64), Bytes>;
+
+async fn fetch(core: &Core, sections: &[ShippedSection], after: TxId) -> Result<Fetched, Error> {
+    let mut fetched = Fetched::new();
+    for section in sections {
+        let gone = core.journal.chunk_file(section.object).is_none();
+        if gone && section.meta.last > after && !fetched.contains_key(&section.object) {
+            let key = Key::Journal(section.object.0, Seq::new(section.object.1)).to_string();
+            let bytes = core.remote.get(&key).await?;
+            fetched.insert(section.object, bytes);
+        }
+    }
+    Ok(fetched)
+}
+
+struct Built {
+    finished: Finished,
+    meta: SegmentMeta,
+    terms: Vec<(Term, TxId)>,
+}
+
+/// A segment being written.
+struct SegmentBuild<'a> {
+    core: &'a Core,
+    writer: Option<SegmentWriter>,
+    terms: Vec<(Term, TxId)>,
+    last: TxId,
+}
+
+impl SegmentBuild<'_> {
+    /// Adds a record, unless it is settled already; `chain_before` is the chain before it.
+    fn push(
+        &mut self,
+        section: &ShippedSection,
+        chain_before: Chain,
+        record: &[u8],
+    ) -> Result<(), Error> {
+        let (header, _) = RecordHeader::decode(&mut Reader::new(record)).map_err(|e| {
+            Error::new(Code::DatabaseCorrupt, "a journaled record to be settled").caused_by(e)
+        })?;
+        if header.txid <= self.last {
+            return Ok(());
+        }
+        let meta = &section.meta;
+        if header.txid != self.last.next() {
+            return Err(Error::internal(format!(
+                "settling database {}: commit {} follows {}",
+                meta.database, header.txid, self.last
+            )));
+        }
+        let core = self.core;
+        let writer = self.writer.get_or_insert_with(|| {
+            SegmentWriter::new(
+                (meta.namespace, meta.database),
+                meta.page_size,
+                meta.seed,
+                chain_before,
+                WriteId(core.parts.entropy.bytes16()),
+                Compressor::new(core.settings.settle_level),
+            )
+        });
+        writer
+            .push(record)
+            .map_err(|e| Error::internal("write a segment").caused_by(e))?;
+        if self
+            .terms
+            .last()
+            .is_none_or(|(term, _)| *term < header.term)
+        {
+            self.terms.push((header.term, header.txid));
+        }
+        self.last = header.txid;
+        Ok(())
+    }
+}
+
+/// Builds the segment of the records after `after`; `None` if there are none.
+async fn build(
+    core: &Arc<Core>,
+    sections: &[ShippedSection],
+    after: TxId,
+    fetched: Fetched,
+) -> Result<Option<Built>, Error> {
+    let (core, sections) = (Arc::clone(core), sections.to_vec());
+    blocking(move || {
+        let mut build = SegmentBuild {
+            core: &core,
+            writer: None,
+            terms: Vec::new(),
+            last: after,
+        };
+        for section in &sections {
+            if let Some(bytes) = fetched.get(&section.object) {
+                from_object(section, bytes, &mut build)?;
+            } else if let Some(path) = core.journal.chunk_file(section.object) {
+                let io = |e| Error::io(format!("read {}", path.display()), e);
+                let file = core.parts.disk.read(&path).map_err(io)?;
+                from_chunk(section, &file, &mut build)?;
+            } else if section.meta.last > build.last {
+                return Err(Error::new(
+                    Code::StorageUnavailable,
+                    "a chunk went away; try again",
+                ));
+            }
+        }
+        let SegmentBuild { writer, terms, .. } = build;
+        let Some(writer) = writer else {
+            return Ok(None);
+        };
+        let (finished, meta, _) = writer
+            .finish()
+            .map_err(|e| Error::internal("write a segment").caused_by(e))?;
+        Ok(Some(Built {
+            finished,
+            meta,
+            terms,
+        }))
+    })
+    .await
+}
+
+fn from_object(
+    section: &ShippedSection,
+    bytes: &Bytes,
+    build: &mut SegmentBuild<'_>,
+) -> Result<(), Error> {
+    let (term, seq) = section.object;
+    let key = Key::Journal(term, Seq::new(seq));
+    let damaged = |e| Error::new(Code::ObjectCorrupt, format!("journal object {key}")).caused_by(e);
+    let object = JournalObject::decode(bytes, term, Seq::new(seq)).map_err(damaged)?;
+    let wanted = section.meta.database;
+    let Some(found) = object.sections.iter().find(|s| s.meta.database == wanted) else {
+        let what = format!("journal object {key} holds no section of database {wanted}");
+        return Err(Error::new(Code::ObjectCorrupt, what));
+    };
+    let stored = object.section_bytes(found).unwrap_or_default();
+    let mut records = object.records(found, &stored);
+    let mut chain = found.meta.chain_before;
+    while let Some(record) = records.next_record().map_err(damaged)? {
+        build.push(section, chain, record.bytes)?;
+        chain = record.position.chain;
+    }
+    Ok(())
+}
+
+fn from_chunk(
+    section: &ShippedSection,
+    file: &[u8],
+    build: &mut SegmentBuild<'_>,
+) -> Result<(), Error> {
+    let mut slot = None;
+    let mut chain = Chain::default();
+    let mut slots = 0;
+    for entry in Entries::new(file) {
+        match entry {
+            Entry::Database { database, .. } => {
+                if database.id == section.meta.database {
+                    slot = Some(slots);
+                    chain = database.chain_before;
+                }
+                slots += 1;
+            }
+            Entry::Record { at, record } if slot == Some(at.slot) => {
+                build.push(section, chain, record)?;
+                chain = at.chain;
+            }
+            Entry::Record { .. } | Entry::Spooled { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+async fn publish(core: &Core, current: &Loaded, built: Built) -> Result<Loaded, Error> {
+    let Built {
+        finished,
+        meta,
+        terms,
+    } = built;
+    let entry = SegmentEntry {
+        run: meta.run,
+        nonce: core.remote.nonces.next(),
+        len: finished.len,
+        blake3: finished.blake3,
+    };
+    let (namespace, id) = (meta.namespace, meta.database);
+    let key = entry.key(namespace, id).to_string();
+    crash_point!("settle.before_segment");
+    core.remote.create(&key, finished.bytes).await?;
+    crash_point!("settle.before_cas");
+    let published = core
+        .remote
+        .publish(current, |manifest| {
+            manifest.append_segment(entry);
+            for (term, first) in &terms {
+                manifest.note_term(*term, *first);
+            }
+            Ok(())
+        })
+        .await
+        .map_err(|error: PublishError| publish_error("settle a database", error))?;
+    crash_point!("settle.after_cas");
+    core.remote.remember(id, published.clone());
+    Ok(published)
+}
