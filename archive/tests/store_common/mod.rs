@@ -14,6 +14,13 @@ use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 #[derive(Debug, Default)]
 pub(crate) struct Counting(AtomicU64);
 
+impl Counting {
+    /// Begins at another number.
+    pub(crate) fn skip(&self, numbers: u64) {
+        self.0.fetch_add(numbers, Ordering::Relaxed);
+    }
+}
+
 impl Entropy for Counting {
     fn fill(&self, buf: &mut [u8]) {
         let mut reader = blake3::Hasher::new()
@@ -36,6 +43,13 @@ pub(crate) fn impatient() -> StoreOptions {
         entropy: Arc::new(Counting::default()),
         ..StoreOptions::default()
     }
+}
+
+/// The same, giving up at the first failure.
+pub(crate) fn despondent() -> StoreOptions {
+    let mut options = impatient();
+    options.settings.attempts_max = 1;
+    options
 }
 
 /// An object as the formats make them, as far as a store looks: magic, write id, content.

@@ -4,9 +4,8 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`faultstore`] | an object store that fails as a seed says |
-//! | [`proxy`], [`s3`] | a fault proxy for S3 and the S3 servers of a run |
 //! | [`faultstore`] | an object store that fails before, after, or with the effect coming late |
+//! | [`proxy`], [`s3`] | a fault proxy for S3 and the S3 servers of a run |
 //! | [`oltp`] | the OLTP mix of the benches, that of the Litestream baseline |
 //! | [`history`] | random SQL workloads, each step a one-line reproduction |
 //! | [`oracle`] | the shadow of every state of a database, from its deltas alone |
