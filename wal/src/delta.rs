@@ -30,7 +30,8 @@ use crate::codec::{DecodeError, Reader, put_varint};
 use crate::page::{PageCount, PageNo, PageSize, mask_page1};
 
 const WORD: usize = 8;
-/// Words compared at once: one cache line, which the compiler turns into vector instructions.
+/// Bytes compared at once: one cache line, which the compiler turns into vector instructions. Every page
+/// size is a multiple of it.
 const BLOCK: usize = 64;
 
 /// A delta: what turns one state into another, in either direction.
@@ -86,11 +87,24 @@ impl DeltaEncoder {
             old.len() == size && new.len() == size,
             "a delta is made of whole pages"
         );
-        for (x, (a, b)) in self.xor.iter_mut().zip(old.iter().zip(new)) {
-            *x = a ^ b;
+        let mut finder = RunFinder::new(&mut self.runs);
+        let (olds, _) = old.as_chunks();
+        let (news, _) = new.as_chunks();
+        let (xors, _) = self.xor.as_chunks_mut();
+        for ((old, new), xor) in olds.iter().zip(news).zip(xors) {
+            // Where nothing changed, `xor` keeps what an earlier page left: no run reaches there.
+            if differs(old, new) {
+                for (x, (a, b)) in xor.iter_mut().zip(old.iter().zip(new)) {
+                    *x = a ^ b;
+                }
+                finder.block(xor);
+            } else {
+                finder.zeros();
+            }
         }
+        finder.finish();
         let xor = std::mem::take(&mut self.xor);
-        let changed = self.xor_page(page, &xor, out);
+        let changed = self.emit(page, &xor, out);
         self.xor = xor;
         changed
     }
@@ -99,10 +113,29 @@ impl DeltaEncoder {
     ///
     /// # Panics
     ///
-    /// If pages do not come in ascending order.
+    /// If pages do not come in ascending order, or are not one page long.
     pub fn xor_page(&mut self, page: PageNo, xor: &[u8], out: &mut Vec<u8>) -> bool {
+        assert_eq!(
+            xor.len(),
+            self.page_size.bytes(),
+            "a delta is made of whole pages"
+        );
+        let mut finder = RunFinder::new(&mut self.runs);
+        let (xors, _) = xor.as_chunks();
+        for xor in xors {
+            if differs(xor, &[0; BLOCK]) {
+                finder.block(xor);
+            } else {
+                finder.zeros();
+            }
+        }
+        finder.finish();
+        self.emit(page, xor, out)
+    }
+
+    /// Appends the runs that were found in `xor`; answers whether there were any.
+    fn emit(&mut self, page: PageNo, xor: &[u8], out: &mut Vec<u8>) -> bool {
         assert!(page.get() > self.last, "pages of a delta ascend");
-        find_runs(xor, &mut self.runs);
         if self.runs.is_empty() {
             return false;
         }
@@ -120,42 +153,68 @@ impl DeltaEncoder {
     }
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().fold(0, |any, byte| any | byte) == 0
+/// Whether two blocks differ anywhere: eight words at once, without a branch between them.
+fn differs(a: &[u8; BLOCK], b: &[u8; BLOCK]) -> bool {
+    let (a, b) = (a.as_chunks::<WORD>().0, b.as_chunks::<WORD>().0);
+    let differ = |(a, b): (&[u8; WORD], &[u8; WORD])| word(*a) ^ word(*b);
+    a.iter().zip(b).map(differ).fold(0, |any, word| any | word) != 0
 }
 
-/// Finds the runs of `xor` that are not zero: words of eight bytes, trimmed to their first and last non-zero
-/// byte. Whole blocks of zeros are skipped at once.
-fn find_runs(xor: &[u8], runs: &mut Vec<(usize, usize)>) {
-    runs.clear();
-    let mut open: Option<usize> = None;
-    for (b, block) in xor.chunks(BLOCK).enumerate() {
-        let base = b * BLOCK;
-        if is_zero(block) {
-            close_run(xor, &mut open, base, runs);
-            continue;
-        }
-        for (w, word) in block.chunks(WORD).enumerate() {
-            let at = base + w * WORD;
-            if is_zero(word) {
-                close_run(xor, &mut open, at, runs);
-            } else if open.is_none() {
-                let skip = word.iter().take_while(|byte| **byte == 0).count();
-                open = Some(at + skip);
-            }
+/// A word whose lowest bits are its first byte, on every machine.
+const fn word(bytes: [u8; WORD]) -> u64 {
+    u64::from_le_bytes(bytes)
+}
+
+/// Finds the runs of a page, block by block: words that are not zero, in a row, trimmed to their first and
+/// last byte that is not.
+struct RunFinder<'r> {
+    runs: &'r mut Vec<(usize, usize)>,
+    at: usize,
+    /// Where the run begins that is still open, and its last word.
+    open: Option<(usize, u64)>,
+}
+
+impl<'r> RunFinder<'r> {
+    fn new(runs: &'r mut Vec<(usize, usize)>) -> Self {
+        runs.clear();
+        Self {
+            runs,
+            at: 0,
+            open: None,
         }
     }
-    close_run(xor, &mut open, xor.len(), runs);
-}
 
-fn close_run(xor: &[u8], open: &mut Option<usize>, end: usize, runs: &mut Vec<(usize, usize)>) {
-    if let Some(start) = open.take() {
-        let trailing = xor[start..end]
-            .iter()
-            .rev()
-            .take_while(|byte| **byte == 0)
-            .count();
-        runs.push((start, end - trailing));
+    /// A block without a change.
+    fn zeros(&mut self) {
+        self.close();
+        self.at += BLOCK;
+    }
+
+    fn block(&mut self, xor: &[u8; BLOCK]) {
+        for bytes in xor.as_chunks::<WORD>().0 {
+            let word = word(*bytes);
+            if word == 0 {
+                self.close();
+            } else {
+                let start = match self.open {
+                    Some((start, _)) => start,
+                    None => self.at + word.trailing_zeros() as usize / 8,
+                };
+                self.open = Some((start, word));
+            }
+            self.at += WORD;
+        }
+    }
+
+    fn close(&mut self) {
+        if let Some((start, last)) = self.open.take() {
+            self.runs
+                .push((start, self.at - last.leading_zeros() as usize / 8));
+        }
+    }
+
+    fn finish(mut self) {
+        self.close();
     }
 }
 

@@ -7,12 +7,15 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use rusqlite::Connection;
 use tidelog_wal::cursor::{PublishedCursor, ReadAt, WalError};
 use tidelog_wal::delta::DeltaEncoder;
 use tidelog_wal::frame::FrameNo;
 use tidelog_wal::page::mask_page1;
 use tidelog_wal::shm::{SHM_HEADER_LEN, ShmError, WalIndexHeader};
 use tidelog_wal::{PageCount, PageNo, PageSize};
+
+use crate::oltp::Oltp;
 
 const WINDOW_BYTES: usize = 1 << 20;
 
@@ -213,4 +216,33 @@ impl Recorder {
 
 fn index(page: PageNo) -> usize {
     page.get() as usize - 1
+}
+
+/// Records `commits` transactions of the OLTP mix over `rows` orders, after `warm_up` of them, on pages of
+/// SQLite's default size. What benches run on.
+pub fn record_oltp(
+    rows: u32,
+    warm_up: u64,
+    commits: u64,
+) -> Result<Vec<Recorded>, Box<dyn std::error::Error>> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("oltp.db");
+    let conn = Connection::open(&path)?;
+    conn.execute_batch(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0",
+    )?;
+    let mut mix = Oltp::new(1, rows);
+    mix.load(&conn)?;
+    for i in 0..warm_up {
+        mix.transaction(&conn, i)?;
+    }
+    conn.execute_batch("PRAGMA wal_checkpoint(PASSIVE)")?;
+    let (mut recorder, _) = Recorder::start(&path, PageSize::DEFAULT)?;
+    let mut recorded = Vec::new();
+    for i in warm_up..warm_up + commits {
+        mix.transaction(&conn, i)?;
+        recorded.extend(recorder.record()?);
+    }
+    drop(conn);
+    Ok(recorded)
 }
