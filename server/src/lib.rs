@@ -1,2 +1,29 @@
-//! The server and command line of Tidelog.
+//! The server and command line of Tidelog: HTTP and a terminal over `tidelog-engine`, and nothing more.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`app`], [`settings`] | what handlers share; the bounds of a request |
+//! | [`serve`] | accepting, bounding, stopping |
+//! | `http` | the layer that no route can miss, and the router it builds |
+//! | `routes` | the route table and its handlers |
+//! | [`problem`] | RFC 9457 documents and the table of codes |
+//! | [`fields`], [`values`], [`time`] | strict reading of requests; SQL values and times as JSON |
+//! | [`cli`] | the commands of the binary `tidelog` |
+//!
+//! It names neither SQLite's library nor an object store: both are the engine's business.
 #![forbid(unsafe_code)]
+
+pub mod app;
+pub mod cli;
+pub mod fields;
+mod http;
+mod metrics;
+pub mod problem;
+mod routes;
+pub mod serve;
+pub mod settings;
+pub mod time;
+pub mod values;
+
+pub use http::router::router;
+pub use routes::{Served, surface};

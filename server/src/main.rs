@@ -1,3 +1,6 @@
-//! The server and command line of Tidelog.
+//! The binary `tidelog`: see [`tidelog_server::cli`].
 #![forbid(unsafe_code)]
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    tidelog_server::cli::main()
+}

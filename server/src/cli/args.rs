@@ -1,0 +1,445 @@
+//! The arguments of every command.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tidelog_engine::{Durability, Target};
+use tidelog_wal::{Position, Timestamp};
+
+use super::client::Client;
+use super::exit::Failure;
+use crate::time;
+
+/// Run, rewind and never lose `SQLite` databases at scale.
+#[derive(Debug, Parser)]
+#[command(name = "tidelog", version, propagate_version = true)]
+pub(crate) struct Arguments {
+    /// Print one JSON document instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What a command talks to.
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// The bucket: `file:///path`, `file://./path`, `s3://bucket/prefix?endpoint=...&region=...&path_style=true`,
+    /// `gs://...`, `az://...` or `memory:` [env: `TIDELOG_STORE`]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// The server, for instance <http://127.0.0.1:8080> [env: `TIDELOG_URL`]
+    #[arg(long, global = true, value_name = "URL", conflicts_with = "store")]
+    pub(crate) url: Option<String>,
+    /// The token for the server [env: `TIDELOG_TOKEN`]
+    #[arg(long, global = true, value_name = "TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+}
+
+impl Place {
+    /// Whether the bucket is meant: a flag counts before the environment, and a server before a bucket there.
+    pub(crate) fn names_bucket(&self) -> bool {
+        self.store.is_some()
+            || (self.url.is_none()
+                && variable("TIDELOG_URL").is_none()
+                && variable("TIDELOG_STORE").is_some())
+    }
+
+    /// The bucket, which has to be named.
+    pub(crate) fn bucket(self) -> Result<String, Failure> {
+        if self.url.is_some() {
+            return Err(Failure::usage(
+                "this command reads the bucket: give --store, not --url",
+            ));
+        }
+        self.store
+            .or_else(|| variable("TIDELOG_STORE"))
+            .ok_or_else(|| Failure::usage("name the bucket with --store URL or TIDELOG_STORE"))
+    }
+
+    /// A client of the server, which has to be named.
+    pub(crate) fn server(self) -> Result<Client, Failure> {
+        if self.store.is_some() {
+            return Err(Failure::usage(
+                "this command asks a server: give --url, not --store",
+            ));
+        }
+        let url = self
+            .url
+            .or_else(|| variable("TIDELOG_URL"))
+            .ok_or_else(|| Failure::usage("name the server with --url URL or TIDELOG_URL"))?;
+        let token = self
+            .token
+            .or_else(|| variable("TIDELOG_TOKEN"))
+            .ok_or_else(|| Failure::usage("give the token with --token or TIDELOG_TOKEN"))?;
+        Client::new(&url, token)
+    }
+}
+
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the server
+    Serve(ServeOptions),
+    /// List the databases in a bucket
+    List,
+    /// List the commits of a database, from a bucket or a server
+    History(HistoryOptions),
+    /// Restore a database from a bucket to a new file
+    Restore(RestoreOptions),
+    /// Check what a bucket holds
+    Verify(VerifyOptions),
+    /// Look at the store itself
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Make, list, revoke and recover tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Make namespaces, with the server token
+    #[command(subcommand)]
+    Namespace(NamespaceCommand),
+    /// Create, list, show, delete and bring back databases
+    #[command(subcommand)]
+    Db(DbCommand),
+    /// Run one statement
+    Query(QueryOptions),
+    /// Bring in an existing `SQLite` file as a new database
+    Import(ImportOptions),
+    /// Write a database, as it is or was, to a file
+    Export(ExportOptions),
+    /// Show where a database stands, or stood at a time
+    Bookmark(BookmarkOptions),
+}
+
+/// A database by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) namespace: String,
+    pub(crate) database: String,
+}
+
+/// The namespace a name has when it names none: the one that the first start of a server makes.
+pub(crate) const DEFAULT_NAMESPACE: &str = "default";
+
+impl std::str::FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, database) = text.split_once('/').unwrap_or((DEFAULT_NAMESPACE, text));
+        if namespace.is_empty() || database.is_empty() || database.contains('/') {
+            return Err(format!("{text:?} is not NAMESPACE/DATABASE"));
+        }
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            database: database.to_owned(),
+        })
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}/{}", self.namespace, self.database)
+    }
+}
+
+/// A point in a database's history; the newest when none is given.
+#[derive(Debug, Args)]
+pub(crate) struct At {
+    /// At or before this time: RFC 3339 or Unix milliseconds
+    #[arg(long, value_name = "TIME", value_parser = time::parse, conflicts_with = "bookmark")]
+    pub(crate) at: Option<Timestamp>,
+    /// At this bookmark
+    #[arg(long, value_name = "BOOKMARK")]
+    pub(crate) bookmark: Option<Position>,
+}
+
+impl At {
+    pub(crate) fn target(&self) -> Option<Target> {
+        self.bookmark
+            .map(Target::Position)
+            .or(self.at.map(Target::Time))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeOptions {
+    /// The data folder
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TIDELOG_DATA",
+        default_value = "./tidelog-data"
+    )]
+    pub(crate) data: PathBuf,
+    /// The address to listen on
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "TIDELOG_LISTEN",
+        default_value = "127.0.0.1:8080"
+    )]
+    pub(crate) listen: SocketAddr,
+    /// Close the terms of a dead node, or of all others, and take their databases over
+    #[arg(long, value_name = "NODE|all")]
+    pub(crate) take_over: Option<String>,
+    /// When a write is answered unless its database or request says otherwise: memory, local or remote
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "TIDELOG_DURABILITY",
+        default_value = "local"
+    )]
+    pub(crate) durability: Durability,
+    /// Listen beyond loopback although this speaks plain HTTP
+    #[arg(long)]
+    pub(crate) insecure_listen: bool,
+    /// How long commits are collected before they are shipped, in milliseconds
+    #[arg(long, value_name = "MS", env = "TIDELOG_SHIP_INTERVAL_MS")]
+    pub(crate) ship_interval_ms: Option<u64>,
+    /// Bytes the local journal may hold while the store is away; beyond it writes are refused
+    #[arg(long, value_name = "BYTES", env = "TIDELOG_JOURNAL_MAX_BYTES")]
+    pub(crate) journal_max_bytes: Option<u64>,
+    /// How long a write waits for its durability, in milliseconds
+    #[arg(long, value_name = "MS", env = "TIDELOG_DURABILITY_TIMEOUT_MS")]
+    pub(crate) durability_timeout_ms: Option<u64>,
+    /// How long an unused database stays open, in milliseconds
+    #[arg(long, value_name = "MS", env = "TIDELOG_IDLE_CLOSE_MS")]
+    pub(crate) idle_close_ms: Option<u64>,
+    /// Log lines as JSON
+    #[arg(long, env = "TIDELOG_LOG_JSON")]
+    pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    /// From this bookmark on
+    #[arg(long, value_name = "BOOKMARK")]
+    pub(crate) from: Option<Position>,
+    /// Up to this bookmark
+    #[arg(long, value_name = "BOOKMARK")]
+    pub(crate) to: Option<Position>,
+    /// The most commits to list
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// How much a verification looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Level {
+    /// Every object is there and its checksum is right
+    Objects,
+    /// And chain and numbering have no break
+    Chain,
+    /// And every database restores to its newest recorded digest
+    Restore,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyOptions {
+    /// NAMESPACE/DATABASE; every database when left out
+    pub(crate) database: Option<Name>,
+    /// How much to look at
+    #[arg(long, value_enum, default_value_t = Level::Chain)]
+    pub(crate) level: Level,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Prove that the store does what Tidelog needs
+    Check,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token; its secret is shown once
+    Create {
+        /// What it may do: read, write or admin; may be given more than once
+        #[arg(long = "scope", required = true)]
+        scopes: Vec<String>,
+        /// live, test or cli
+        #[arg(long, default_value = "live")]
+        kind: String,
+        /// Only for this database; may be given more than once
+        #[arg(long = "database")]
+        databases: Vec<String>,
+        /// When it ends
+        #[arg(long, value_name = "TIME")]
+        expires_at: Option<String>,
+        /// The namespace
+        #[arg(long, default_value = DEFAULT_NAMESPACE)]
+        namespace: String,
+    },
+    /// List the tokens of a namespace
+    List {
+        /// The namespace
+        #[arg(long, default_value = DEFAULT_NAMESPACE)]
+        namespace: String,
+    },
+    /// Revoke a token
+    Revoke {
+        /// Its id
+        id: String,
+        /// The namespace
+        #[arg(long, default_value = DEFAULT_NAMESPACE)]
+        namespace: String,
+    },
+    /// Make new owner and server tokens with access to the bucket alone
+    Recover {
+        /// Go on although the last process did not end its term: it must be dead
+        #[arg(long)]
+        take_over: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NamespaceCommand {
+    /// Make a namespace and its first owner token
+    Create {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DbCommand {
+    /// Create an empty database
+    Create {
+        /// NAMESPACE/DATABASE
+        database: Name,
+        /// Bytes of a page: a power of two from 512 to 65536
+        #[arg(long)]
+        page_size: Option<u32>,
+    },
+    /// List the databases of a namespace
+    List {
+        /// The namespace
+        #[arg(default_value = DEFAULT_NAMESPACE)]
+        namespace: String,
+    },
+    /// Show a database
+    Show {
+        /// NAMESPACE/DATABASE
+        database: Name,
+    },
+    /// Delete a database; it can be brought back for a while
+    Delete {
+        /// NAMESPACE/DATABASE
+        database: Name,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Bring a deleted database back
+    Undelete {
+        /// NAMESPACE/DATABASE
+        database: Name,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueryOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    /// One SQL statement
+    pub(crate) sql: String,
+    /// Its parameters: a JSON array by position, or a JSON object by name
+    #[arg(long, value_name = "JSON")]
+    pub(crate) params: Option<String>,
+    /// When the write is answered: memory, local or remote
+    #[arg(long)]
+    pub(crate) durability: Option<Durability>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportOptions {
+    /// NAMESPACE/DATABASE, which must not exist
+    pub(crate) database: Name,
+    /// The `SQLite` file
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BookmarkOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    /// The last commit at or before this time: RFC 3339 or Unix milliseconds
+    #[arg(long, value_name = "TIME", value_parser = time::parse, conflicts_with = "wait_durable_ms")]
+    pub(crate) at: Option<Timestamp>,
+    /// Wait so long for the newest commit to be in the store
+    #[arg(long, value_name = "MS")]
+    pub(crate) wait_durable_ms: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn names_default_to_the_default_namespace() {
+        let name: Name = "orders".parse().expect("a bare name");
+        assert_eq!(name.to_string(), "default/orders");
+        assert_eq!(
+            "acme/orders"
+                .parse::<Name>()
+                .expect("a full name")
+                .namespace,
+            "acme"
+        );
+        for bad in ["", "/", "acme/", "/orders", "a/b/c"] {
+            assert!(bad.parse::<Name>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn bucket_and_server_together_are_wrong_usage() {
+        let both = [
+            "tidelog", "history", "a/b", "--store", "memory:", "--url", "http://x",
+        ];
+        assert!(Arguments::try_parse_from(both).is_err());
+        assert!(Arguments::try_parse_from(&both[..5]).is_ok());
+    }
+}

@@ -1,0 +1,83 @@
+//! The command line of `tidelog`.
+//!
+//! Three families: `serve`; commands that read the bucket alone (`--store`), which need no server; commands
+//! against a server (`--url`). Naming both a bucket and a server is wrong usage. People get tables, and progress
+//! bars where a terminal watches; `--json` gets one JSON document on standard output and nothing else there.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 conflict or refused, 5 damaged data.
+
+mod args;
+mod bucket;
+mod client;
+mod exit;
+mod local;
+mod output;
+mod remote;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use args::{Arguments, Command, StoreCommand, TokenCommand};
+use exit::{Exit, Failure};
+use output::Output;
+
+/// Parses the command line, runs it, and says how it went.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version go to standard output and are no failure. A closed pipe is nobody's loss.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done.into(),
+                _ => Exit::Usage.into(),
+            };
+        }
+    };
+    let output = Output::new(arguments.json);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return output.failure(&Failure::new(
+                Exit::Failed,
+                format!("cannot start threads: {error}"),
+            ));
+        }
+    };
+    let done = runtime.block_on(run(arguments, &output));
+    match done {
+        Ok(()) => Exit::Done.into(),
+        Err(failure) => output.failure(&failure),
+    }
+}
+
+async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
+    let place = arguments.place;
+    match arguments.command {
+        Command::Serve(options) => serve::run(place, options, output).await,
+        Command::List => bucket::list(place.bucket()?, output).await,
+        Command::Restore(options) => bucket::restore(place.bucket()?, options, output).await,
+        Command::Verify(options) => bucket::verify(place.bucket()?, options, output).await,
+        Command::Store(StoreCommand::Check) => bucket::check(place.bucket()?, output).await,
+        Command::History(options) if place.names_bucket() => {
+            bucket::history(place.bucket()?, options, output).await
+        }
+        Command::History(options) => remote::history(&place.server()?, options, output).await,
+        Command::Token(TokenCommand::Recover { take_over }) => {
+            bucket::recover(place.bucket()?, take_over, output).await
+        }
+        Command::Token(command) => remote::token(&place.server()?, command, output).await,
+        Command::Namespace(command) => remote::namespace(&place.server()?, command, output).await,
+        Command::Db(command) => remote::db(&place.server()?, command, output).await,
+        Command::Query(options) => remote::query(&place.server()?, options, output).await,
+        Command::Import(options) => remote::import(&place.server()?, options, output).await,
+        Command::Export(options) => remote::export(&place.server()?, options, output).await,
+        Command::Bookmark(options) => remote::bookmark(&place.server()?, options, output).await,
+    }
+}

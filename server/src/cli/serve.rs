@@ -1,0 +1,186 @@
+//! `tidelog serve`: start the engine, listen, and stop in order.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidelog_engine::{Engine, Parts, Settings, TakeOver};
+use tracing_subscriber::EnvFilter;
+
+use super::args::{Place, ServeOptions, variable};
+use super::exit::Failure;
+use super::output::Output;
+use crate::app::App;
+use crate::serve;
+use crate::settings::Limits;
+
+/// Where bodies and exports are staged, below the data folder.
+const SCRATCH: &str = "scratch";
+
+pub(super) async fn run(
+    place: Place,
+    options: ServeOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    if place.url.is_some() || place.token.is_some() {
+        return Err(Failure::usage("serve takes --store, not --url or --token"));
+    }
+    log(options.log_json)?;
+    let store = place.store.or_else(|| variable("TIDELOG_STORE"));
+    let settings = settings(&options, store)?;
+    // The address first: one in use must not cost a term.
+    let listener = serve::bind(options.listen, options.insecure_listen)
+        .await
+        .map_err(|error| {
+            Failure::failed(format!("cannot listen on {}: {error}", options.listen))
+        })?;
+    let address = listener.local_addr().map_err(|error| {
+        Failure::failed(format!("cannot listen on {}: {error}", options.listen))
+    })?;
+    let stop = serve::stop_signal();
+    output.remark(&format!(
+        "data in {}, history in {}",
+        settings.data.display(),
+        without_secret(&settings.store_url)
+    ));
+    let data = settings.data.clone();
+    let durability = settings.durability;
+    let engine = Engine::start(settings, Parts::production()).await?;
+    for notice in engine.notices() {
+        output.remark(&notice);
+    }
+    output.remark(&format!(
+        "a write is answered at `{durability}`: {}",
+        meaning(durability)
+    ));
+    output.remark(&format!("listening on http://{address}"));
+    let scratch = scratch(&data)?;
+    let app = Arc::new(App::new(engine.clone(), Limits::default(), scratch));
+    let stopped = async {
+        // Without signals to wait for, a server runs until it is killed, which is safe.
+        if stop.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        output.remark("stopping: finishing requests, shipping what is pending");
+    };
+    serve::serve(listener, app, stopped).await;
+    engine.shutdown().await?;
+    output.remark("stopped");
+    Ok(())
+}
+
+fn settings(options: &ServeOptions, store: Option<String>) -> Result<Settings, Failure> {
+    let mut settings = Settings {
+        data: options.data.clone(),
+        ..Settings::default()
+    };
+    settings.durability = options.durability;
+    if let Some(store) = store {
+        settings.store_url = store;
+    }
+    settings.take_over = match options.take_over.as_deref() {
+        None => TakeOver::None,
+        Some("all") => TakeOver::All,
+        Some(node) => TakeOver::Node(node.parse().map_err(|_| {
+            Failure::usage(format!(
+                "--take-over takes a node id or `all`, not {node:?}"
+            ))
+        })?),
+    };
+    let millis = |value: Option<u64>, setting: &mut Duration| {
+        if let Some(value) = value {
+            *setting = Duration::from_millis(value);
+        }
+    };
+    millis(options.ship_interval_ms, &mut settings.ship_interval);
+    millis(
+        options.durability_timeout_ms,
+        &mut settings.durability_timeout,
+    );
+    millis(options.idle_close_ms, &mut settings.idle_close);
+    if let Some(bytes) = options.journal_max_bytes {
+        settings.journal_max_bytes = bytes;
+    }
+    Ok(settings)
+}
+
+/// What a level promises, in a sentence.
+fn meaning(durability: tidelog_engine::Durability) -> &'static str {
+    use tidelog_engine::Durability::{Local, Memory, Remote};
+    match durability {
+        Memory => "it survives a crash of this process, not of the machine",
+        Local => "it survives power loss; the loss of this machine can take the last second",
+        Remote => "it is in the store and survives the loss of this machine",
+    }
+}
+
+/// The store URL with its settings left out: they may hold what is nobody's business on a terminal.
+fn without_secret(url: &str) -> String {
+    let bare = url.split('?').next().unwrap_or_default();
+    match bare.split_once("://") {
+        Some((scheme, rest)) => {
+            let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+            format!("{scheme}://{rest}")
+        }
+        None => bare.to_owned(),
+    }
+}
+
+/// An empty scratch folder: what an earlier life staged is of no use.
+fn scratch(data: &Path) -> Result<PathBuf, Failure> {
+    let folder = data.join(SCRATCH);
+    let failed = |error: std::io::Error| {
+        Failure::failed(format!(
+            "cannot make the scratch folder {}: {error}",
+            folder.display()
+        ))
+    };
+    match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    std::fs::create_dir_all(&folder).map_err(failed)?;
+    Ok(folder)
+}
+
+fn log(json: bool) -> Result<(), Failure> {
+    let wanted = variable("TIDELOG_LOG").unwrap_or_else(|| "warn,tidelog_server=info".to_owned());
+    let filter = EnvFilter::try_new(&wanted)
+        .map_err(|error| Failure::usage(format!("TIDELOG_LOG is not a filter: {error}")))?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let set = if json {
+        lines.json().try_init()
+    } else {
+        lines.try_init()
+    };
+    set.map_err(|error| Failure::failed(format!("cannot set up the log: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_url_is_shown_without_its_settings() {
+        let shown = without_secret("s3://key:secret@bucket/prefix?access_key=x&secret_key=y");
+        assert_eq!(shown, "s3://bucket/prefix");
+        assert_eq!(without_secret("memory:"), "memory:");
+        assert_eq!(
+            without_secret("file://./tidelog-store"),
+            "file://./tidelog-store"
+        );
+    }
+
+    #[test]
+    fn scratch_starts_empty() {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        let folder = scratch(data.path()).expect("made");
+        std::fs::write(folder.join("body-1"), b"old").expect("written");
+        let folder = scratch(data.path()).expect("made again");
+        assert_eq!(std::fs::read_dir(folder).expect("listed").count(), 0);
+    }
+}

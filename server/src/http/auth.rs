@@ -1,0 +1,196 @@
+//! Who calls, and whether this route is theirs: decided before anything is looked up or opened.
+//!
+//! The namespace in the path must equal the credential's. It is compared, never looked up, so an answer does not
+//! tell whether another tenant or its database exists.
+
+use axum::http::{HeaderMap, header};
+use tidelog_engine::{Principal, Role};
+
+use super::{Access, Route};
+use crate::app::App;
+use crate::problem::{Code, Problem};
+
+/// The token of a request.
+fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+    let missing = || {
+        Problem::new(
+            Code::Unauthenticated,
+            "send the token as `Authorization: Bearer TOKEN`",
+        )
+    };
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values
+        .next()
+        .ok_or_else(missing)?
+        .to_str()
+        .map_err(|_| missing())?;
+    if values.next().is_some() {
+        return Err(Problem::new(
+            Code::Unauthenticated,
+            "Authorization is given twice",
+        ));
+    }
+    let (scheme, token) = value.split_once(' ').ok_or_else(missing)?;
+    let token = token.trim();
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+        return Err(missing());
+    }
+    Ok(token)
+}
+
+/// The caller of a route, or why the route is not theirs.
+pub(crate) async fn admit(
+    app: &App,
+    route: &Route,
+    headers: &HeaderMap,
+    namespace: Option<&str>,
+    database: Option<&str>,
+) -> Result<Option<Principal>, Problem> {
+    if route.access == Access::Public {
+        return Ok(None);
+    }
+    let principal = app.engine.authenticate(bearer(headers)?).await?;
+    allow(&principal, route.access, namespace, database)?;
+    Ok(Some(principal))
+}
+
+/// Whether the principal may use a route of that access in that namespace and database.
+fn allow(
+    principal: &Principal,
+    access: Access,
+    namespace: Option<&str>,
+    database: Option<&str>,
+) -> Result<(), Problem> {
+    let lacks = |required: &str| {
+        Problem::new(
+            Code::InsufficientPermissions,
+            format!("this call needs {required}"),
+        )
+        .with("required", required)
+    };
+    let minimum = match access {
+        Access::Public => return Ok(()),
+        Access::Server if principal.server => return Ok(()),
+        Access::Server => return Err(lacks("server")),
+        Access::Role(role) => role,
+    };
+    if principal.server {
+        let detail = "the server token makes namespaces; it opens no database";
+        return Err(Problem::new(Code::NamespaceMismatch, detail).with("required", name(minimum)));
+    }
+    if namespace.is_none() || principal.namespace_name.as_deref() != namespace {
+        let detail = "the namespace in the path is not the token's";
+        return Err(Problem::new(Code::NamespaceMismatch, detail).with("required", name(minimum)));
+    }
+    if principal.role < minimum {
+        return Err(lacks(name(minimum)));
+    }
+    if let (Some(listed), Some(database)) = (&principal.databases, database)
+        && !listed.iter().any(|listed| listed == database)
+    {
+        return Err(lacks("a token for this database"));
+    }
+    Ok(())
+}
+
+/// The name of a role.
+pub(crate) const fn name(role: Role) -> &'static str {
+    match role {
+        Role::Viewer => "viewer",
+        Role::Analyst => "analyst",
+        Role::Operator => "operator",
+        Role::Admin => "admin",
+        Role::Owner => "owner",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use tidelog_wal::NamespaceId;
+
+    use super::*;
+
+    fn principal(role: Role) -> Principal {
+        Principal {
+            token_id: "t".to_owned(),
+            namespace: Some(NamespaceId::from_bytes([1; 16])),
+            namespace_name: Some("acme".to_owned()),
+            role,
+            server: false,
+            databases: None,
+            allow_ddl: true,
+        }
+    }
+
+    fn code(result: Result<(), Problem>) -> &'static str {
+        result.expect_err("refused").code()
+    }
+
+    #[test]
+    fn each_role_reaches_itself_and_those_below() {
+        let roles = [
+            Role::Viewer,
+            Role::Analyst,
+            Role::Operator,
+            Role::Admin,
+            Role::Owner,
+        ];
+        for (held, role) in roles.into_iter().enumerate() {
+            for (needed, minimum) in roles.into_iter().enumerate() {
+                let result = allow(&principal(role), Access::Role(minimum), Some("acme"), None);
+                assert_eq!(result.is_ok(), held >= needed, "{role:?} for {minimum:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_namespace_is_refused_whatever_the_role() {
+        for namespace in [Some("other"), Some("ACME"), Some(""), None] {
+            let result = allow(
+                &principal(Role::Owner),
+                Access::Role(Role::Viewer),
+                namespace,
+                None,
+            );
+            assert_eq!(code(result), "namespace-mismatch");
+        }
+    }
+
+    #[test]
+    fn the_server_token_and_tenant_tokens_never_swap_places() {
+        let mut server = principal(Role::Owner);
+        (server.server, server.namespace, server.namespace_name) = (true, None, None);
+        assert!(allow(&server, Access::Server, None, None).is_ok());
+        let result = allow(&server, Access::Role(Role::Viewer), Some("acme"), None);
+        assert_eq!(code(result), "namespace-mismatch");
+        let result = allow(&principal(Role::Owner), Access::Server, None, None);
+        assert_eq!(code(result), "insufficient-permissions");
+    }
+
+    #[test]
+    fn a_token_for_some_databases_opens_no_other() {
+        let mut some = principal(Role::Owner);
+        some.databases = Some(vec!["orders".to_owned()]);
+        let access = Access::Role(Role::Viewer);
+        assert!(allow(&some, access, Some("acme"), Some("orders")).is_ok());
+        assert!(allow(&some, access, Some("acme"), Some("order")).is_err());
+    }
+
+    #[test]
+    fn only_one_bearer_token_counts() {
+        let mut headers = HeaderMap::new();
+        assert!(bearer(&headers).is_err());
+        for (value, token) in [("Bearer abc", Some("abc")), ("bearer  abc", Some("abc"))] {
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
+            assert_eq!(bearer(&headers).ok(), token);
+        }
+        for value in ["Basic abc", "Bearer", "Bearer ", "abc"] {
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
+            assert!(bearer(&headers).is_err(), "{value}");
+        }
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer a"));
+        headers.append(header::AUTHORIZATION, HeaderValue::from_static("Bearer b"));
+        assert!(bearer(&headers).is_err());
+    }
+}

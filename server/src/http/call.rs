@@ -1,0 +1,112 @@
+//! A request as a handler gets it: checked, bounded, its fields still to be taken.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tidelog_engine::{Access as SqlAccess, Database, IdempotencyKey, Namespace, Page, Principal};
+
+use super::staging::Staged;
+use crate::app::App;
+use crate::fields::Fields;
+use crate::problem::{Code, Problem};
+
+/// One request.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) app: Arc<App>,
+    pub(crate) request_id: String,
+    /// The path as it came, for links.
+    pub(crate) path: String,
+    /// The values of the path's placeholders.
+    pub(crate) names: BTreeMap<String, String>,
+    /// Absent on public routes only.
+    pub(crate) principal: Option<Principal>,
+    pub(crate) query: Fields,
+    pub(crate) body: Fields,
+    /// The body of a file route.
+    pub(crate) file: Option<Staged>,
+    /// For routes that keep the key with their effect.
+    pub(crate) idempotency: Option<IdempotencyKey>,
+}
+
+impl Call {
+    /// The value of a placeholder of the path.
+    pub(crate) fn name(&self, placeholder: &str) -> Result<String, Problem> {
+        self.names.get(placeholder).cloned().ok_or_else(|| {
+            Problem::new(
+                Code::Internal,
+                format!("the route has no placeholder {placeholder}"),
+            )
+        })
+    }
+
+    /// Who calls.
+    pub(crate) fn principal(&self) -> Result<&Principal, Problem> {
+        self.principal
+            .as_ref()
+            .ok_or_else(|| Problem::new(Code::Unauthenticated, "this call needs a token"))
+    }
+
+    /// The namespace of the caller, which the layer has compared with the path's.
+    pub(crate) fn namespace(&self) -> Result<Namespace, Problem> {
+        let principal = self.principal()?;
+        match (principal.namespace, &principal.namespace_name) {
+            (Some(id), Some(name)) => Ok(Namespace {
+                id,
+                name: name.clone(),
+            }),
+            _ => Err(Problem::new(
+                Code::NamespaceMismatch,
+                "the token belongs to no namespace",
+            )),
+        }
+    }
+
+    /// The database of the path, opened.
+    pub(crate) async fn database(&self) -> Result<Database, Problem> {
+        let namespace = self.namespace()?;
+        Ok(self
+            .app
+            .engine
+            .database(namespace.id, &self.name("db")?)
+            .await?)
+    }
+
+    /// What the caller's token allows inside SQL.
+    pub(crate) fn sql_access(&self) -> Result<SqlAccess, Problem> {
+        let principal = self.principal()?;
+        Ok(SqlAccess {
+            role: principal.role,
+            allow_ddl: principal.allow_ddl,
+            token: Some(principal.token_id.clone()),
+            request_id: self.request_id.clone(),
+        })
+    }
+
+    /// The page asked for, and the start of the link to the next one.
+    pub(crate) fn page(&mut self) -> Result<(Page, String), Problem> {
+        let limits = &self.app.limits;
+        let (default, max) = (limits.page_default, limits.page_max);
+        let limit = match self.query.number("limit")? {
+            None => default,
+            Some(limit) => usize::try_from(limit)
+                .ok()
+                .filter(|limit| (1..=max).contains(limit))
+                .ok_or_else(|| {
+                    let detail = format!("limit must be from 1 to {max}");
+                    Problem::invalid(Code::InvalidRequest, "/limit", detail)
+                })?,
+        };
+        let cursor = self.query.text("cursor")?;
+        Ok((
+            Page { limit, cursor },
+            format!("{}?limit={limit}&", self.path),
+        ))
+    }
+
+    /// Refuses every field of body and query that nobody took. To be called before any effect.
+    pub(crate) fn finish(&mut self) -> Result<(), Problem> {
+        std::mem::take(&mut self.query).finish()?;
+        std::mem::take(&mut self.body).finish()
+    }
+}

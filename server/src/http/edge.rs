@@ -1,0 +1,82 @@
+//! The outermost layer: a request id, one log line, the security headers, and a problem document for a panic.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Response, header};
+use axum::middleware::Next;
+use futures::FutureExt;
+
+use crate::app::App;
+use crate::problem::{Code, Problem};
+
+/// The id of a request, in its extensions.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(pub(crate) String);
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Headers of every answer. A JSON surface loads nothing, so its content policy allows nothing.
+const SECURITY: [(HeaderName, &str); 7] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; frame-ancestors 'none'; base-uri 'none'",
+    ),
+    (header::REFERRER_POLICY, "strict-origin-when-cross-origin"),
+    (
+        HeaderName::from_static("permissions-policy"),
+        "geolocation=(), microphone=(), camera=()",
+    ),
+    (header::X_XSS_PROTECTION, "1; mode=block"),
+    (
+        header::STRICT_TRANSPORT_SECURITY,
+        "max-age=31536000; includeSubDomains; preload",
+    ),
+];
+
+/// Paths whose answers may be kept by a cache.
+const CACHEABLE: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
+/// Wraps the whole router.
+pub(crate) async fn wrap(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
+    let began = app.clock.monotonic_micros();
+    let id = app.request_id();
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    // The template, not the path: a log line names no tenant's database by accident of a route.
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let outcome = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = outcome.unwrap_or_else(|_| {
+        let problem = Problem::new(Code::Internal, "the server met a defect of its own");
+        problem.response(&path, &id)
+    });
+    let headers = response.headers_mut();
+    for (name, value) in SECURITY {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if !CACHEABLE.contains(&path.as_str()) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    // Hex digits and an underscore: always a header value.
+    if let Ok(value) = HeaderValue::try_from(&id) {
+        headers.insert(REQUEST_ID, value);
+    }
+    let status = response.status().as_u16();
+    let micros = app.clock.monotonic_micros().saturating_sub(began);
+    let route = route.as_ref().map_or("-", MatchedPath::as_str);
+    if status < 400 {
+        tracing::debug!(request_id = %id, %method, route, status, micros, "request");
+    } else {
+        tracing::info!(request_id = %id, %method, route, status, micros, "request refused");
+    }
+    response
+}

@@ -1,0 +1,90 @@
+//! A row of the route table.
+
+use axum::http::Method;
+use futures::future::BoxFuture;
+use tidelog_engine::Role;
+
+use super::{Answer, Call};
+use crate::problem::Problem;
+
+/// What runs when everything before it has passed.
+pub(crate) type Handler = fn(Call) -> BoxFuture<'static, Result<Answer, Problem>>;
+
+/// Who may call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Anybody, without a token: health and metrics only.
+    Public,
+    /// A token of the namespace in the path, with at least this role.
+    Role(Role),
+    /// The server token alone.
+    Server,
+}
+
+/// What the request's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyKind {
+    /// There is none; one that comes is refused.
+    None,
+    /// A JSON object, held whole, within the body limit.
+    Json,
+    /// A file, passed on as it comes, within the import limit.
+    File,
+}
+
+/// One method of one path.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
+    pub(crate) method: Method,
+    pub(crate) path: &'static str,
+    pub(crate) access: Access,
+    pub(crate) body: BodyKind,
+    /// Whether `If-Match` with a bookmark guards it; elsewhere the header is refused, never ignored.
+    pub(crate) conditional: bool,
+    /// Whether its Idempotency-Key is kept in the tenant's own database, by the handler, with the effect.
+    pub(crate) keyed_by_handler: bool,
+    pub(crate) handler: Handler,
+}
+
+impl Route {
+    /// A route without a body.
+    pub(crate) fn new(
+        method: Method,
+        path: &'static str,
+        access: Access,
+        handler: Handler,
+    ) -> Self {
+        Self {
+            method,
+            path,
+            access,
+            body: BodyKind::None,
+            conditional: false,
+            keyed_by_handler: false,
+            handler,
+        }
+    }
+
+    /// The same with a body.
+    pub(crate) fn body(mut self, body: BodyKind) -> Self {
+        self.body = body;
+        self
+    }
+
+    /// The same, guarded by `If-Match`.
+    pub(crate) fn conditional(mut self) -> Self {
+        self.conditional = true;
+        self
+    }
+
+    /// The same, its Idempotency-Key left to the handler.
+    pub(crate) fn keyed_by_handler(mut self) -> Self {
+        self.keyed_by_handler = true;
+        self
+    }
+
+    /// Whether it belongs to one database.
+    pub(crate) fn on_database(&self) -> bool {
+        self.path.contains("{db}")
+    }
+}

@@ -1,0 +1,33 @@
+//! What a supervisor and a monitor ask: alive, ready, and the counters.
+
+use axum::body::Body;
+use serde_json::json;
+
+use crate::http::{Answer, Call};
+use crate::metrics;
+use crate::problem::{Code, Problem};
+
+/// The process answers.
+pub(super) async fn alive(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    Ok(Answer::ok(json!({ "status": "ok" })))
+}
+
+/// The engine takes writes.
+pub(super) async fn ready(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    match call.app.engine.ready() {
+        Ok(()) => Ok(Answer::ok(json!({ "status": "ready" }))),
+        Err(reason) => Err(Problem::new(Code::Overloaded, reason)),
+    }
+}
+
+/// The counters as Prometheus reads them.
+pub(super) async fn metrics(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let text = metrics::encode(&call.app.engine.metrics());
+    Ok(Answer::other(
+        "text/plain; version=0.0.4; charset=utf-8",
+        Body::from(text),
+    ))
+}

@@ -1,0 +1,234 @@
+//! The route table: every method of every path, its minimum role, its body. docs/api.md says what each does.
+
+mod databases;
+mod health;
+mod namespaces;
+mod operations;
+mod query;
+mod shape;
+mod time;
+mod tokens;
+mod transfer;
+
+use axum::http::Method;
+use tidelog_engine::Role::{Admin, Analyst, Operator, Owner, Viewer};
+
+use crate::http::{Access, BodyKind, Route, auth};
+
+macro_rules! handler {
+    ($path:path) => {
+        |call| Box::pin($path(call))
+    };
+}
+
+const DATABASES: &str = "/v1/namespaces/{ns}/databases";
+const DATABASE: &str = "/v1/namespaces/{ns}/databases/{db}";
+const QUERY: &str = "/v1/namespaces/{ns}/databases/{db}/query";
+const BATCH: &str = "/v1/namespaces/{ns}/databases/{db}/batch";
+const TOKENS: &str = "/v1/namespaces/{ns}/tokens";
+const OPERATIONS: &str = "/v1/namespaces/{ns}/operations";
+
+/// Every route.
+pub(crate) fn table() -> Vec<Route> {
+    let role = Access::Role;
+    let query = |path, handler| {
+        Route::new(Method::POST, path, role(Analyst), handler)
+            .body(BodyKind::Json)
+            .keyed_by_handler()
+    };
+    vec![
+        Route::new(
+            Method::GET,
+            "/healthz",
+            Access::Public,
+            handler!(health::alive),
+        ),
+        Route::new(
+            Method::GET,
+            "/readyz",
+            Access::Public,
+            handler!(health::ready),
+        ),
+        Route::new(
+            Method::GET,
+            "/metrics",
+            Access::Public,
+            handler!(health::metrics),
+        ),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces",
+            Access::Server,
+            handler!(namespaces::create),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::POST,
+            DATABASES,
+            role(Admin),
+            handler!(databases::create),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::GET,
+            DATABASES,
+            role(Viewer),
+            handler!(databases::list),
+        ),
+        Route::new(
+            Method::GET,
+            DATABASE,
+            role(Viewer),
+            handler!(databases::show),
+        ),
+        Route::new(
+            Method::PATCH,
+            DATABASE,
+            role(Admin),
+            handler!(databases::change),
+        )
+        .body(BodyKind::Json)
+        .conditional(),
+        Route::new(
+            Method::DELETE,
+            DATABASE,
+            role(Owner),
+            handler!(databases::delete),
+        )
+        .conditional(),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/databases/{db}/undelete",
+            role(Admin),
+            handler!(databases::undelete),
+        ),
+        query(QUERY, handler!(query::query)),
+        query(BATCH, handler!(query::batch)),
+        query("/v1/db/{ns}/{db}/query", handler!(query::query)),
+        query("/v1/db/{ns}/{db}/batch", handler!(query::batch)),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/bookmarks/current",
+            role(Viewer),
+            handler!(time::current),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/bookmarks",
+            role(Viewer),
+            handler!(time::at),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/recovery-window",
+            role(Viewer),
+            handler!(time::window),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/history",
+            role(Analyst),
+            handler!(time::history),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/export",
+            role(Analyst),
+            handler!(transfer::export),
+        ),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/databases/{db}/import",
+            role(Admin),
+            handler!(transfer::import),
+        )
+        .body(BodyKind::File),
+        Route::new(Method::POST, TOKENS, role(Admin), handler!(tokens::create))
+            .body(BodyKind::Json),
+        Route::new(Method::GET, TOKENS, role(Admin), handler!(tokens::list)),
+        Route::new(
+            Method::DELETE,
+            "/v1/namespaces/{ns}/tokens/{token}",
+            role(Admin),
+            handler!(tokens::revoke),
+        ),
+        Route::new(
+            Method::GET,
+            OPERATIONS,
+            role(Viewer),
+            handler!(operations::list),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/operations/{operation}",
+            role(Viewer),
+            handler!(operations::show),
+        ),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/operations/{operation}/cancel",
+            role(Operator),
+            handler!(operations::cancel),
+        ),
+    ]
+}
+
+/// One line of what is served, for those who check it from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// The HTTP method.
+    pub method: String,
+    /// The path with its placeholders.
+    pub path: &'static str,
+    /// The least role, `server`, or nothing for a public path.
+    pub required: Option<&'static str>,
+    /// Whether it takes a JSON body.
+    pub takes_json: bool,
+}
+
+/// Everything that is served.
+pub fn surface() -> Vec<Served> {
+    let required = |access| match access {
+        Access::Public => None,
+        Access::Role(role) => Some(auth::name(role)),
+        Access::Server => Some("server"),
+    };
+    let line = |route: Route| Served {
+        method: route.method.to_string(),
+        path: route.path,
+        required: required(route.access),
+        takes_json: route.body == BodyKind::Json,
+    };
+    table().into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::table;
+    use crate::http::router::defects;
+
+    #[test]
+    fn every_route_declares_who_may_call_it_and_stays_in_its_namespace() {
+        for route in table() {
+            assert!(
+                defects(&route).is_empty(),
+                "{} {}: {:?}",
+                route.method,
+                route.path,
+                defects(&route)
+            );
+        }
+    }
+
+    #[test]
+    fn no_method_of_a_path_is_listed_twice() {
+        let routes = table();
+        let distinct: BTreeSet<_> = routes
+            .iter()
+            .map(|route| (route.method.to_string(), route.path))
+            .collect();
+        assert_eq!(distinct.len(), routes.len());
+    }
+}

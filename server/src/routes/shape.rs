@@ -1,0 +1,69 @@
+//! How the engine's answers look as JSON.
+
+use serde_json::{Value as Json, json};
+use tidelog_engine::{DatabaseInfo, StatementResult, TokenInfo};
+use tidelog_wal::Position;
+
+use crate::time;
+use crate::values::{Integers, to_json};
+
+/// A position, or null.
+pub(super) fn position(position: Option<Position>) -> Json {
+    position.map_or(Json::Null, |position| json!(position.to_string()))
+}
+
+/// A database.
+pub(super) fn database(info: &DatabaseInfo) -> Json {
+    json!({
+        "name": info.name,
+        "id": info.id.to_string(),
+        "created_at": time::format(info.created_at),
+        "page_size": info.page_size,
+        "size_bytes": info.size_bytes,
+        "bookmark": position(info.bookmark),
+        "durable_bookmark": position(info.durable_bookmark),
+        "state": info.state,
+        "durability": info.durability.map(|level| level.as_str()),
+        "block_reads": info.block_reads,
+        "block_writes": info.block_writes,
+        "delete_protection": info.delete_protection,
+    })
+}
+
+/// A token, without its secret.
+pub(super) fn token(info: &TokenInfo) -> Json {
+    json!({
+        "id": info.id,
+        "kind": info.kind.as_str(),
+        "display": info.display,
+        "scopes": info.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>(),
+        "role": crate::http::auth::name(info.role),
+        "databases": info.databases,
+        "allow_ddl": info.allow_ddl,
+        "created_at": time::format(info.created_at),
+        "expires_at": info.expires_at.map(time::format),
+        "revoked_at": info.revoked_at.map(time::format),
+    })
+}
+
+/// The result of one statement.
+pub(super) fn result(result: StatementResult, integers: Integers) -> Json {
+    let row = |row: Vec<_>| {
+        row.into_iter()
+            .map(|value| to_json(value, integers))
+            .collect::<Json>()
+    };
+    json!({
+        "columns": result.columns.into_iter().map(|column| column.name).collect::<Vec<_>>(),
+        "rows": result.rows.into_iter().map(row).collect::<Vec<_>>(),
+        "rows_read": result.rows_read,
+        "rows_written": result.rows_written,
+        "last_insert_rowid": to_json(result.last_insert_rowid.into(), integers),
+        "duration_ms": millis(result.duration),
+    })
+}
+
+/// A duration in milliseconds, to the microsecond.
+pub(super) fn millis(duration: std::time::Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,0 +1,101 @@
+//! Serving: accept connections, bound them, and stop so that nothing acknowledged is left behind.
+//!
+//! A stop is three steps in this order: no new connection; requests that run finish, within a bound; the engine
+//! ships what is pending.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::app::App;
+use crate::http::router::router;
+
+/// Pause after a failed accept: descriptors may be used up, and come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves `app` on `listener` until `stop` is done and the requests that run have ended.
+///
+/// The engine is not shut down here: its owner does that next.
+pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = ()>) {
+    let router = router(Arc::clone(&app));
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(app.limits.head_deadline)
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(app.limits.head_deadline));
+    let graceful = GracefulShutdown::new();
+    let slots = Arc::new(Semaphore::new(app.limits.connections_max));
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accepted = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        let (slot, accepted) = tokio::select! {
+            accepted = accepted => accepted,
+            () = &mut stop => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Nagle against delayed ACK costs 40 ms an answer; a refusal to switch it off costs only time.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            // A client that breaks off is its own business.
+            let _ = connection.await;
+            drop(slot);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(app.limits.drain_deadline, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!("requests still ran at the end of the drain time and were cut off");
+    }
+}
+
+/// Binds the address of a server. Without `insecure` only loopback is served: there is no TLS here.
+pub async fn bind(address: SocketAddr, insecure: bool) -> io::Result<TcpListener> {
+    if !address.ip().is_loopback() && !insecure {
+        let text = format!(
+            "{address} is not a loopback address and this server speaks plain HTTP, so tokens would cross the \
+             network readable: put a TLS proxy in front of a loopback address, or pass --insecure-listen"
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    TcpListener::bind(address).await
+}
+
+/// Ends at the first SIGTERM or SIGINT.
+pub async fn stop_signal() -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

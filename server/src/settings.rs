@@ -1,0 +1,62 @@
+//! The bounds of the HTTP surface in one place, each with what it protects.
+//!
+//! These are the figures of the `development` preset, the one a server runs with when nothing else is said.
+
+use std::time::Duration;
+
+/// What a request may cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// A JSON body. Larger: more memory a request; every body is held whole.
+    pub body_bytes_max: usize,
+    /// An imported file. Larger: more scratch disk a request.
+    pub import_bytes_max: u64,
+    /// One SQL text.
+    pub sql_bytes_max: usize,
+    /// Parameters of one statement.
+    pub params_max: usize,
+    /// Statements of one batch.
+    pub batch_max: usize,
+    /// Rows of one result.
+    pub rows_max: usize,
+    /// Bytes of one result. Larger: more memory a request, about three times this.
+    pub result_bytes_max: usize,
+    /// How long a statement may run.
+    pub query_deadline: Duration,
+    /// How long a client may take to send the head of a request.
+    pub head_deadline: Duration,
+    /// How long a client may take to send a JSON body.
+    pub body_deadline: Duration,
+    /// How long an import may pause between two pieces of its file.
+    pub import_pause: Duration,
+    /// How long a stop waits for requests that run.
+    pub drain_deadline: Duration,
+    /// Items of a page when the request does not say.
+    pub page_default: usize,
+    /// The most items of a page.
+    pub page_max: usize,
+    /// Connections at once. Further ones wait to be accepted.
+    pub connections_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 10 << 20,
+            import_bytes_max: 64 << 30,
+            sql_bytes_max: 1 << 20,
+            params_max: 1_000,
+            batch_max: 100,
+            rows_max: 100_000,
+            result_bytes_max: 64 << 20,
+            query_deadline: Duration::from_secs(30),
+            head_deadline: Duration::from_secs(10),
+            body_deadline: Duration::from_secs(30),
+            import_pause: Duration::from_secs(30),
+            drain_deadline: Duration::from_secs(30),
+            page_default: 100,
+            page_max: 500,
+            connections_max: 4_096,
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! One tenant never reaches another, and no token does more than it was made for.
+
+use reqwest::Method;
+use serde_json::json;
+use tidelog_server::surface;
+
+use crate::world::{World, fill, read};
+
+async fn tenant(world: &World, name: &str) -> String {
+    let request = world.client.post(format!("{}/v1/namespaces", world.base));
+    let made = read(
+        request
+            .bearer_auth(&world.server)
+            .json(&json!({ "name": name })),
+    )
+    .await;
+    assert_eq!(made.status, 201, "{made:?}");
+    made.body["owner_token"]["token"]
+        .as_str()
+        .expect("a secret")
+        .to_owned()
+}
+
+/// Goal: I7 for every route. Method: an owner of one namespace calls every route of another, which has a
+/// database, and of one that does not exist; the answers must be the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_refuses_a_foreign_owner_and_tells_nothing() {
+    let world = World::start().await;
+    let stranger = tenant(&world, "stranger").await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    for served in surface()
+        .into_iter()
+        .filter(|served| served.path.contains("{ns}"))
+    {
+        for (namespace, database) in [
+            ("default", "orders"),
+            ("default", "none"),
+            ("nobody", "none"),
+        ] {
+            let path = fill(served.path, namespace, database);
+            let request = world.client.request(
+                served.method.parse().expect("a method"),
+                format!("{}{path}", world.base),
+            );
+            let got = read(request.bearer_auth(&stranger)).await;
+            assert_eq!(
+                (got.status, got.code()),
+                (403, "namespace-mismatch"),
+                "{served:?}"
+            );
+            assert!(got.header("db-bookmark").is_none());
+            let request = world.client.request(
+                served.method.parse().expect("a method"),
+                format!("{}{path}", world.base),
+            );
+            let got = read(request.bearer_auth(&world.server)).await;
+            assert_eq!(
+                (got.status, got.code()),
+                (403, "namespace-mismatch"),
+                "server token: {served:?}"
+            );
+        }
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_names_reach_nothing() {
+    let world = World::start().await;
+    let stranger = tenant(&world, "stranger").await;
+    world.database("orders").await;
+    for path in [
+        "/v1/namespaces/stranger/databases/..%2F..%2Fdefault%2Fdatabases%2Forders",
+        "/v1/namespaces/stranger/databases/..%2Fdefault%2Forders",
+        "/v1/namespaces/stranger/databases/%2e%2e",
+        "/v1/namespaces/stranger%2F..%2Fdefault/databases/orders",
+        "/v1/namespaces/stranger/databases/orders%00",
+        "/v1/namespaces/stranger/databases/%ff",
+        "/v1/namespaces//databases/orders",
+    ] {
+        let url = format!("{}{path}", world.base);
+        let got = read(world.client.get(url).bearer_auth(&stranger)).await;
+        assert!((400..500).contains(&got.status), "{path}: {got:?}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scope_reaches_exactly_the_routes_of_its_role() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    let ladder = ["viewer", "analyst", "operator", "admin", "owner"];
+    let rank = |role: &str| ladder.iter().position(|one| *one == role);
+    for (scope, role) in [
+        ("read", "analyst"),
+        ("write", "operator"),
+        ("admin", "admin"),
+    ] {
+        let token = world.token(json!({ "scopes": [scope] })).await;
+        for served in surface() {
+            let Some(needed) = served.required else {
+                continue;
+            };
+            let path = fill(served.path, "default", "none");
+            let request = world.client.request(
+                served.method.parse().expect("a method"),
+                format!("{}{path}", world.base),
+            );
+            let got = read(request.bearer_auth(&token)).await;
+            let allowed = needed != "server" && rank(needed) <= rank(role);
+            assert_eq!(got.status != 403, allowed, "{scope} on {served:?}: {got:?}");
+            if !allowed {
+                assert_eq!(got.code(), "insufficient-permissions");
+                assert_eq!(got.body["required"], needed);
+            }
+        }
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_token_reads_and_does_not_write() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    let token = world
+        .token(json!({ "kind": "test", "scopes": ["read"] }))
+        .await;
+    let run = |sql: &'static str| {
+        let request = world.client.post(format!("{}{database}/query", world.base));
+        read(request.bearer_auth(&token).json(&json!({ "sql": sql })))
+    };
+    assert_eq!(run("select * from t").await.status, 200);
+    for sql in [
+        "insert into t values(1)",
+        "drop table t",
+        "create table u(a)",
+    ] {
+        let got = run(sql).await;
+        assert_eq!(
+            (got.status, got.code()),
+            (403, "insufficient-permissions"),
+            "{sql}"
+        );
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_one_database_sees_no_other() {
+    let world = World::start().await;
+    world.database("mine").await;
+    world.database("theirs").await;
+    let token = world
+        .token(json!({ "scopes": ["admin"], "databases": ["mine"] }))
+        .await;
+    let get = |path: &'static str| {
+        read(
+            world
+                .client
+                .get(format!("{}{path}", world.base))
+                .bearer_auth(&token),
+        )
+    };
+    assert_eq!(
+        get("/v1/namespaces/default/databases/mine").await.status,
+        200
+    );
+    let got = get("/v1/namespaces/default/databases/theirs").await;
+    assert_eq!((got.status, got.code()), (403, "insufficient-permissions"));
+    let listed = get("/v1/namespaces/default/databases").await;
+    assert_eq!(listed.body["items"].as_array().map(Vec::len), Some(1));
+    let request = world
+        .client
+        .post(format!("{}/v1/namespaces/default/tokens", world.base));
+    let got = read(
+        request
+            .bearer_auth(&token)
+            .json(&json!({ "scopes": ["admin"] })),
+    )
+    .await;
+    assert_eq!(
+        got.code(),
+        "insufficient-permissions",
+        "it makes no wider token than itself"
+    );
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_token_is_refused_at_the_next_request() {
+    let world = World::start().await;
+    let made = world
+        .post(
+            "/v1/namespaces/default/tokens",
+            json!({ "scopes": ["read"] }),
+        )
+        .await;
+    let (secret, id) = (made.body["token"].as_str(), made.body["id"].as_str());
+    let (secret, id) = (
+        secret.expect("a secret").to_owned(),
+        id.expect("an id").to_owned(),
+    );
+    let ask = || {
+        let url = format!("{}/v1/namespaces/default/databases", world.base);
+        read(world.client.get(url).bearer_auth(&secret))
+    };
+    assert_eq!(ask().await.status, 200);
+    let path = format!("/v1/namespaces/default/tokens/{id}");
+    assert_eq!(read(world.ask(Method::DELETE, &path)).await.status, 204);
+    assert_eq!(ask().await.status, 401);
+    let listed = world.get("/v1/namespaces/default/tokens").await;
+    assert!(
+        !listed.body.to_string().contains(&secret),
+        "a list shows no secret"
+    );
+    let missing = read(world.ask(Method::DELETE, "/v1/namespaces/default/tokens/none")).await;
+    assert_eq!((missing.status, missing.code()), (404, "token-not-found"));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn namespaces_are_made_with_the_server_token_alone() {
+    let world = World::start().await;
+    let owner = tenant(&world, "acme").await;
+    let url = format!("{}/v1/namespaces/acme/databases", world.base);
+    let made = read(
+        world
+            .client
+            .post(&url)
+            .bearer_auth(&owner)
+            .json(&json!({ "name": "orders" })),
+    )
+    .await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let got = world
+        .post("/v1/namespaces", json!({ "name": "other" }))
+        .await;
+    assert_eq!((got.status, got.code()), (403, "insufficient-permissions"));
+    let request = world
+        .client
+        .post(format!("{}/v1/namespaces", world.base))
+        .bearer_auth(&world.server);
+    let got = read(request.json(&json!({ "name": "acme" }))).await;
+    assert_eq!((got.status, got.code()), (409, "name-taken"));
+    world.stop().await;
+}

@@ -1,0 +1,178 @@
+//! A server in a folder of its own, and a client that knows its tokens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Client, Method, RequestBuilder};
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+use tidelog_engine::{Engine, Parts, Settings};
+use tidelog_server::app::App;
+use tidelog_server::serve::{bind, serve};
+use tidelog_server::settings::Limits;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// A running server. Call [`World::stop`] at the end, so that the shutdown is part of every test.
+pub(crate) struct World {
+    pub(crate) base: String,
+    pub(crate) owner: String,
+    pub(crate) server: String,
+    pub(crate) client: Client,
+    pub(crate) engine: Engine,
+    stop: oneshot::Sender<()>,
+    done: JoinHandle<()>,
+    _folder: TempDir,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub(crate) struct Got {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Json,
+}
+
+impl Got {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The code of a problem, which must be whole.
+    pub(crate) fn code(&self) -> &str {
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/problem+json"),
+            "{self:?}"
+        );
+        for member in ["type", "title", "detail", "instance", "request_id"] {
+            assert!(
+                self.body[member].is_string(),
+                "{member} is missing: {}",
+                self.body
+            );
+        }
+        assert_eq!(self.body["status"], self.status);
+        assert_eq!(
+            self.body["request_id"].as_str(),
+            self.header("x-request-id")
+        );
+        assert!(self.body["retryable"].is_boolean());
+        self.body["code"].as_str().expect("a problem has a code")
+    }
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    pub(crate) async fn with(limits: Limits) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let data = folder.path().join("data");
+        let settings = Settings {
+            data: data.clone(),
+            store_url: "memory:".to_owned(),
+            ship_interval: Duration::from_millis(20),
+            ..Settings::default()
+        };
+        let engine = Engine::start(settings, Parts::production())
+            .await
+            .expect("the engine starts");
+        let token = |name: &str| {
+            let text = std::fs::read_to_string(data.join(name)).expect("a token file");
+            text.trim().to_owned()
+        };
+        let (owner, server) = (token("owner.token"), token("server.token"));
+        let scratch = data.join("scratch");
+        std::fs::create_dir_all(&scratch).expect("a scratch folder");
+        let listener = bind(([127, 0, 0, 1], 0).into(), false)
+            .await
+            .expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let app = Arc::new(App::new(engine.clone(), limits, scratch));
+        let (stop, stopped) = oneshot::channel();
+        let done = tokio::spawn(serve(listener, app, async {
+            let _ = stopped.await;
+        }));
+        Self {
+            base: format!("http://{address}"),
+            owner,
+            server,
+            client: Client::builder().no_proxy().build().expect("a client"),
+            engine,
+            stop,
+            done,
+            _folder: folder,
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        let _ = self.stop.send(());
+        self.done.await.expect("the server ends in order");
+        self.engine
+            .shutdown()
+            .await
+            .expect("the engine ends in order");
+    }
+
+    /// A request with the owner's token.
+    pub(crate) fn ask(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client
+            .request(method, format!("{}{path}", self.base))
+            .bearer_auth(&self.owner)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Got {
+        read(self.ask(Method::GET, path)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Json) -> Got {
+        read(self.ask(Method::POST, path).json(&body)).await
+    }
+
+    /// Makes a database of the default namespace and gives its path.
+    pub(crate) async fn database(&self, name: &str) -> String {
+        let made = self
+            .post("/v1/namespaces/default/databases", json!({ "name": name }))
+            .await;
+        assert_eq!(made.status, 201, "{made:?}");
+        format!("/v1/namespaces/default/databases/{name}")
+    }
+
+    /// Runs one statement, which must succeed.
+    pub(crate) async fn run(&self, database: &str, sql: &str) -> Got {
+        let got = self
+            .post(&format!("{database}/query"), json!({ "sql": sql }))
+            .await;
+        assert_eq!(got.status, 200, "{sql}: {got:?}");
+        got
+    }
+
+    /// The secret of a new token of the default namespace.
+    pub(crate) async fn token(&self, body: Json) -> String {
+        let made = self.post("/v1/namespaces/default/tokens", body).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        made.body["token"].as_str().expect("a secret").to_owned()
+    }
+}
+
+/// Sends a request and reads its answer; a body that is not JSON reads as null.
+pub(crate) async fn read(request: RequestBuilder) -> Got {
+    let response = request.send().await.expect("the server answers");
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let bytes = response.bytes().await.expect("the answer arrives whole");
+    Got {
+        status,
+        headers,
+        body: serde_json::from_slice(&bytes).unwrap_or_default(),
+    }
+}
+
+/// A path of the surface with its placeholders filled in.
+pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
+    path.replace("{ns}", namespace)
+        .replace("{db}", database)
+        .replace("{token}", "tok_none")
+        .replace("{operation}", "op_none")
+}
