@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`app`], [`settings`] | what handlers share; the bounds of a request |
+//! | [`first`] | the first start: a namespace and token files |
 //! | [`serve`] | accepting, bounding, stopping |
 //! | `http` | the layer that no route can miss, and the router it builds |
 //! | `routes` | the route table and its handlers |
@@ -16,6 +17,7 @@
 pub mod app;
 pub mod cli;
 pub mod fields;
+pub mod first;
 mod http;
 mod metrics;
 pub mod problem;

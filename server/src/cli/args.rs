@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tidelog_engine::{Durability, Target};
+use tidelog_engine::Durability;
 use tidelog_wal::{Position, Timestamp};
 
 use super::client::Client;
@@ -158,14 +158,6 @@ pub(crate) struct At {
     /// At this bookmark
     #[arg(long, value_name = "BOOKMARK")]
     pub(crate) bookmark: Option<Position>,
-}
-
-impl At {
-    pub(crate) fn target(&self) -> Option<Target> {
-        self.bookmark
-            .map(Target::Position)
-            .or(self.at.map(Target::Time))
-    }
 }
 
 #[derive(Debug, Args)]

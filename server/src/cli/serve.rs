@@ -12,6 +12,7 @@ use super::args::{Place, ServeOptions, variable};
 use super::exit::Failure;
 use super::output::Output;
 use crate::app::App;
+use crate::first::first_start;
 use crate::serve;
 use crate::settings::Limits;
 
@@ -46,8 +47,16 @@ pub(super) async fn run(
     ));
     let data = settings.data.clone();
     let durability = settings.durability;
+    let take_over = settings.take_over;
     let engine = Engine::start(settings, Parts::production()).await?;
     for notice in engine.notices() {
+        output.remark(notice);
+    }
+    let taken_over = !matches!(take_over, TakeOver::None);
+    let said = first_start(&engine, &data, taken_over)
+        .await
+        .map_err(|error| Failure::failed(format!("{error}: {}", crate::problem::causes(&error))))?;
+    for notice in said {
         output.remark(&notice);
     }
     output.remark(&format!(

@@ -67,7 +67,7 @@ impl Answer {
     }
 
     /// One page of a list; `link` is the path and query of the next one without its cursor.
-    pub(crate) fn page(items: Vec<Json>, next_cursor: Option<String>, link: &str) -> Self {
+    pub(crate) fn page(items: &[Json], next_cursor: Option<&str>, link: &str) -> Self {
         let mut answer = Self::ok(json!({ "items": items, "next_cursor": next_cursor }));
         if let Some(cursor) = next_cursor {
             let cursor: String = form_urlencoded::byte_serialize(cursor.as_bytes()).collect();
@@ -188,11 +188,11 @@ mod tests {
 
     #[test]
     fn a_page_with_a_successor_links_to_it() {
-        let answer = Answer::page(vec![json!(1)], Some("a/b=".to_owned()), "/v1/x?limit=1&");
+        let answer = Answer::page(&[json!(1)], Some("a/b="), "/v1/x?limit=1&");
         assert_eq!(
             answer.headers[header::LINK],
             "</v1/x?limit=1&cursor=a%2Fb%3D>; rel=\"next\""
         );
-        assert!(Answer::page(vec![], None, "/v1/x?").headers.is_empty());
+        assert!(Answer::page(&[], None, "/v1/x?").headers.is_empty());
     }
 }

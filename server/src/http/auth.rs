@@ -4,7 +4,7 @@
 //! tell whether another tenant or its database exists.
 
 use axum::http::{HeaderMap, header};
-use tidelog_engine::{Principal, Role};
+use tidelog_engine::system::tokens::Principal;
 
 use super::{Access, Route};
 use crate::app::App;
@@ -68,24 +68,29 @@ fn allow(
         )
         .with("required", required)
     };
+    let is_server = principal.token.namespace.is_none();
     let minimum = match access {
         Access::Public => return Ok(()),
-        Access::Server if principal.server => return Ok(()),
+        Access::Server if is_server => return Ok(()),
         Access::Server => return Err(lacks("server")),
         Access::Role(role) => role,
     };
-    if principal.server {
+    if is_server {
         let detail = "the server token makes namespaces; it opens no database";
-        return Err(Problem::new(Code::NamespaceMismatch, detail).with("required", name(minimum)));
+        return Err(
+            Problem::new(Code::NamespaceMismatch, detail).with("required", minimum.as_str())
+        );
     }
     if namespace.is_none() || principal.namespace_name.as_deref() != namespace {
         let detail = "the namespace in the path is not the token's";
-        return Err(Problem::new(Code::NamespaceMismatch, detail).with("required", name(minimum)));
+        return Err(
+            Problem::new(Code::NamespaceMismatch, detail).with("required", minimum.as_str())
+        );
     }
-    if principal.role < minimum {
-        return Err(lacks(name(minimum)));
+    if principal.token.role < minimum {
+        return Err(lacks(minimum.as_str()));
     }
-    if let (Some(listed), Some(database)) = (&principal.databases, database)
+    if let (Some(listed), Some(database)) = (&principal.token.databases, database)
         && !listed.iter().any(|listed| listed == database)
     {
         return Err(lacks("a token for this database"));
@@ -93,33 +98,32 @@ fn allow(
     Ok(())
 }
 
-/// The name of a role.
-pub(crate) const fn name(role: Role) -> &'static str {
-    match role {
-        Role::Viewer => "viewer",
-        Role::Analyst => "analyst",
-        Role::Operator => "operator",
-        Role::Admin => "admin",
-        Role::Owner => "owner",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
-    use tidelog_wal::NamespaceId;
+    use tidelog_engine::Role;
+    use tidelog_engine::system::tokens::{TokenInfo, TokenKind};
+    use tidelog_wal::{NamespaceId, Timestamp};
 
     use super::*;
 
     fn principal(role: Role) -> Principal {
-        Principal {
-            token_id: "t".to_owned(),
+        let token = TokenInfo {
+            id: [7; 16],
             namespace: Some(NamespaceId::from_bytes([1; 16])),
-            namespace_name: Some("acme".to_owned()),
+            display: String::new(),
+            kind: TokenKind::Live,
             role,
-            server: false,
+            scopes: Vec::new(),
             databases: None,
             allow_ddl: true,
+            created_at: Timestamp::ZERO,
+            expires_at: None,
+            revoked_at: None,
+        };
+        Principal {
+            token,
+            namespace_name: Some("acme".to_owned()),
         }
     }
 
@@ -160,7 +164,7 @@ mod tests {
     #[test]
     fn the_server_token_and_tenant_tokens_never_swap_places() {
         let mut server = principal(Role::Owner);
-        (server.server, server.namespace, server.namespace_name) = (true, None, None);
+        (server.token.namespace, server.namespace_name) = (None, None);
         assert!(allow(&server, Access::Server, None, None).is_ok());
         let result = allow(&server, Access::Role(Role::Viewer), Some("acme"), None);
         assert_eq!(code(result), "namespace-mismatch");
@@ -171,7 +175,7 @@ mod tests {
     #[test]
     fn a_token_for_some_databases_opens_no_other() {
         let mut some = principal(Role::Owner);
-        some.databases = Some(vec!["orders".to_owned()]);
+        some.token.databases = Some(vec!["orders".to_owned()]);
         let access = Access::Role(Role::Viewer);
         assert!(allow(&some, access, Some("acme"), Some("orders")).is_ok());
         assert!(allow(&some, access, Some("acme"), Some("order")).is_err());

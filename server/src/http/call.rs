@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tidelog_engine::{Access as SqlAccess, Database, IdempotencyKey, Namespace, Page, Principal};
+use tidelog_engine::system::Page;
+use tidelog_engine::system::tokens::Principal;
+use tidelog_engine::{Access as SqlAccess, Database, IdempotencyKey};
+use tidelog_wal::NamespaceId;
 
 use super::staging::Staged;
 use crate::app::App;
@@ -48,18 +51,14 @@ impl Call {
     }
 
     /// The namespace of the caller, which the layer has compared with the path's.
-    pub(crate) fn namespace(&self) -> Result<Namespace, Problem> {
-        let principal = self.principal()?;
-        match (principal.namespace, &principal.namespace_name) {
-            (Some(id), Some(name)) => Ok(Namespace {
-                id,
-                name: name.clone(),
-            }),
-            _ => Err(Problem::new(
+    pub(crate) fn namespace(&self) -> Result<NamespaceId, Problem> {
+        let namespace = self.principal()?.token.namespace;
+        namespace.ok_or_else(|| {
+            Problem::new(
                 Code::NamespaceMismatch,
-                "the token belongs to no namespace",
-            )),
-        }
+                "the server token belongs to no namespace",
+            )
+        })
     }
 
     /// The database of the path, opened.
@@ -68,18 +67,18 @@ impl Call {
         Ok(self
             .app
             .engine
-            .database(namespace.id, &self.name("db")?)
+            .database(namespace, &self.name("db")?)
             .await?)
     }
 
     /// What the caller's token allows inside SQL.
     pub(crate) fn sql_access(&self) -> Result<SqlAccess, Problem> {
-        let principal = self.principal()?;
+        let token = &self.principal()?.token;
         Ok(SqlAccess {
-            role: principal.role,
-            allow_ddl: principal.allow_ddl,
-            token: Some(principal.token_id.clone()),
-            request_id: self.request_id.clone(),
+            role: token.role,
+            allow_ddl: token.allow_ddl,
+            token: Some(token.id),
+            request_id: Some(self.request_id.clone()),
         })
     }
 

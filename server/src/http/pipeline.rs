@@ -8,7 +8,7 @@ use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tidelog_engine::{Idempotent, Principal};
+use tidelog_engine::system::tokens::{Principal, token_id_text};
 use tidelog_wal::Position;
 
 use super::answer::positions;
@@ -140,7 +140,7 @@ impl Incoming {
         let path = self.parts.uri.path().to_owned();
         let token = principal
             .as_ref()
-            .map(|principal| principal.token_id.clone());
+            .map(|principal| token_id_text(&principal.token.id));
         let record = key.zip(token).map(|(key, token)| {
             let uri = self
                 .parts
@@ -168,16 +168,8 @@ impl Incoming {
             call.idempotency = Some(record);
             return (self.route.handler)(call).await;
         }
-        match self.app.engine.idempotent(record).await? {
-            Idempotent::Replay(bytes) => Answer::from_record(&bytes),
-            Idempotent::Fresh(guard) => {
-                let answer = (self.route.handler)(call).await?;
-                if let Some(bytes) = answer.to_record() {
-                    guard.finish(bytes).await?;
-                }
-                Ok(answer)
-            }
-        }
+        let detail = "this call takes no Idempotency-Key: repeated, it finds its name taken";
+        Err(Problem::new(Code::InvalidRequest, detail))
     }
 
     /// `If-Match`: only if the database has not moved.
@@ -212,7 +204,7 @@ impl Incoming {
 
     /// The present positions of the database of the path; a database that cannot be opened has none to tell.
     async fn place(&self, principal: Option<&Principal>) -> Option<Place> {
-        let namespace = principal?.namespace?;
+        let namespace = principal?.token.namespace?;
         if !self.route.on_database() {
             return None;
         }
@@ -222,7 +214,7 @@ impl Incoming {
             .database(namespace, self.names.get("db")?)
             .await
             .ok()?;
-        let at = database.bookmark(None).await.ok()?;
+        let at = database.bookmark().await.ok()?;
         Some(Place {
             now: Some(at.bookmark),
             durable: at.durable_bookmark,

@@ -1,66 +1,88 @@
 //! Databases: create, list, show, change, delete for a while, bring back.
 
-use tidelog_engine::{DatabasePatch, Durability, NewDatabase};
+use serde_json::{Value as Json, json};
+use tidelog_engine::sql::connection::AutoVacuum;
+use tidelog_engine::system::databases::DatabasePatch;
+use tidelog_engine::{Database, Durability, NewDatabase};
+use tidelog_wal::PageSize;
 
 use super::shape;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 
-pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
-    let name = call.body.required_text("name")?;
-    let page_size = match call.body.number("page_size")? {
-        None => None,
-        Some(size) => Some(u32::try_from(size).map_err(|_| {
-            Problem::invalid(
-                Code::InvalidRequest,
-                "/page_size",
-                "page_size is out of range",
-            )
-        })?),
-    };
-    let durability = call.body.word("durability", str::parse::<Durability>)?;
-    call.finish()?;
-    let spec = NewDatabase {
-        name,
-        page_size,
-        durability,
-    };
-    let info = call
-        .app
-        .engine
-        .database_create(&call.namespace()?, spec)
-        .await?;
-    Ok(Answer::created(shape::database(&info)).at(info.bookmark, info.durable_bookmark))
+/// A database with where it stands.
+async fn described(database: &Database) -> Result<(Json, Answer), Problem> {
+    let at = database.bookmark().await?;
+    let mut document = shape::database(database.row());
+    document["bookmark"] = shape::position(Some(at.bookmark));
+    document["durable_bookmark"] = shape::position(at.durable_bookmark);
+    document["lag_commits"] = json!(at.lag_commits);
+    document["lag_ms"] = json!(shape::millis(at.lag));
+    let place = Answer::nothing().at(Some(at.bookmark), at.durable_bookmark);
+    Ok((document, place))
 }
 
+async fn shown(database: &Database) -> Result<Answer, Problem> {
+    let (document, place) = described(database).await?;
+    Ok(Answer::ok(document).at(place.bookmark, place.durable_bookmark))
+}
+
+pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
+    let name = call.body.required_text("name")?;
+    let mut new = NewDatabase::named(name);
+    if let Some(bytes) = call.body.number("page_size")? {
+        let size = u32::try_from(bytes).ok().and_then(PageSize::new);
+        new.page_size = size.ok_or_else(|| {
+            let detail = "page_size is a power of two from 512 to 65536";
+            Problem::invalid(Code::InvalidRequest, "/page_size", detail)
+        })?;
+    }
+    let auto_vacuum = call.body.word("auto_vacuum", |word| match word {
+        "none" => Ok(AutoVacuum::None),
+        "full" => Ok(AutoVacuum::Full),
+        "incremental" => Ok(AutoVacuum::Incremental),
+        _ => Err(format!(
+            "auto_vacuum is none, full or incremental, not {word:?}"
+        )),
+    })?;
+    new.auto_vacuum = auto_vacuum.unwrap_or_default();
+    call.finish()?;
+    let database = call
+        .app
+        .engine
+        .database_create(call.namespace()?, new)
+        .await?;
+    let (document, place) = described(&database).await?;
+    Ok(Answer::created(document).at(place.bookmark, place.durable_bookmark))
+}
+
+/// Lists settings; where each database stands is told by the database itself, which would have to be opened.
 pub(super) async fn list(mut call: Call) -> Result<Answer, Problem> {
     let (page, link) = call.page()?;
     call.finish()?;
-    let namespace = call.namespace()?;
-    let visible = call.principal()?.databases.clone();
-    let found = call.app.engine.database_list(namespace.id, page).await?;
+    let visible = call.principal()?.token.databases.clone();
+    let found = call
+        .app
+        .engine
+        .database_list(call.namespace()?, page)
+        .await?;
     let mine = |name: &str| {
         visible
             .as_ref()
             .is_none_or(|names| names.iter().any(|one| one == name))
     };
-    let items = found
+    let items: Vec<Json> = found
         .items
         .iter()
-        .filter(|info| mine(&info.name))
+        .filter(|row| mine(&row.name))
         .map(shape::database)
         .collect();
-    Ok(Answer::page(items, found.next_cursor, &link))
+    Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
 }
 
 pub(super) async fn show(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    let info = call
-        .app
-        .engine
-        .database_info(call.namespace()?.id, &call.name("db")?)
-        .await?;
-    Ok(Answer::ok(shape::database(&info)).at(info.bookmark, info.durable_bookmark))
+    shown(&call.database().await?).await
 }
 
 pub(super) async fn change(mut call: Call) -> Result<Answer, Problem> {
@@ -68,34 +90,34 @@ pub(super) async fn change(mut call: Call) -> Result<Answer, Problem> {
         block_reads: call.body.boolean("block_reads")?,
         block_writes: call.body.boolean("block_writes")?,
         delete_protection: call.body.boolean("delete_protection")?,
-        durability: call.body.word("durability", str::parse::<Durability>)?,
+        durability: call
+            .body
+            .word("durability", str::parse::<Durability>)?
+            .map(Some),
+        size_limit: call.body.number("size_limit")?.map(Some),
     };
     call.finish()?;
-    let namespace = call.namespace()?;
-    let info = call
-        .app
+    call.app
         .engine
-        .database_patch(namespace.id, &call.name("db")?, patch)
+        .database_patch(call.namespace()?, &call.name("db")?, patch)
         .await?;
-    Ok(Answer::ok(shape::database(&info)).at(info.bookmark, info.durable_bookmark))
+    shown(&call.database().await?).await
 }
 
 pub(super) async fn delete(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     call.app
         .engine
-        .database_delete(call.namespace()?.id, &call.name("db")?)
+        .database_delete(call.namespace()?, &call.name("db")?)
         .await?;
     Ok(Answer::nothing())
 }
 
 pub(super) async fn undelete(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    let namespace = call.namespace()?;
-    let info = call
-        .app
+    call.app
         .engine
-        .database_undelete(namespace.id, &call.name("db")?)
+        .database_undelete(call.namespace()?, &call.name("db")?)
         .await?;
-    Ok(Answer::ok(shape::database(&info)).at(info.bookmark, info.durable_bookmark))
+    shown(&call.database().await?).await
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::http::{Answer, Call};
 use crate::metrics;
-use crate::problem::{Code, Problem};
+use crate::problem::Problem;
 
 /// The process answers.
 pub(super) async fn alive(mut call: Call) -> Result<Answer, Problem> {
@@ -13,19 +13,17 @@ pub(super) async fn alive(mut call: Call) -> Result<Answer, Problem> {
     Ok(Answer::ok(json!({ "status": "ok" })))
 }
 
-/// The engine takes writes.
+/// The system database can be read, so requests can be judged.
 pub(super) async fn ready(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    match call.app.engine.ready() {
-        Ok(()) => Ok(Answer::ok(json!({ "status": "ready" }))),
-        Err(reason) => Err(Problem::new(Code::Overloaded, reason)),
-    }
+    call.app.engine.namespaces().await?;
+    Ok(Answer::ok(json!({ "status": "ready" })))
 }
 
 /// The counters as Prometheus reads them.
 pub(super) async fn metrics(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    let text = metrics::encode(&call.app.engine.metrics());
+    let text = metrics::scrape(&call.app.engine);
     Ok(Answer::other(
         "text/plain; version=0.0.4; charset=utf-8",
         Body::from(text),

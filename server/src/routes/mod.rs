@@ -8,12 +8,11 @@ mod query;
 mod shape;
 mod time;
 mod tokens;
-mod transfer;
 
 use axum::http::Method;
 use tidelog_engine::Role::{Admin, Analyst, Operator, Owner, Viewer};
 
-use crate::http::{Access, BodyKind, Route, auth};
+use crate::http::{Access, BodyKind, Route};
 
 macro_rules! handler {
     ($path:path) => {
@@ -112,37 +111,6 @@ pub(crate) fn table() -> Vec<Route> {
             role(Viewer),
             handler!(time::current),
         ),
-        Route::new(
-            Method::GET,
-            "/v1/namespaces/{ns}/databases/{db}/bookmarks",
-            role(Viewer),
-            handler!(time::at),
-        ),
-        Route::new(
-            Method::GET,
-            "/v1/namespaces/{ns}/databases/{db}/recovery-window",
-            role(Viewer),
-            handler!(time::window),
-        ),
-        Route::new(
-            Method::GET,
-            "/v1/namespaces/{ns}/databases/{db}/history",
-            role(Analyst),
-            handler!(time::history),
-        ),
-        Route::new(
-            Method::GET,
-            "/v1/namespaces/{ns}/databases/{db}/export",
-            role(Analyst),
-            handler!(transfer::export),
-        ),
-        Route::new(
-            Method::POST,
-            "/v1/namespaces/{ns}/databases/{db}/import",
-            role(Admin),
-            handler!(transfer::import),
-        )
-        .body(BodyKind::File),
         Route::new(Method::POST, TOKENS, role(Admin), handler!(tokens::create))
             .body(BodyKind::Json),
         Route::new(Method::GET, TOKENS, role(Admin), handler!(tokens::list)),
@@ -190,7 +158,7 @@ pub struct Served {
 pub fn surface() -> Vec<Served> {
     let required = |access| match access {
         Access::Public => None,
-        Access::Role(role) => Some(auth::name(role)),
+        Access::Role(role) => Some(role.as_str()),
         Access::Server => Some("server"),
     };
     let line = |route: Route| Served {

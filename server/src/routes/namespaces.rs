@@ -1,9 +1,10 @@
 //! Namespaces: made with the server token, together with their first owner token.
 
 use serde_json::{Value as Json, json};
-use tidelog_engine::{NewToken, Scope, TokenKind};
+use tidelog_engine::Role;
+use tidelog_engine::system::tokens::{NewToken, TokenKind};
 
-use super::tokens;
+use super::shape;
 use crate::http::{Answer, Call};
 use crate::problem::Problem;
 
@@ -13,17 +14,21 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
     let engine = &call.app.engine;
     let namespace = engine.namespace_create(&name).await?;
     let spec = NewToken {
-        namespace: namespace.id,
+        namespace: Some(namespace.id),
         kind: TokenKind::Live,
-        scopes: vec![Scope::Admin],
+        role: Role::Owner,
+        scopes: vec!["admin".to_owned()],
         databases: None,
-        expires_at: None,
         allow_ddl: true,
-        owner: true,
+        expires_at: None,
     };
     let (info, secret) = engine.token_create(spec).await?;
-    let document = |token: Json| json!({ "name": namespace.name, "id": namespace.id.to_string(), "owner_token": token });
-    let mut answer = Answer::created(document(tokens::first(&info, &secret)));
+    let document = |secret: Json| {
+        let mut token = shape::token(&info);
+        token["token"] = secret;
+        json!({ "name": namespace.name, "id": namespace.id.to_string(), "owner_token": token })
+    };
+    let mut answer = Answer::created(document(json!(secret)));
     answer.replay = Some(document(Json::Null));
     Ok(answer)
 }

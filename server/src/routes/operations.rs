@@ -13,7 +13,7 @@ pub(super) async fn list(mut call: Call) -> Result<Answer, Problem> {
     call.query.text("type")?;
     call.query.text("database")?;
     call.finish()?;
-    Ok(Answer::page(Vec::new(), None, &link))
+    Ok(Answer::page(&[], None, &link))
 }
 
 pub(super) async fn show(mut call: Call) -> Result<Answer, Problem> {

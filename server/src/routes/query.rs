@@ -1,5 +1,7 @@
 //! SQL: one statement, or a batch in one transaction.
 
+use std::time::Duration;
+
 use serde_json::{Value as Json, json};
 use tidelog_engine::{Durability, Limits as SqlLimits, Request, Response, Statement};
 
@@ -40,7 +42,7 @@ async fn run(
     statements: Vec<Statement>,
     transaction: bool,
     durability: Option<Durability>,
-) -> Result<Response, Problem> {
+) -> Result<(Response, Duration), Problem> {
     call.finish()?;
     let limits = &call.app.limits;
     let request = Request {
@@ -57,10 +59,15 @@ async fn run(
         },
         idempotency: call.idempotency.take(),
     };
-    Ok(call.database().await?.execute(request).await?)
+    let database = call.database().await?;
+    let began = call.app.clock.monotonic_micros();
+    let response = database.execute(request).await?;
+    let micros = call.app.clock.monotonic_micros().saturating_sub(began);
+    Ok((response, Duration::from_micros(micros)))
 }
 
-fn answer(mut document: Json, response: &Response) -> Answer {
+fn answer(mut document: Json, response: &Response, took: Duration) -> Answer {
+    document["duration_ms"] = json!(shape::millis(took));
     document["bookmark"] = shape::position(Some(response.bookmark));
     document["durable_bookmark"] = shape::position(response.durable_bookmark);
     let answer = Answer::ok(document).at(Some(response.bookmark), response.durable_bookmark);
@@ -74,12 +81,16 @@ fn answer(mut document: Json, response: &Response) -> Answer {
 pub(super) async fn query(mut call: Call) -> Result<Answer, Problem> {
     let options = options(&mut call)?;
     let statement = statement(&mut call.body)?;
-    let mut response = run(&mut call, vec![statement], true, options.durability).await?;
+    let (mut response, took) = run(&mut call, vec![statement], true, options.durability).await?;
     let result = response
         .results
         .pop()
         .ok_or_else(|| Problem::new(Code::Internal, "a statement was run and left no result"))?;
-    Ok(answer(shape::result(result, options.integers), &response))
+    Ok(answer(
+        shape::result(result, options.integers),
+        &response,
+        took,
+    ))
 }
 
 pub(super) async fn batch(mut call: Call) -> Result<Answer, Problem> {
@@ -105,11 +116,11 @@ pub(super) async fn batch(mut call: Call) -> Result<Answer, Problem> {
         statements.push(statement(&mut fields)?);
         fields.finish()?;
     }
-    let mut response = run(&mut call, statements, transaction, options.durability).await?;
+    let (mut response, took) = run(&mut call, statements, transaction, options.durability).await?;
     let results = std::mem::take(&mut response.results);
     let results: Vec<Json> = results
         .into_iter()
         .map(|result| shape::result(result, options.integers))
         .collect();
-    Ok(answer(json!({ "results": results }), &response))
+    Ok(answer(json!({ "results": results }), &response, took))
 }

@@ -1,7 +1,9 @@
 //! How the engine's answers look as JSON.
 
 use serde_json::{Value as Json, json};
-use tidelog_engine::{DatabaseInfo, StatementResult, TokenInfo};
+use tidelog_engine::StatementResult;
+use tidelog_engine::system::databases::DatabaseRow;
+use tidelog_engine::system::tokens::{TokenInfo, token_id_text};
 use tidelog_wal::Position;
 
 use crate::time;
@@ -12,32 +14,30 @@ pub(super) fn position(position: Option<Position>) -> Json {
     position.map_or(Json::Null, |position| json!(position.to_string()))
 }
 
-/// A database.
-pub(super) fn database(info: &DatabaseInfo) -> Json {
+/// A database's settings.
+pub(super) fn database(row: &DatabaseRow) -> Json {
     json!({
-        "name": info.name,
-        "id": info.id.to_string(),
-        "created_at": time::format(info.created_at),
-        "page_size": info.page_size,
-        "size_bytes": info.size_bytes,
-        "bookmark": position(info.bookmark),
-        "durable_bookmark": position(info.durable_bookmark),
-        "state": info.state,
-        "durability": info.durability.map(|level| level.as_str()),
-        "block_reads": info.block_reads,
-        "block_writes": info.block_writes,
-        "delete_protection": info.delete_protection,
+        "name": row.name,
+        "id": row.id.to_string(),
+        "created_at": time::format(row.created_at),
+        "page_size": row.page_size,
+        "state": if row.deleted_at.is_some() { "deleted" } else { "ready" },
+        "durability": row.durability.map(|level| level.as_str()),
+        "block_reads": row.block_reads,
+        "block_writes": row.block_writes,
+        "delete_protection": row.delete_protection,
+        "size_limit": row.size_limit,
     })
 }
 
 /// A token, without its secret.
 pub(super) fn token(info: &TokenInfo) -> Json {
     json!({
-        "id": info.id,
+        "id": token_id_text(&info.id),
         "kind": info.kind.as_str(),
         "display": info.display,
-        "scopes": info.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>(),
-        "role": crate::http::auth::name(info.role),
+        "scopes": info.scopes,
+        "role": info.role.as_str(),
         "databases": info.databases,
         "allow_ddl": info.allow_ddl,
         "created_at": time::format(info.created_at),
@@ -59,7 +59,6 @@ pub(super) fn result(result: StatementResult, integers: Integers) -> Json {
         "rows_read": result.rows_read,
         "rows_written": result.rows_written,
         "last_insert_rowid": to_json(result.last_insert_rowid.into(), integers),
-        "duration_ms": millis(result.duration),
     })
 }
 

@@ -1,9 +1,8 @@
-//! Time: where a database stands, where it stood, how far back it can go, and every commit between.
+//! Time: where a database stands.
 
 use std::time::Duration;
 
-use serde_json::{Value as Json, json};
-use tidelog_wal::{Position, Timestamp};
+use serde_json::json;
 
 use super::shape;
 use crate::http::{Answer, Call};
@@ -12,18 +11,8 @@ use crate::time;
 
 /// The longest a lookup waits for durability.
 const WAIT_MS_MAX: u64 = 30_000;
-
-/// A bookmark among the query parameters.
-pub(super) fn bookmark(call: &mut Call, name: &str) -> Result<Option<Position>, Problem> {
-    let Some(text) = call.query.text(name)? else {
-        return Ok(None);
-    };
-    text.parse().map(Some).map_err(|_| {
-        let detail =
-            format!("{text:?} is not a bookmark: term(8)-txid(16)-chain(32), lower-case hex");
-        Problem::invalid(Code::BookmarkMalformed, &format!("/{name}"), detail)
-    })
-}
+/// How often it looks meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 pub(super) async fn current(mut call: Call) -> Result<Answer, Problem> {
     let wait = match call.query.number("wait_durable_ms")? {
@@ -35,76 +24,30 @@ pub(super) async fn current(mut call: Call) -> Result<Answer, Problem> {
                 detail,
             ));
         }
-        wait => wait.map(Duration::from_millis),
+        wait => Duration::from_millis(wait.unwrap_or(0)),
     };
     call.finish()?;
-    let at = call.database().await?.bookmark(wait).await?;
+    let database = call.database().await?;
+    let began = call.app.clock.monotonic_micros();
+    let first = database.bookmark().await?;
+    let mut at = first;
+    let over = |now: u64| u128::from(now.saturating_sub(began)) >= wait.as_micros();
+    // What is waited for is the commit that was newest when the question came.
+    while at
+        .durable_bookmark
+        .is_none_or(|durable| durable.txid < first.bookmark.txid)
+        && !over(call.app.clock.monotonic_micros())
+    {
+        tokio::time::sleep(LOOK_EVERY).await;
+        at = database.bookmark().await?;
+    }
     let document = json!({
         "bookmark": shape::position(Some(at.bookmark)),
         "durable_bookmark": shape::position(at.durable_bookmark),
         "committed_at": time::format(at.committed_at),
         "lag_commits": at.lag_commits,
         "lag_bytes": at.lag_bytes,
-        "lag_ms": at.lag_ms,
+        "lag_ms": shape::millis(at.lag),
     });
     Ok(Answer::ok(document).at(Some(at.bookmark), at.durable_bookmark))
-}
-
-pub(super) async fn at(mut call: Call) -> Result<Answer, Problem> {
-    let timestamp: Option<Timestamp> = call.query.time("timestamp")?;
-    let timestamp = timestamp.ok_or_else(|| {
-        Problem::invalid(Code::InvalidRequest, "/timestamp", "timestamp is required")
-    })?;
-    call.finish()?;
-    let found = call.database().await?.bookmark_at(timestamp).await?;
-    Ok(Answer::ok(json!({
-        "bookmark": shape::position(Some(found.bookmark)),
-        "committed_at": time::format(found.committed_at),
-        "exact": found.exact,
-        "database_size": found.database_size,
-        "restorable": found.restorable,
-        "durable": found.durable,
-    })))
-}
-
-pub(super) async fn window(mut call: Call) -> Result<Answer, Problem> {
-    call.finish()?;
-    let window = call.database().await?.recovery_window().await?;
-    let end = |position: Position, time: Timestamp| json!({ "bookmark": position.to_string(), "committed_at": time::format(time) });
-    let gaps: Vec<Json> = window
-        .gaps
-        .iter()
-        .map(|gap| json!({ "after": gap.after.get(), "before": gap.before.get() }))
-        .collect();
-    Ok(Answer::ok(json!({
-        "earliest": window.earliest.map(|(position, time)| end(position, time)),
-        "latest": window.latest.map(|(position, time)| end(position, time)),
-        "latest_durable": window.latest_durable.map(|(position, time)| end(position, time)),
-        "lag_ms": window.lag_ms,
-        "time_since_last_durable_ms": window.time_since_last_durable_ms,
-        "continuity": window.continuity,
-        "gaps": gaps,
-    })))
-}
-
-pub(super) async fn history(mut call: Call) -> Result<Answer, Problem> {
-    let from = bookmark(&mut call, "from")?.map(|position| position.txid);
-    let to = bookmark(&mut call, "to")?.map(|position| position.txid);
-    let (page, link) = call.page()?;
-    call.finish()?;
-    let found = call.database().await?.history(from, to, page).await?;
-    let items = found.items.iter().map(|entry| {
-        json!({
-            "bookmark": entry.bookmark.to_string(),
-            "committed_at": time::format(entry.committed_at),
-            "kind": entry.kind,
-            "pages": entry.pages,
-            "bytes": entry.bytes,
-            "page_count": entry.page_count,
-            "tables": entry.tables,
-            "token": entry.token,
-            "request_id": entry.request_id,
-        })
-    });
-    Ok(Answer::page(items.collect(), found.next_cursor, &link))
 }

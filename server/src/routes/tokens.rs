@@ -1,52 +1,56 @@
 //! Tokens: made, listed, revoked. The secret stands in the answer that makes it and nowhere else.
 
 use serde_json::{Value as Json, json};
-use tidelog_engine::{NewToken, Role, Scope, TokenKind};
+use tidelog_engine::Role;
+use tidelog_engine::system::tokens::{NewToken, TokenInfo, TokenKind};
 
 use super::shape;
-use crate::http::{Answer, Call, auth};
+use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 
+/// What a scope lets a token do at most.
+fn role(scope: &str) -> Option<Role> {
+    match scope {
+        "read" => Some(Role::Analyst),
+        "write" => Some(Role::Operator),
+        "admin" => Some(Role::Admin),
+        _ => None,
+    }
+}
+
 pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
-    let kind = call.body.word("kind", |word| match word {
-        "live" => Ok(TokenKind::Live),
-        "test" => Ok(TokenKind::Test),
-        "cli" => Ok(TokenKind::Cli),
-        _ => Err(format!("kind is live, test or cli, not {word:?}")),
+    let kind = call.body.word("kind", |word| {
+        TokenKind::parse(word).ok_or_else(|| format!("kind is live, test or cli, not {word:?}"))
     })?;
-    let words = call.body.texts("scopes")?.unwrap_or_default();
-    let scopes: Vec<Scope> = words
+    let scopes = call.body.texts("scopes")?.unwrap_or_default();
+    let roles: Vec<Role> = scopes
         .iter()
         .enumerate()
-        .map(|(index, word)| match word.as_str() {
-            "read" => Ok(Scope::Read),
-            "write" => Ok(Scope::Write),
-            "admin" => Ok(Scope::Admin),
-            _ => {
-                let detail = format!("a scope is read, write or admin, not {word:?}");
-                let at = format!("/scopes/{index}");
-                Err(Problem::invalid(Code::InvalidRequest, &at, detail))
-            }
+        .map(|(index, scope)| {
+            role(scope).ok_or_else(|| {
+                let detail = format!("a scope is read, write or admin, not {scope:?}");
+                Problem::invalid(Code::InvalidRequest, &format!("/scopes/{index}"), detail)
+            })
         })
         .collect::<Result<_, _>>()?;
-    if scopes.is_empty() {
+    let role = roles.into_iter().max().ok_or_else(|| {
         let detail = "scopes is required: read, write or admin";
-        return Err(Problem::invalid(Code::InvalidRequest, "/scopes", detail));
-    }
+        Problem::invalid(Code::InvalidRequest, "/scopes", detail)
+    })?;
     let databases = call.body.texts("databases")?;
     let allow_ddl = call.body.boolean("allow_ddl")?;
     let expires_at = call.body.time("expires_at")?;
     call.finish()?;
-    let principal = call.principal()?;
-    within_own_rights(principal, databases.as_deref(), allow_ddl)?;
+    let own = &call.principal()?.token;
+    within_own_rights(own, databases.as_deref(), allow_ddl)?;
     let spec = NewToken {
-        namespace: call.namespace()?.id,
-        kind: kind.unwrap_or(TokenKind::Live),
+        namespace: Some(call.namespace()?),
+        kind: kind.unwrap_or_default(),
+        role,
         scopes,
         databases,
+        allow_ddl: allow_ddl.unwrap_or(own.allow_ddl),
         expires_at,
-        allow_ddl: allow_ddl.unwrap_or(principal.allow_ddl),
-        owner: false,
     };
     let (info, secret) = call.app.engine.token_create(spec).await?;
     let bare = shape::token(&info);
@@ -61,21 +65,20 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
 
 /// A token makes none that may do more than itself. Its role needs no check: no scope reaches above admin.
 fn within_own_rights(
-    principal: &tidelog_engine::Principal,
+    own: &TokenInfo,
     databases: Option<&[String]>,
     allow_ddl: Option<bool>,
 ) -> Result<(), Problem> {
-    debug_assert!(principal.role >= Role::Admin, "the route asks for admin");
     let lacks = |required: &str| {
         let detail = format!("this token may not pass on {required}");
         Problem::new(Code::InsufficientPermissions, detail).with("required", required)
     };
-    if allow_ddl == Some(true) && !principal.allow_ddl {
+    if allow_ddl == Some(true) && !own.allow_ddl {
         return Err(lacks("allow_ddl"));
     }
-    match (&principal.databases, databases) {
+    match (&own.databases, databases) {
         (None, _) => Ok(()),
-        (Some(own), Some(asked)) if asked.iter().all(|name| own.contains(name)) => Ok(()),
+        (Some(listed), Some(asked)) if asked.iter().all(|name| listed.contains(name)) => Ok(()),
         (Some(_), _) => Err(lacks("databases outside its own list")),
     }
 }
@@ -83,25 +86,16 @@ fn within_own_rights(
 pub(super) async fn list(mut call: Call) -> Result<Answer, Problem> {
     let (page, link) = call.page()?;
     call.finish()?;
-    let found = call
-        .app
-        .engine
-        .token_list(call.namespace()?.id, page)
-        .await?;
-    let items = found.items.iter().map(shape::token).collect();
-    Ok(Answer::page(items, found.next_cursor, &link))
+    let found = call.app.engine.token_list(call.namespace()?, page).await?;
+    let items: Vec<Json> = found.items.iter().map(shape::token).collect();
+    Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
 }
 
 pub(super) async fn revoke(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     call.app
         .engine
-        .token_revoke(call.namespace()?.id, &call.name("token")?)
+        .token_revoke(call.namespace()?, &call.name("token")?)
         .await?;
     Ok(Answer::nothing())
-}
-
-/// What the answer to a new namespace shows of its first token.
-pub(super) fn first(info: &tidelog_engine::TokenInfo, secret: &str) -> Json {
-    json!({ "id": info.id, "token": secret, "display": info.display, "role": auth::name(info.role) })
 }

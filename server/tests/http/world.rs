@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::app::App;
+use tidelog_server::first::first_start;
 use tidelog_server::serve::{bind, serve};
 use tidelog_server::settings::Limits;
 use tokio::sync::oneshot;
@@ -79,6 +80,9 @@ impl World {
         let engine = Engine::start(settings, Parts::production())
             .await
             .expect("the engine starts");
+        first_start(&engine, &data, false)
+            .await
+            .expect("the first start ends");
         let token = |name: &str| {
             let text = std::fs::read_to_string(data.join(name)).expect("a token file");
             text.trim().to_owned()
