@@ -1,22 +1,47 @@
 //! The commands that read the bucket alone.
-use super::args::{HistoryOptions, RestoreOptions, VerifyOptions};
-use super::exit::Failure;
+
+use std::sync::Arc;
+
+use serde_json::json;
+use tidelog_archive::store::{Store, StoreError, StoreOptions, StoreSettings};
+use tidelog_archive::{SystemClock, SystemEntropy};
+
+use super::exit::{Exit, Failure};
 use super::output::Output;
-pub(super) async fn list(_s: String, _o: &Output) -> Result<(), Failure> {
-    Ok(())
+use crate::time;
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let causes = crate::problem::causes(&error);
+        let message = if causes.is_empty() {
+            error.to_string()
+        } else {
+            format!("{error}: {causes}")
+        };
+        Self::new(Exit::of_kind(error.kind()), message)
+    }
 }
-pub(super) async fn history(_s: String, _x: HistoryOptions, _o: &Output) -> Result<(), Failure> {
-    Ok(())
-}
-pub(super) async fn restore(_s: String, _x: RestoreOptions, _o: &Output) -> Result<(), Failure> {
-    Ok(())
-}
-pub(super) async fn verify(_s: String, _x: VerifyOptions, _o: &Output) -> Result<(), Failure> {
-    Ok(())
-}
-pub(super) async fn check(_s: String, _o: &Output) -> Result<(), Failure> {
-    Ok(())
-}
-pub(super) async fn recover(_s: String, _t: bool, _o: &Output) -> Result<(), Failure> {
+
+/// `tidelog store check`: proves that the store does what Tidelog needs, and leaves nothing in it.
+pub(super) async fn check(url: &str, output: &Output) -> Result<(), Failure> {
+    let options = StoreOptions {
+        settings: StoreSettings::default(),
+        clock: Arc::new(SystemClock::new()),
+        entropy: Arc::new(SystemEntropy),
+    };
+    let fitness = Store::open(url, options)?.probe().await?;
+    let (ours, theirs) = (fitness.wall, fitness.store_time);
+    let apart = ours.micros().abs_diff(theirs.micros()) / 1000;
+    let document = json!({
+        "fit": true,
+        "clock_difference_ms": apart,
+        "store_time": time::format(theirs),
+    });
+    output.result(&document, || {
+        format!(
+            "the store does what Tidelog needs: it creates only what is absent, replaces only what is unchanged, \
+             shows its last write and reads ranges; its clock is {apart} ms from ours\n"
+        )
+    });
     Ok(())
 }

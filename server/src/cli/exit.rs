@@ -23,7 +23,7 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    fn of_kind(kind: ErrorKind) -> Self {
+    pub(crate) fn of_kind(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::NotFound => Self::NotFound,
             ErrorKind::Conflict | ErrorKind::Fenced | ErrorKind::Invalid => Self::Refused,

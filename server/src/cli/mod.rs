@@ -10,7 +10,6 @@ mod args;
 mod bucket;
 mod client;
 mod exit;
-mod local;
 mod output;
 mod remote;
 mod serve;
@@ -61,23 +60,11 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
     let place = arguments.place;
     match arguments.command {
         Command::Serve(options) => serve::run(place, options, output).await,
-        Command::List => bucket::list(place.bucket()?, output).await,
-        Command::Restore(options) => bucket::restore(place.bucket()?, options, output).await,
-        Command::Verify(options) => bucket::verify(place.bucket()?, options, output).await,
-        Command::Store(StoreCommand::Check) => bucket::check(place.bucket()?, output).await,
-        Command::History(options) if place.names_bucket() => {
-            bucket::history(place.bucket()?, options, output).await
-        }
-        Command::History(options) => remote::history(&place.server()?, options, output).await,
-        Command::Token(TokenCommand::Recover { take_over }) => {
-            bucket::recover(place.bucket()?, take_over, output).await
-        }
+        Command::Store(StoreCommand::Check) => bucket::check(&place.bucket()?, output).await,
         Command::Token(command) => remote::token(&place.server()?, command, output).await,
         Command::Namespace(command) => remote::namespace(&place.server()?, command, output).await,
         Command::Db(command) => remote::db(&place.server()?, command, output).await,
         Command::Query(options) => remote::query(&place.server()?, options, output).await,
-        Command::Import(options) => remote::import(&place.server()?, options, output).await,
-        Command::Export(options) => remote::export(&place.server()?, options, output).await,
         Command::Bookmark(options) => remote::bookmark(&place.server()?, options, output).await,
     }
 }

@@ -5,8 +5,6 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, heade
 use serde_json::{Value as Json, json};
 use tidelog_wal::Position;
 
-use crate::problem::{Code, Problem};
-
 /// The header with the position after the call.
 pub(crate) const BOOKMARK: HeaderName = HeaderName::from_static("db-bookmark");
 /// The header with the highest position proven to be in object storage.
@@ -29,8 +27,6 @@ pub(crate) struct Answer {
     pub(crate) content: Content,
     pub(crate) bookmark: Option<Position>,
     pub(crate) durable_bookmark: Option<Position>,
-    /// What a retry with the same key is answered, where the first answer held a secret.
-    pub(crate) replay: Option<Json>,
 }
 
 impl Answer {
@@ -41,7 +37,6 @@ impl Answer {
             content,
             bookmark: None,
             durable_bookmark: None,
-            replay: None,
         }
     }
 
@@ -112,46 +107,6 @@ impl Answer {
         response
     }
 
-    /// The bytes that the record of an Idempotency-Key keeps; absent for a body that cannot be kept.
-    pub(crate) fn to_record(&self) -> Option<Vec<u8>> {
-        let body = match (&self.replay, &self.content) {
-            (Some(replay), _) => replay.clone(),
-            (None, Content::Json(document)) => document.clone(),
-            (None, Content::Empty) => Json::Null,
-            (None, Content::Other(_)) => return None,
-        };
-        let record = json!({
-            "status": self.status.as_u16(),
-            "body": body,
-            "bookmark": self.bookmark.map(|position| position.to_string()),
-            "durable_bookmark": self.durable_bookmark.map(|position| position.to_string()),
-        });
-        Some(record.to_string().into_bytes())
-    }
-
-    /// The answer of a record, marked as a replay.
-    pub(crate) fn from_record(record: &[u8]) -> Result<Self, Problem> {
-        let broken = || {
-            Problem::new(
-                Code::Internal,
-                "the record of the first call cannot be read",
-            )
-        };
-        let record: Json = serde_json::from_slice(record).map_err(|_| broken())?;
-        let status = record["status"]
-            .as_u64()
-            .and_then(|status| u16::try_from(status).ok());
-        let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-        let content = match record.get("body").cloned().unwrap_or_default() {
-            Json::Null => Content::Empty,
-            body => Content::Json(body),
-        };
-        let position = |name: &str| record[name].as_str().and_then(|text| text.parse().ok());
-        let answer = Self::with(status.ok_or_else(broken)?, content)
-            .at(position("bookmark"), position("durable_bookmark"));
-        Ok(answer.replayed())
-    }
-
     /// The same, marked as a replay.
     pub(crate) fn replayed(self) -> Self {
         const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -172,19 +127,6 @@ pub(crate) fn positions(headers: &mut HeaderMap, now: Option<Position>, durable:
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_record_keeps_the_answer_but_never_a_secret() {
-        let mut answer = Answer::created(json!({ "id": "t1", "token": "tl_live_secret" }));
-        answer.replay = Some(json!({ "id": "t1", "token": null }));
-        let record = answer.to_record().expect("JSON can be kept");
-        assert!(!String::from_utf8_lossy(&record).contains("secret"));
-        let replayed = Answer::from_record(&record).expect("our own record");
-        assert_eq!(replayed.status, StatusCode::CREATED);
-        assert_eq!(replayed.headers["idempotency-replayed"], "true");
-        assert!(matches!(replayed.content, Content::Json(body) if body["id"] == "t1"));
-        assert!(Answer::from_record(b"{}").is_err() && Answer::from_record(b"\xff").is_err());
-    }
 
     #[test]
     fn a_page_with_a_successor_links_to_it() {

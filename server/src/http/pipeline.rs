@@ -13,7 +13,6 @@ use tidelog_wal::Position;
 
 use super::answer::positions;
 use super::edge::RequestId;
-use super::staging::stage;
 use super::{Answer, BodyKind, Call, Route, auth, idempotency};
 use crate::app::App;
 use crate::fields::Fields;
@@ -123,20 +122,13 @@ impl Incoming {
         let key = idempotency::key(headers, &self.parts.method)?;
         self.guard(principal.as_ref()).await?;
         let query = Fields::of_query(self.parts.uri.query().unwrap_or_default())?;
-        let (bytes, file) = match self.route.body {
-            BodyKind::File => (Bytes::new(), Some(stage(&self.app, body).await?)),
-            BodyKind::Json => (self.json_body(body).await?, None),
-            BodyKind::None => {
-                let bytes = self.read(body).await?;
-                if !bytes.is_empty() {
-                    return Err(Problem::new(
-                        Code::InvalidRequest,
-                        "this call takes no body",
-                    ));
-                }
-                (bytes, None)
-            }
-        };
+        let bytes = self.json_body(body).await?;
+        if self.route.body == BodyKind::None && !bytes.is_empty() {
+            return Err(Problem::new(
+                Code::InvalidRequest,
+                "this call takes no body",
+            ));
+        }
         let path = self.parts.uri.path().to_owned();
         let token = principal
             .as_ref()
@@ -147,8 +139,7 @@ impl Incoming {
                 .uri
                 .path_and_query()
                 .map_or(path.as_str(), |uri| uri.as_str());
-            let content = file.as_ref().map_or(&bytes[..], |file| &file.sha256[..]);
-            idempotency::record(key, &token, self.route.path, uri, content)
+            idempotency::record(key, &token, self.route.path, uri, &bytes)
         });
         let mut call = Call {
             app: Arc::clone(&self.app),
@@ -158,7 +149,6 @@ impl Incoming {
             principal,
             query,
             body: Fields::of_body(&bytes)?,
-            file,
             idempotency: None,
         };
         let Some(record) = record else {

@@ -28,8 +28,6 @@ pub(crate) enum BodyKind {
     None,
     /// A JSON object, held whole, within the body limit.
     Json,
-    /// A file, passed on as it comes, within the import limit.
-    File,
 }
 
 /// One method of one path.

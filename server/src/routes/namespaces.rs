@@ -1,6 +1,6 @@
 //! Namespaces: made with the server token, together with their first owner token.
 
-use serde_json::{Value as Json, json};
+use serde_json::json;
 use tidelog_engine::Role;
 use tidelog_engine::system::tokens::{NewToken, TokenKind};
 
@@ -23,12 +23,10 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
         expires_at: None,
     };
     let (info, secret) = engine.token_create(spec).await?;
-    let document = |secret: Json| {
-        let mut token = shape::token(&info);
-        token["token"] = secret;
-        json!({ "name": namespace.name, "id": namespace.id.to_string(), "owner_token": token })
-    };
-    let mut answer = Answer::created(document(json!(secret)));
-    answer.replay = Some(document(Json::Null));
-    Ok(answer)
+    let mut token = shape::token(&info);
+    token["token"] = json!(secret);
+    let id = namespace.id.to_string();
+    Ok(Answer::created(
+        json!({ "name": namespace.name, "id": id, "owner_token": token }),
+    ))
 }

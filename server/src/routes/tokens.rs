@@ -53,14 +53,9 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
         expires_at,
     };
     let (info, secret) = call.app.engine.token_create(spec).await?;
-    let bare = shape::token(&info);
-    let mut document = bare.clone();
+    let mut document = shape::token(&info);
     document["token"] = json!(secret);
-    let mut answer = Answer::created(document);
-    let mut replay = bare;
-    replay["token"] = Json::Null;
-    answer.replay = Some(replay);
-    Ok(answer)
+    Ok(Answer::created(document))
 }
 
 /// A token makes none that may do more than itself. Its role needs no check: no scope reaches above admin.

@@ -252,60 +252,6 @@ async fn lists_come_in_pages_that_link_to_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keyed_post_takes_effect_once_and_its_secret_is_not_kept() {
-    let world = World::start().await;
-    let make = |key: &'static str, name: &str| {
-        let request = world.ask(Method::POST, "/v1/namespaces/default/databases");
-        read(
-            request
-                .header("idempotency-key", key)
-                .json(&json!({ "name": name })),
-        )
-    };
-    let first = make("k1", "orders").await;
-    assert_eq!(
-        (first.status, first.header("idempotency-replayed")),
-        (201, None)
-    );
-    let again = make("k1", "orders").await;
-    assert_eq!(
-        (again.status, again.header("idempotency-replayed")),
-        (201, Some("true"))
-    );
-    assert_eq!(again.body["id"], first.body["id"]);
-    assert_eq!(again.header("db-bookmark"), first.header("db-bookmark"));
-    let other = make("k1", "customers").await;
-    assert_eq!(
-        (other.status, other.code()),
-        (422, "idempotency-key-reused")
-    );
-    assert_eq!(make("k2", "orders").await.code(), "name-taken");
-    let token = || {
-        let request = world.ask(Method::POST, "/v1/namespaces/default/tokens");
-        read(
-            request
-                .header("idempotency-key", "k3")
-                .json(&json!({ "scopes": ["read"] })),
-        )
-    };
-    let (first, again) = (token().await, token().await);
-    assert!(first.body["token"].is_string());
-    assert!(again.body["token"].is_null() && again.body["id"] == first.body["id"]);
-    let got = read(
-        world
-            .ask(Method::GET, "/v1/namespaces/default/tokens")
-            .header("idempotency-key", "k"),
-    )
-    .await;
-    assert_eq!(
-        got.code(),
-        "invalid-request",
-        "a key on a GET is refused, not ignored"
-    );
-    world.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn if_match_guards_a_change_against_a_database_that_moved() {
     let world = World::start().await;
     let database = world.database("orders").await;
