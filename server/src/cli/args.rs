@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn bucket_and_server_together_are_wrong_usage() {
         let both = [
-            "tidelog", "query", "a/b", "--store", "memory:", "--url", "http://x",
+            "tidelog", "bookmark", "a/b", "--store", "memory:", "--url", "http://x",
         ];
         assert!(Arguments::try_parse_from(both).is_err());
         assert!(Arguments::try_parse_from(&both[..5]).is_ok());

@@ -89,7 +89,10 @@ fn refusal(status: StatusCode, text: &str) -> Failure {
         "limit",
     ] {
         if let Some(value) = document.get(near) {
-            message.push_str(&format!("; {near}: {}", super::output::cell(value)));
+            message.push_str("; ");
+            message.push_str(near);
+            message.push_str(": ");
+            message.push_str(&super::output::cell(value));
         }
     }
     Failure {

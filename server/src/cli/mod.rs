@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use args::{Arguments, Command, StoreCommand, TokenCommand};
+use args::{Arguments, Command, StoreCommand};
 use exit::{Exit, Failure};
 use output::Output;
 

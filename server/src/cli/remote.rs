@@ -49,7 +49,7 @@ async fn items(
     Ok(items)
 }
 
-fn listed(output: Output, items: Vec<Json>, headings: &[&str]) {
+fn listed(output: Output, items: &[Json], headings: &[&str]) {
     let rows: Vec<Vec<String>> = items
         .iter()
         .map(|item| {
@@ -97,8 +97,8 @@ pub(super) async fn db(
             let found = items(client, &path, &[], usize::MAX).await?;
             listed(
                 *output,
-                found,
-                &["name", "size_bytes", "page_size", "state", "bookmark"],
+                &found,
+                &["name", "page_size", "state", "durability", "created_at"],
             );
         }
         DbCommand::Show { database: name } => {
@@ -234,7 +234,7 @@ pub(super) async fn token(
             let found = items(client, &path, &[], usize::MAX).await?;
             listed(
                 *output,
-                found,
+                &found,
                 &["id", "display", "kind", "scopes", "role", "expires_at"],
             );
         }

@@ -33,8 +33,9 @@ pub(super) async fn run(
     // The address first: one in use must not cost a term.
     let listener = serve::bind(options.listen, options.insecure_listen)
         .await
-        .map_err(|error| {
-            Failure::failed(format!("cannot listen on {}: {error}", options.listen))
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidInput => Failure::usage(error.to_string()),
+            _ => Failure::failed(format!("cannot listen on {}: {error}", options.listen)),
         })?;
     let address = listener.local_addr().map_err(|error| {
         Failure::failed(format!("cannot listen on {}: {error}", options.listen))

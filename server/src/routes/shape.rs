@@ -1,9 +1,9 @@
 //! How the engine's answers look as JSON.
 
 use serde_json::{Value as Json, json};
-use tidelog_engine::StatementResult;
 use tidelog_engine::system::databases::DatabaseRow;
 use tidelog_engine::system::tokens::{TokenInfo, token_id_text};
+use tidelog_engine::{Durability, StatementResult};
 use tidelog_wal::Position;
 
 use crate::time;
@@ -22,7 +22,7 @@ pub(super) fn database(row: &DatabaseRow) -> Json {
         "created_at": time::format(row.created_at),
         "page_size": row.page_size,
         "state": if row.deleted_at.is_some() { "deleted" } else { "ready" },
-        "durability": row.durability.map(|level| level.as_str()),
+        "durability": row.durability.map(Durability::as_str),
         "block_reads": row.block_reads,
         "block_writes": row.block_writes,
         "delete_protection": row.delete_protection,
