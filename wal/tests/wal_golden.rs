@@ -3,12 +3,12 @@
 mod wal_common;
 
 use proptest::prelude::*;
-use tidelog_wal::PageSize;
 use tidelog_wal::checksum::{ByteOrder, Checksum};
 use tidelog_wal::codec::DecodeError;
 use tidelog_wal::cursor::ProvenCursor;
-use tidelog_wal::frame::FrameNo;
+use tidelog_wal::frame::{FrameHeader, FrameNo};
 use tidelog_wal::header::{Salts, WalHeader};
+use tidelog_wal::{PageCount, PageSize};
 use wal_common::{SMALL_WINDOW, page, reencoded};
 
 const HEADER: &str = "377f0682002de2180000020000000000dc65819b741ac91b704c68ef43ef5b08";
@@ -188,7 +188,6 @@ fn padding_that_repeats_the_commit_frame_is_one_commit() {
 
 /// The same frames with the chain made right.
 fn rechained(wal: &[u8]) -> Vec<u8> {
-    use tidelog_wal::frame::FrameHeader;
     let header = WalHeader::decode(wal).expect("good header");
     let mut out = wal[..32].to_vec();
     let mut chain = header.checksum;
@@ -207,6 +206,47 @@ fn rechained(wal: &[u8]) -> Vec<u8> {
         out.extend(image);
     }
     out
+}
+
+#[test]
+fn frames_beyond_the_commit_size_and_of_the_lock_page_belong_to_no_commit() {
+    let header = WalHeader::new(ByteOrder::Little, PageSize::MAX, 0, Salts::new([1, 2]));
+    let lock = PageSize::MAX.lock_page().get();
+    let frames = [
+        (lock - 1, None),
+        (lock, None),
+        (lock + 2, None),
+        (lock + 3, None),
+        (lock - 1, None),
+        (lock + 2, Some(PageCount::new(lock + 2))),
+    ];
+    let mut wal = header.encode().to_vec();
+    let mut chain = header.checksum;
+    for ((number, commit), fill) in frames.into_iter().zip(1..) {
+        let image = vec![fill; PageSize::MAX.bytes()];
+        let link = (header.order, chain);
+        let head = FrameHeader::chained(page(number), commit, header.salts, &image, link);
+        chain = head.checksum;
+        wal.extend(head.encode());
+        wal.extend(image);
+    }
+    let mut cursor = ProvenCursor::open(&wal, SMALL_WINDOW)
+        .expect("known version")
+        .expect("valid data");
+    let commit = cursor
+        .next_commit(&wal)
+        .expect("reading memory")
+        .expect("one commit");
+    let mut scratch = vec![0; PageSize::MAX.bytes()];
+    let mut found = Vec::new();
+    for entry in commit.pages {
+        let image = commit
+            .image(&wal, entry.frame, &mut scratch)
+            .expect("image");
+        found.push((entry.page.get(), image[0]));
+    }
+    // The window holds one such frame, so most of these were read again.
+    assert_eq!(found, [(lock - 1, 5), (lock + 2, 6)]);
 }
 
 proptest! {
