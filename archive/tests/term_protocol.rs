@@ -675,6 +675,46 @@ async fn a_walk_through_a_moving_journal_leaves_nothing_out_unsaid() {
     assert!(trimmed_seen > 0);
 }
 
+/// The owner ships, trims and deletes between any two calls of a reader: what is deleted is said to be trimmed,
+/// and the end is the true one.
+#[tokio::test(start_paused = true)]
+async fn a_walk_at_every_interleaving_ends_where_the_term_does() {
+    let mut skipped = 0;
+    for at in 0..30 {
+        let memory = Arc::new(InMemory::new());
+        let owner = Owner::new(&memory, 1).await;
+        owner.ship().await;
+        owner.ship().await;
+        let store = faulty(&memory, {
+            let owner = owner.clone();
+            move |call| {
+                Rival::ShipsAndTrims(at).acts(&owner, call.number);
+                Fault::None
+            }
+        });
+        let reader = terms_on(Arc::new(Shared(Arc::clone(&store))), 3);
+        let mut walk = reader.walk(owner.term, Seq::FIRST).await.unwrap();
+        let mut next = walk.at().get();
+        let end = loop {
+            match walk.step().await.unwrap() {
+                Step::Object(seq, _) => {
+                    assert_eq!(seq.get(), next, "at {at}");
+                    next += 1;
+                }
+                Step::Trimmed(below) => {
+                    assert!(below.get() > next, "at {at}");
+                    next = below.get();
+                    skipped += 1;
+                }
+                Step::End(end) => break end,
+            }
+        };
+        assert_eq!(end, End::Open(Seq::new(next)), "at {at}");
+        assert_eq!(next, owner.next.load(Ordering::Relaxed), "at {at}");
+    }
+    assert!(skipped > 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_root_is_made_once_and_learns_of_every_claim() {
     let memory = Arc::new(InMemory::new());

@@ -10,7 +10,7 @@ use object_store::{GetOptions, PutMode, PutOptions, PutPayload, PutResult, Updat
 use tidelog_wal::Timestamp;
 
 use super::error::Failure;
-use super::read::{Body, timestamp};
+use super::read::{Body, Want, timestamp};
 use super::retry::{bounded, read_error};
 use super::{Store, StoreError};
 
@@ -162,7 +162,7 @@ impl Store {
     /// Reads the object whole, in part and by its head; returns the store's time of it.
     async fn check(&self, path: &Path, fill: u8, put: &PutResult) -> Result<Timestamp, Trial> {
         let limit = self.inner.settings.request_timeout;
-        let (whole, meta) = bounded(limit, self.fetch(path, None, None)).await?;
+        let (whole, meta) = bounded(limit, self.fetch(path, None, Want::Version)).await?;
         match whole {
             Body::Bytes(bytes) if bytes == filled(fill) => {}
             _ => return Err(Trial::Unfit("a read does not return the last write")),
@@ -172,7 +172,7 @@ impl Store {
                 "a read names another version than the write did",
             ));
         }
-        let (part, _) = bounded(limit, self.fetch(path, Some(16..32), None)).await?;
+        let (part, _) = bounded(limit, self.fetch(path, Some(16..32), Want::Bytes)).await?;
         match part {
             Body::Bytes(bytes) if bytes == filled(fill).slice(16..32) => {}
             _ => return Err(Trial::Unfit("it does not honour ranged reads")),

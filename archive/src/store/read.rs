@@ -49,6 +49,21 @@ pub(crate) enum Body {
     TooLong,
 }
 
+/// What else a GET is to find out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// The bytes alone: a folder need not make up a version.
+    Bytes,
+    /// The version too.
+    Version,
+    /// The bytes of the version with this tag, or a refusal.
+    Tag(String),
+}
+
+/// Marks a GET whose caller has no use for the version.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unversioned;
+
 /// A body ended before its length.
 #[derive(Debug, thiserror::Error)]
 #[error("the body ended after {have} of {want} bytes")]
@@ -64,12 +79,12 @@ impl Store {
     /// [`StoreError::NotFound`], [`StoreError::Unavailable`], [`StoreError::Denied`],
     /// [`StoreError::Exhausted`].
     pub async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
-        Ok(self.get_versioned(key).await?.0)
+        Ok(self.read(key, None, Want::Bytes).await?.0)
     }
 
     /// The whole object and its version. Errors as [`get`](Self::get).
     pub async fn get_versioned(&self, key: &str) -> Result<(Bytes, Version), StoreError> {
-        let (bytes, meta) = self.read(key, None, None).await?;
+        let (bytes, meta) = self.read(key, None, Want::Version).await?;
         Ok((bytes, Version::of(&meta)))
     }
 
@@ -79,7 +94,7 @@ impl Store {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let (bytes, meta) = self.read(key, Some(range.clone()), None).await?;
+        let (bytes, meta) = self.read(key, Some(range.clone()), Want::Bytes).await?;
         if bytes.len() as u64 == range.end - range.start {
             Ok(bytes)
         } else {
@@ -130,8 +145,8 @@ impl Store {
                     .read_chunk_bytes
                     .clamp(1, SINGLE_PUT_MAX);
                 let end = head.length.min(offset.saturating_add(chunk));
-                let pin = head.version.e_tag.clone();
-                let (bytes, _) = store.read(&key, Some(offset..end), pin).await?;
+                let want = head.version.e_tag.clone().map_or(Want::Bytes, Want::Tag);
+                let (bytes, _) = store.read(&key, Some(offset..end), want).await?;
                 if bytes.len() as u64 != end - offset {
                     return Err(StoreError::Short {
                         key,
@@ -148,12 +163,12 @@ impl Store {
         &self,
         key: &str,
         range: Option<Range<u64>>,
-        pin: Option<String>,
+        want: Want,
     ) -> Result<(Bytes, ObjectMeta), StoreError> {
         let path = self.inner.prefix.path(key)?;
         let mut attempts = self.attempts();
         loop {
-            let request = self.fetch(&path, range.clone(), pin.clone());
+            let request = self.fetch(&path, range.clone(), want.clone());
             let error = match attempts.attempt(request).await {
                 Ok((Body::Bytes(bytes), meta)) => return Ok((bytes, meta)),
                 Ok((Body::TooLong, _)) => {
@@ -193,9 +208,16 @@ impl Store {
         &self,
         path: &Path,
         range: Option<Range<u64>>,
-        pin: Option<String>,
+        want: Want,
     ) -> object_store::Result<(Body, ObjectMeta)> {
-        let options = GetOptions::new().with_range(range).with_if_match(pin);
+        let mut options = GetOptions::new().with_range(range);
+        match want {
+            Want::Bytes => {
+                options.extensions.insert(Unversioned);
+            }
+            Want::Version => {}
+            Want::Tag(tag) => options.if_match = Some(tag),
+        }
         let got = self.inner.objects.get_opts(path, options).await?;
         let want = got.range.end - got.range.start;
         if want > SINGLE_PUT_MAX {

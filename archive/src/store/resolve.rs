@@ -29,7 +29,7 @@ use object_store::{PutMode, PutOptions, PutPayload, UpdateVersion};
 
 use super::error::Failure;
 use super::options::{REPLACE_MAX, SINGLE_PUT_MAX};
-use super::read::Body;
+use super::read::{Body, Want};
 use super::retry::Attempts;
 use super::{Store, StoreError, Version};
 
@@ -201,7 +201,10 @@ impl Store {
         let mut attempts = write.nested();
         loop {
             let range = (proof.len() < bytes.len()).then_some(0..proof.len() as u64);
-            let error = match attempts.attempt(self.fetch(path, range, None)).await {
+            let error = match attempts
+                .attempt(self.fetch(path, range, Want::Version))
+                .await
+            {
                 Ok((Body::Bytes(found), meta)) => {
                     let version = Version::of(&meta);
                     return Ok(if *found == *proof {

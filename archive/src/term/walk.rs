@@ -66,6 +66,11 @@ impl Terms {
 }
 
 impl JournalWalk {
+    /// The number of the next step: at the beginning, where the walk begins.
+    pub fn at(&self) -> Seq {
+        self.next
+    }
+
     /// The next step. After an error the same step can be asked for again.
     ///
     /// [`TermError::Missing`] if an object is gone that was neither trimmed nor the last.

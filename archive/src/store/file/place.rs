@@ -110,6 +110,11 @@ impl Place {
         Ok(())
     }
 
+    /// From now on nothing is known about what is on disk.
+    pub(super) fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+    }
+
     pub(super) fn stage_empty(&self) -> object_store::Result<Staged> {
         let (file, path) = self
             .staging
@@ -258,7 +263,7 @@ impl Place {
 
     fn sync(&self, file: &File, path: &Path) -> object_store::Result<()> {
         file.sync_all().map_err(|error| {
-            self.poisoned.store(true, Ordering::Release);
+            self.poison();
             failed("sync", path, error)
         })
     }
