@@ -9,6 +9,7 @@ use tidelog_wal::{DatabaseId, Term};
 use crate::disk::{Disk, StdDisk};
 use crate::journal::Journal;
 use crate::pump::Pump;
+use crate::rebuild::Tails;
 use crate::remote::Remote;
 use crate::settings::Settings;
 
@@ -42,6 +43,7 @@ pub(crate) struct Core {
     pub(crate) journal: Journal,
     pub(crate) pump: Pump,
     pub(crate) remote: Remote,
+    pub(crate) tails: Tails,
 }
 
 impl Core {

@@ -109,6 +109,8 @@ impl Engine {
         let Started {
             lock,
             core,
+            terms,
+            tail,
             root,
             inherited,
             fresh,
@@ -119,9 +121,6 @@ impl Engine {
         for (id, commits) in inherited.journaled {
             registry.set_journaled(id, commits);
         }
-        for (id, head) in &inherited.stored {
-            registry.slot(*id).ledger.set_durable(head.position());
-        }
         let system = System::new(
             Arc::clone(&core),
             Arc::clone(&registry),
@@ -130,15 +129,17 @@ impl Engine {
         );
         let (stop, stopped) = watch::channel(false);
         let (settle, inbox) = mpsc::unbounded_channel();
+        for section in &tail {
+            registry.note_tail(section.meta.database, section.meta.end());
+        }
+        // The receiver is at hand: it cannot fail.
+        let _ = settle.send(tail);
         let shipper = Shipper {
             core: Arc::clone(&core),
             store: core.remote.store.clone(),
             settle,
         };
-        let settler = Settler {
-            core: Arc::clone(&core),
-            inbox,
-        };
+        let settler = Settler::new(Arc::clone(&core), Arc::clone(&registry), terms, inbox);
         let mut tasks = Tasks {
             shipper: Some(tokio::spawn(shipper.run(stopped))),
             ..Tasks::default()
@@ -531,17 +532,7 @@ impl Database {
     }
 
     pub(crate) async fn lease(&self) -> Result<Lease, Error> {
-        let id = self.row.id;
-        self.engine
-            .inner
-            .registry
-            .lease(id, async || {
-                Err(Error::new(
-                    Code::DatabaseCorrupt,
-                    format!("this node has no files of database {id}"),
-                ))
-            })
-            .await
+        self.engine.inner.registry.lease(self.row.namespace, self.row.id).await
     }
 
     /// Runs statements.

@@ -5,15 +5,17 @@
 //! closed (HAZARDS W0a).
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidelog_wal::DatabaseId;
+use tidelog_wal::{DatabaseId, NamespaceId, Position};
 
 use crate::core::Core;
 use crate::database::open::{Journaled, open_database};
 use crate::database::state::DbState;
 use crate::database::{Lease, Ledger, OpenDb};
 use crate::error::{Code, Error};
+use crate::rebuild::restore_files;
 use crate::ship::blocking;
 
 /// A database this node knows.
@@ -24,6 +26,10 @@ pub(crate) struct Slot {
     open: tokio::sync::Mutex<Option<Arc<OpenDb>>>,
     /// Commits of earlier lives that its files may lack, for the first open.
     journaled: Mutex<Vec<Journaled>>,
+    /// How far closed terms' journal objects reach, beyond what is settled.
+    tail: Mutex<Option<Position>>,
+    /// This life owns its manifest and has compared its files with the store.
+    owned: AtomicBool,
 }
 
 /// All databases of a node.
@@ -56,11 +62,29 @@ impl Registry {
             .unwrap_or_else(PoisonError::into_inner) = commits;
     }
 
-    /// A lease of the database, opening it if need be. `missing` makes its files when this node has none.
-    pub(crate) async fn lease<F>(&self, id: DatabaseId, missing: F) -> Result<Lease, Error>
-    where
-        F: AsyncFnOnce() -> Result<DbState, Error>,
-    {
+    /// Notes that a closed term's journal holds the database up to `position`.
+    pub(crate) fn note_tail(&self, id: DatabaseId, position: Position) {
+        let slot = self.slot(id);
+        let mut tail = lock(&slot.tail);
+        if tail.is_none_or(|known| known.txid < position.txid) {
+            *tail = Some(position);
+        }
+    }
+
+    /// Says that this life made the database: nothing in the store is older.
+    pub(crate) fn note_made(&self, id: DatabaseId) {
+        self.slot(id).owned.store(true, Ordering::Release);
+    }
+
+    /// A lease of the database, opening it if need be.
+    ///
+    /// The first open of a life takes the manifest over, and restores the files from the store where this node
+    /// has none or the store is ahead of them.
+    pub(crate) async fn lease(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+    ) -> Result<Lease, Error> {
         let slot = self.slot(id);
         let mut open = slot.open.lock().await;
         if let Some(database) = open.as_ref() {
@@ -74,37 +98,37 @@ impl Registry {
             *open = None;
         }
         let folder = self.core.database_folder(id);
-        let state = match DbState::read(self.core.parts.disk.as_ref(), &folder)? {
-            Some(state) => state,
-            None => missing().await?,
-        };
-        let journaled = std::mem::take(
-            &mut *slot
-                .journaled
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-        let kept = journaled.clone();
-        let (core, ledger) = (Arc::clone(&self.core), Arc::clone(&slot.ledger));
-        let opened = blocking(move || {
-            let mut after = journaled;
-            after.retain(|commit| commit.head.txid > state.head.txid);
-            open_database(&core, state, &after, ledger)
-        })
-        .await;
-        let database = match opened {
-            Ok(database) => database,
-            Err(error) => {
-                *slot
-                    .journaled
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = kept;
-                return Err(error);
+        let mut state = DbState::read(self.core.parts.disk.as_ref(), &folder)?;
+        let mut journaled = lock(&slot.journaled).clone();
+        if !slot.owned.load(Ordering::Acquire) {
+            let loaded = self.core.remote.owned_manifest(namespace, id).await?;
+            let settled = loaded.manifest.settled_position();
+            let stored = newer(settled, *lock(&slot.tail));
+            let local = journaled.last().map(|j| j.head).or(state.as_ref().map(|s| s.head));
+            if behind(local.map(|head| head.position()), stored) {
+                let head = local.map(|head| head.position().to_string());
+                tracing::info!(database = %id, local = head, "restoring the files from the store");
+                state = Some(restore_files(&self.core, &loaded, state).await?);
+                journaled.clear();
+                lock(&slot.journaled).clear();
             }
+            if let Some(position) = stored {
+                slot.ledger.set_durable(position);
+            }
+            slot.owned.store(true, Ordering::Release);
+        }
+        let Some(state) = state else {
+            let what = format!("neither this node nor the store holds a commit of database {id}");
+            return Err(Error::new(Code::DatabaseCorrupt, what));
         };
-        let lease = database
-            .lease()
-            .ok_or_else(|| Error::internal("a fresh database has no lease"))?;
+        let (core, ledger) = (Arc::clone(&self.core), Arc::clone(&slot.ledger));
+        let database = blocking(move || {
+            journaled.retain(|commit| commit.head.txid > state.head.txid);
+            open_database(&core, state, &journaled, ledger)
+        })
+        .await?;
+        lock(&slot.journaled).clear();
+        let lease = database.lease().ok_or_else(|| Error::internal("a fresh database has no lease"))?;
         *open = Some(database);
         Ok(lease)
     }
@@ -151,10 +175,27 @@ impl Registry {
             close(&database).await;
         }
     }
+}
 
-    /// Forgets what earlier lives journaled of a database whose files were made anew.
-    pub(crate) fn forget_journaled(&self, id: DatabaseId) {
-        self.set_journaled(id, Vec::new());
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn newer(a: Option<Position>, b: Option<Position>) -> Option<Position> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.txid >= b.txid { a } else { b }),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Whether the store holds commits that this node lacks, or another history of the same length.
+fn behind(local: Option<Position>, stored: Option<Position>) -> bool {
+    match (local, stored) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(local), Some(stored)) => {
+            local.txid < stored.txid || local.txid == stored.txid && local.chain != stored.chain
+        }
     }
 }
 

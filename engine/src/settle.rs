@@ -15,7 +15,8 @@ use bytes::Bytes;
 use tidelog_archive::envelope::{Finished, WriteId};
 use tidelog_archive::journal::JournalObject;
 use tidelog_archive::key::{Key, Seq};
-use tidelog_archive::manifest::{Loaded, PublishError, SegmentEntry};
+use tidelog_archive::manifest::{ImageEntry, Loaded, PublishError, SegmentEntry};
+use tidelog_archive::term::Terms;
 use tidelog_archive::segment::{SegmentMeta, SegmentWriter};
 use tidelog_wal::block::Compressor;
 use tidelog_wal::codec::Reader;
@@ -27,7 +28,10 @@ use crate::core::Core;
 use crate::crash_point;
 use crate::error::{Code, Error};
 use crate::journal::chunk::{Entries, Entry};
+use crate::image;
+use crate::registry::Registry;
 use crate::remote::publish_error;
+use crate::trim::Trimmer;
 use crate::ship::{ShippedSection, blocking};
 
 /// The most compressed log of one segment.
@@ -44,11 +48,25 @@ struct Backlog {
 /// Settles the sections it is told of.
 #[derive(Debug)]
 pub(crate) struct Settler {
-    pub(crate) core: Arc<Core>,
-    pub(crate) inbox: mpsc::UnboundedReceiver<Vec<ShippedSection>>,
+    core: Arc<Core>,
+    registry: Arc<Registry>,
+    trimmer: Trimmer,
+    inbox: mpsc::UnboundedReceiver<Vec<ShippedSection>>,
+    /// Images that are stored and wait until their commit is settled.
+    images: HashMap<DatabaseId, ImageEntry>,
 }
 
 impl Settler {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        registry: Arc<Registry>,
+        terms: Terms,
+        inbox: mpsc::UnboundedReceiver<Vec<ShippedSection>>,
+    ) -> Self {
+        let trimmer = Trimmer::new(terms, core.term());
+        Self { core, registry, trimmer, inbox, images: HashMap::new() }
+    }
+
     /// Runs until `stop`.
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut backlogs: HashMap<DatabaseId, Backlog> = HashMap::new();
@@ -56,11 +74,15 @@ impl Settler {
         while !*stop.borrow() {
             let core = Arc::clone(&self.core);
             tokio::select! {
-                Some(sections) = self.inbox.recv() => take(&core, &mut backlogs, sections),
+                Some(sections) = self.inbox.recv() => {
+                    self.trimmer.note(&sections);
+                    take(&core, &mut backlogs, sections);
+                }
                 () = wait(&core, &backlogs) => {}
                 _ = stop.changed() => return,
             }
             while let Ok(sections) = self.inbox.try_recv() {
+                self.trimmer.note(&sections);
                 take(&core, &mut backlogs, sections);
             }
             let Some(id) = due(&core, &backlogs) else {
@@ -69,7 +91,7 @@ impl Settler {
             let Some(backlog) = backlogs.remove(&id) else {
                 continue;
             };
-            match settle(&self.core, id, &backlog.sections).await {
+            match self.settle(id, &backlog.sections).await {
                 Ok(()) => {}
                 Err(error) if error.code() == Code::WriterFenced => {
                     return self.core.journal.poison(error);
@@ -165,8 +187,10 @@ pub(crate) async fn settle(
         .settled_position()
         .map_or(TxId::ZERO, |position| position.txid);
     core.journal.set_settled(id, head);
+    core.tails.settled(id, head);
     let collector = Arc::clone(core);
-    blocking(move || collector.journal.collect()).await
+    blocking(move || collector.journal.collect()).await?;
+    Ok(current)
 }
 
 /// A journal object that had to be read back, for sections whose chunk is gone.

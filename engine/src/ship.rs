@@ -175,6 +175,7 @@ impl Shipper {
             .map_err(|e| Error::internal("ship a chunk").caused_by(e))
             .flatten()?;
         self.core.journal.set_shipped(&sealed);
+        self.core.tails.add(&sections);
         // Nobody settles any more once the node stops: the next start finds the sections again.
         let _ = self.settle.send(sections);
         Ok(())
@@ -238,6 +239,21 @@ pub(crate) fn build(core: &Core, sealed: &SealedChunk) -> Result<Built, Error> {
         bytes: finished.bytes,
         sections,
     })
+}
+
+/// What the journal object of a chunk holds. Stored bytes are not known here: a quarter of the raw ones.
+pub(crate) fn sections_of_chunk(
+    file: &[u8],
+    object: (tidelog_wal::Term, u64),
+) -> Result<Vec<ShippedSection>, Error> {
+    let section = |run: &Run<'_>| {
+        Ok(ShippedSection {
+            object,
+            meta: section_meta(run)?,
+            stored_bytes: raw_len(run) / 4,
+        })
+    };
+    group(file)?.iter().map(section).collect()
 }
 
 fn raw_len(run: &Run<'_>) -> u64 {

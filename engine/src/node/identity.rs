@@ -52,8 +52,9 @@ pub struct Identity {
     pub cluster: ClusterId,
     /// The store it was started with.
     pub store_url: String,
-    /// The term of its last life.
-    pub last_term: Option<Term>,
+    /// The terms of its last life and of starts since then that did not come about, ascending: a term of
+    /// this folder that was closed by any other was closed by a life the folder does not know.
+    pub terms: Vec<Term>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -63,7 +64,7 @@ struct Stored {
     node: String,
     cluster: String,
     store: String,
-    last_term: Option<u32>,
+    terms: Vec<u32>,
 }
 
 impl Identity {
@@ -89,7 +90,7 @@ impl Identity {
             node: stored.node.parse().map_err(|e| damaged().caused_by(e))?,
             cluster: stored.cluster.parse().map_err(|e| damaged().caused_by(e))?,
             store_url: stored.store,
-            last_term: stored.last_term.map(Term::new),
+            terms: stored.terms.into_iter().map(Term::new).collect(),
         }))
     }
 
@@ -100,7 +101,7 @@ impl Identity {
             node: self.node.to_string(),
             cluster: self.cluster.to_string(),
             store: self.store_url.clone(),
-            last_term: self.last_term.map(Term::get),
+            terms: self.terms.iter().map(|term| term.get()).collect(),
         };
         let bytes = serde_json::to_vec_pretty(&stored)
             .map_err(|e| Error::internal("encode node.json").caused_by(e))?;
@@ -132,7 +133,7 @@ mod tests {
             node: NodeId::from_bytes([1; 16]),
             cluster: ClusterId::from_bytes([2; 16]),
             store_url: "file://./x".to_owned(),
-            last_term: Some(Term::new(3)),
+            terms: vec![Term::new(3)],
         };
         identity.write(&StdDisk, folder.path()).expect("write");
         assert_eq!(

@@ -3,4 +3,5 @@
 pub mod identity;
 pub(crate) mod inherit;
 pub(crate) mod start;
+pub(crate) mod tail;
 pub(crate) mod terms;

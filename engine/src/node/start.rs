@@ -12,19 +12,23 @@ use tidelog_archive::envelope::WriteId;
 use tidelog_archive::key::Key;
 use tidelog_archive::root::Root;
 use tidelog_archive::store::{Store, StoreError, StoreOptions, StoreSettings};
+use tidelog_archive::term::{End, Terms};
 use tidelog_wal::{ClusterId, DatabaseId, NamespaceId, NodeId, Term};
 
 use super::identity::{FolderLock, Identity};
 use super::inherit::{Inherited, inherit};
-use super::terms;
+use super::tail::unsettled;
+use super::terms::{Closed, close_earlier, term_error};
 use crate::core::{Core, Parts};
 use crate::crash_point;
 use crate::error::{Code, Error};
-use crate::journal::replay::replay;
+use crate::journal::replay::{Replay, replay};
 use crate::journal::{Journal, JournalParts};
 use crate::pump::Pump;
+use crate::rebuild::Tails;
 use crate::remote::Remote;
 use crate::settings::{Settings, TakeOver};
+use crate::ship::ShippedSection;
 use crate::sql::connection::unfit_library;
 
 /// A node that has its term and its journal, and serves nothing yet.
@@ -32,6 +36,9 @@ use crate::sql::connection::unfit_library;
 pub(crate) struct Started {
     pub(crate) lock: FolderLock,
     pub(crate) core: Arc<Core>,
+    pub(crate) terms: Terms,
+    /// Stored sections that no segment holds yet.
+    pub(crate) tail: Vec<ShippedSection>,
     pub(crate) root: Root,
     pub(crate) inherited: Inherited,
     /// The closed terms whose tails this life must settle, with their fences.
@@ -90,22 +97,39 @@ pub(crate) async fn start(
         .map_err(|e| store_error("probe the store", e))?;
     let mut notices = Vec::new();
     let known = Identity::read(disk.as_ref(), &settings.data)?;
-    let (mut root, fresh) = read_or_make_root(&store, &parts, known.as_ref()).await?;
+    let (root, fresh) = read_or_make_root(&store, &parts, known.as_ref()).await?;
     let mut identity = identify(&settings, &parts, known, &root, fresh)?;
     identity.write(disk.as_ref(), &settings.data)?;
 
+    let terms = Terms::new(
+        store.clone(),
+        identity.node,
+        root.cluster,
+        Arc::clone(&parts.clock),
+        Arc::clone(&parts.entropy),
+    );
     crash_point!("start.before_claim");
-    let hint = root.highest_term;
-    let term = terms::claim(&store, &parts, &identity, hint).await?;
+    let previous = identity.terms.last().copied();
+    let claimed = terms.claim(previous, root.highest_term).await;
+    let term = claimed.map_err(|e| term_error("claim a term", e))?.term;
     crash_point!("start.after_claim");
-    identity.last_term = Some(term);
+    // Before anything is closed by it: the folder must know its own hand.
+    identity.terms.push(term);
     identity.write(disk.as_ref(), &settings.data)?;
-    let closed =
-        terms::close_earlier(&store, &parts, &identity, settings.take_over, &root, term).await?;
-    root.note_claim(identity.node, term);
-    terms::note_in_root(&store, &parts, &identity, term).await?;
+    let closed = close_earlier(&terms, &identity, settings.take_over, &root, term).await?;
+    crash_point!("start.after_close");
+    if !closed.foreign.is_empty() {
+        notices.push(set_aside(&settings, term, &closed.foreign)?);
+    }
+    identity.terms = vec![term];
+    identity.write(disk.as_ref(), &settings.data)?;
+    terms
+        .note_claim(term)
+        .await
+        .map_err(|e| term_error("note the claim in the root", e))?;
 
     let found = replay(&disk, &journal_folder, root.cluster)?;
+    let fences = fences_of(&terms, &closed, &found).await?;
     let journal = Journal::create(
         JournalParts {
             folder: journal_folder,
@@ -130,20 +154,25 @@ pub(crate) async fn start(
         journal,
         pump: Pump::default(),
         remote,
+        tails: Tails::default(),
     });
-    let inherited = inherit(&core, &found, &closed)?;
+    let inherited = inherit(&core, &found, &fences)?;
     if inherited.reappended > 0 {
         notices.push(format!(
             "{} commits of the last run were not stored yet; they are being shipped now",
             inherited.reappended
         ));
     }
+    let tail = unsettled(&core, &terms, &closed.inherited).await?;
+    core.tails.add(&tail);
     Ok(Started {
+        terms,
+        tail,
         lock,
         core,
         root,
         inherited,
-        closed,
+        closed: closed.inherited,
         fresh,
         notices,
     })
@@ -228,7 +257,7 @@ fn identify(
                 node: NodeId::from_bytes(parts.entropy.bytes16()),
                 cluster: root.cluster,
                 store_url: settings.store_url.clone(),
-                last_term: None,
+                terms: Vec::new(),
             })
         }
     }
@@ -251,4 +280,56 @@ fn refuse_empty_folder(settings: &Settings, root: &Root) -> Error {
             nodes.join(", ")
         ),
     )
+}
+
+/// The fences of every term that has a chunk here: those inherited, and those settled long ago whose chunks
+/// are only kept as redo.
+async fn fences_of(
+    terms: &Terms,
+    closed: &Closed,
+    found: &Replay,
+) -> Result<HashMap<Term, u64>, Error> {
+    let mut fences = closed.inherited.clone();
+    for (term, _) in found.chunks.iter().map(|chunk| chunk.id) {
+        if fences.contains_key(&term) {
+            continue;
+        }
+        match terms
+            .end(term)
+            .await
+            .map_err(|e| term_error("look at an earlier term", e))?
+        {
+            End::Closed(fence) => fences.insert(term, fence.seq.get()),
+            End::Open(_) => {
+                let what = format!(
+                    "the journal folder holds chunks of the open term {}",
+                    term.get()
+                );
+                return Err(Error::new(Code::Refused, what));
+            }
+        };
+    }
+    Ok(fences)
+}
+
+/// Puts files and journal of a folder whose term another life closed out of the way: the store holds the
+/// history, and what stands here beyond it is kept for people to look at.
+fn set_aside(settings: &Settings, term: Term, foreign: &[Term]) -> Result<String, Error> {
+    let aside = settings.data.join(format!("fenced-{term}"));
+    let io = |e| Error::io(format!("move files to {}", aside.display()), e);
+    std::fs::create_dir_all(&aside).map_err(io)?;
+    for name in ["databases", "journal"] {
+        let (from, to) = (settings.data.join(name), aside.join(name));
+        if from.exists() && !to.exists() {
+            std::fs::rename(&from, &to).map_err(io)?;
+        }
+        std::fs::create_dir_all(&from).map_err(io)?;
+    }
+    let terms: Vec<String> = foreign.iter().map(|term| term.get().to_string()).collect();
+    Ok(format!(
+        "another server closed term {} of this folder: its files and unshipped commits were moved to \
+         {} and every database is restored from the store",
+        terms.join(", "),
+        aside.display()
+    ))
 }

@@ -126,15 +126,7 @@ impl System {
     }
 
     async fn lease(&self) -> Result<Lease, Error> {
-        let id = self.id;
-        self.registry
-            .lease(id, async || {
-                Err(Error::new(
-                    Code::DatabaseCorrupt,
-                    format!("this node has no files of the system database {id}"),
-                ))
-            })
-            .await
+        self.registry.lease(self.namespace, self.id).await
     }
 
     /// Runs `work` in a read transaction.

@@ -1,0 +1,200 @@
+//! Images: every page of a database at one commit, so that a restore reads at most about twice the database.
+//!
+//! An image is written when the compressed log since the last one exceeds its compressed size. It is read
+//! through a read transaction whose Position is known: with the write gate held for a moment the transaction
+//! is begun and everything committed is captured, so that the snapshot is the newest captured commit. Writers
+//! go on at once; only the WAL cannot restart until the copy is done. The writer of the object proves the digest,
+//! so that what is stored is that commit or nothing.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream;
+use tidelog_archive::envelope::{Finished, WriteId};
+use tidelog_archive::image::{ImageMeta, ImageWriter};
+use tidelog_archive::manifest::{ImageEntry, Loaded, PublishError};
+use tidelog_wal::PageNo;
+use tidelog_wal::block::Compressor;
+use tokio::sync::mpsc;
+
+use crate::capture::Head;
+use crate::core::Core;
+use crate::crash_point;
+use crate::database::{Lease, OpenDb};
+use crate::error::{Code, Error};
+use crate::remote::publish_error;
+use crate::ship::blocking;
+use crate::sql::connection::{Purpose, Sqlite, open};
+
+/// Bytes handed to the upload at once.
+const PIECE_BYTES: usize = 1 << 20;
+/// Pieces between the reader and the upload.
+const PIECES_WAITING: usize = 4;
+/// A database smaller than this is not worth an image: its log is read whole.
+const LOG_MIN: u64 = 256 << 10;
+/// What a page shrinks to, as a share of its size in percent, before the first image tells.
+const SHARE_GUESSED: u64 = 40;
+
+/// Whether the log since the newest image is longer than an image would be.
+pub(crate) fn is_due(loaded: &Loaded, head: &Head) -> bool {
+    let manifest = &loaded.manifest;
+    let newest = manifest.images.last();
+    let from = newest.map_or(0, |image| image.position.txid.get());
+    let indexed: u64 = if newest.is_none() {
+        manifest.index.iter().map(|entry| entry.bytes).sum()
+    } else {
+        0
+    };
+    let log: u64 = indexed
+        + manifest
+            .segments
+            .iter()
+            .filter(|segment| segment.run.last.get() > from)
+            .map(|segment| segment.len)
+            .sum::<u64>();
+    let guessed = head.pages.bytes(manifest.page_size) * SHARE_GUESSED / 100;
+    log > newest.map_or(guessed, |image| image.len).max(LOG_MIN)
+}
+
+/// A read transaction at a known commit.
+struct Snapshot {
+    sqlite: Sqlite,
+    head: Head,
+}
+
+async fn snapshot(database: &Arc<OpenDb>) -> Result<Snapshot, Error> {
+    let gate = database.gate().await?;
+    let pinned = Arc::clone(database);
+    let taken = blocking(move || {
+        let sqlite = open(
+            pinned.file(),
+            Purpose::Checkpointer,
+            &pinned.core.parts.clock,
+        )
+        .map_err(|e| Error::new(Code::Internal, "open a reader").caused_by(e))?;
+        sqlite
+            .as_engine(|c| c.execute_batch("BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1"))
+            .map_err(|e| Error::new(Code::Internal, "begin a snapshot").caused_by(e))?;
+        let head = pinned.capture_now()?;
+        Ok(Snapshot { sqlite, head })
+    })
+    .await;
+    drop(gate);
+    taken
+}
+
+/// Writes an image of the newest commit and lists it in the manifest. The commit must be settled: the caller
+/// settles afterwards where it is not, since an image beyond the settled Position is not listed.
+pub(crate) async fn write(core: &Arc<Core>, lease: &Lease) -> Result<ImageEntry, Error> {
+    let snapshot = snapshot(lease).await?;
+    let head = snapshot.head;
+    let meta = ImageMeta {
+        namespace: lease.meta.namespace,
+        database: lease.meta.id,
+        page_size: lease.meta.page_size,
+        seed: lease.meta.seed,
+        position: head.position(),
+        time: head.time,
+        n: head.pages,
+        digest: head.digest,
+    };
+    let nonce = core.remote.nonces.next();
+    let (pieces, taken) = mpsc::channel::<Result<Bytes, Error>>(PIECES_WAITING);
+    let write_id = WriteId(core.parts.entropy.bytes16());
+    let level = core.settings.settle_level;
+    let writing = tokio::task::spawn_blocking(move || {
+        let written = copy(&snapshot, meta, write_id, level, &pieces);
+        let closed = snapshot.sqlite.close();
+        let failed = |e| Error::new(Code::Internal, "end a snapshot").caused_by(e);
+        written.and_then(|finished| closed.map_err(failed).map(|()| finished))
+    });
+    let entry = |finished: &Finished| ImageEntry {
+        position: meta.position,
+        time: meta.time,
+        n: meta.n,
+        digest: meta.digest,
+        nonce,
+        len: finished.len,
+        blake3: finished.blake3,
+    };
+    let key =
+        tidelog_archive::key::Key::image(meta.namespace, meta.database, meta.position.txid, nonce);
+    crash_point!("image.before_put");
+    let source = stream::unfold(taken, async |mut taken| {
+        taken.recv().await.map(|piece| (piece, taken))
+    });
+    let stored = core.remote.store.put_unique(&key.to_string(), source).await;
+    let finished = writing
+        .await
+        .map_err(|e| Error::internal("write an image").caused_by(e))
+        .flatten()?;
+    stored.map_err(|e| crate::node::start::store_error("store an image", e))?;
+    crash_point!("image.after_put");
+    Ok(entry(&finished))
+}
+
+/// Lists an image in the manifest.
+pub(crate) async fn publish(
+    core: &Core,
+    current: &Loaded,
+    entry: ImageEntry,
+) -> Result<Loaded, Error> {
+    let published = core
+        .remote
+        .publish(current, |manifest| {
+            manifest.add_image(entry);
+            Ok(())
+        })
+        .await
+        .map_err(|error: PublishError| publish_error("list an image", error))?;
+    core.remote
+        .remember(current.manifest.database, published.clone());
+    Ok(published)
+}
+
+/// Reads every page of the snapshot into an image, handing its bytes out as they come.
+fn copy(
+    snapshot: &Snapshot,
+    meta: ImageMeta,
+    write_id: WriteId,
+    level: i32,
+    pieces: &mpsc::Sender<Result<Bytes, Error>>,
+) -> Result<Finished, Error> {
+    let sql = |e| Error::new(Code::Internal, "read a page").caused_by(e);
+    let format = |e| Error::new(Code::DatabaseCorrupt, "write an image").caused_by(e);
+    let gone = |_| {
+        Error::new(
+            Code::StorageUnavailable,
+            "the upload of an image ended early",
+        )
+    };
+    let mut writer = ImageWriter::new(meta, write_id, Compressor::new(level));
+    snapshot.sqlite.as_engine(|connection| {
+        let mut select = connection
+            .prepare("SELECT pgno, data FROM sqlite_dbpage ORDER BY pgno")
+            .map_err(sql)?;
+        let mut rows = select.query([]).map_err(sql)?;
+        let mut handed = 0;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let number: u32 = row.get(0).map_err(sql)?;
+            let data = row.get_ref(1).map_err(sql)?;
+            let image = data.as_blob().map_err(|e| {
+                Error::new(Code::DatabaseCorrupt, "a page without bytes").caused_by(e)
+            })?;
+            let page = PageNo::new(number).ok_or_else(|| Error::internal("page 0"))?;
+            writer.page(page, image).map_err(format)?;
+            if writer.stored_len() - handed >= PIECE_BYTES as u64 {
+                handed = writer.stored_len();
+                pieces
+                    .blocking_send(Ok(Bytes::from(writer.take())))
+                    .map_err(gone)?;
+            }
+        }
+        Ok::<_, Error>(())
+    })?;
+    let (finished, _, _) = writer.finish().map_err(format)?;
+    pieces
+        .blocking_send(Ok(finished.bytes.clone()))
+        .map_err(gone)?;
+    Ok(finished)
+}

@@ -1,0 +1,206 @@
+//! History as the store holds it, for one database: its manifest, and the stored journal sections that no
+//! segment holds yet. From it files are made anew.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tidelog_archive::ErrorKind;
+use tidelog_archive::key::{Key, Seq};
+use tidelog_archive::manifest::Loaded;
+use tidelog_archive::plan::{self, History, Layer, Plan, PlanError, Resolved, TailSection, Target};
+use tidelog_archive::restore::{FileSink, RestoreError, RestoreSettings, execute};
+use tidelog_archive::store::Store;
+use tidelog_wal::{DatabaseId, Term, TxId};
+
+use crate::capture::Head;
+use crate::core::Core;
+use crate::database::state::DbState;
+use crate::database::{DbMeta, incarnation_name};
+use crate::error::{Code, Error};
+use crate::files::DbPaths;
+use crate::ship::ShippedSection;
+
+/// Stored, unsettled sections by database: what a restore reads beyond the manifest.
+#[derive(Debug, Default)]
+pub(crate) struct Tails {
+    by_database: Mutex<HashMap<DatabaseId, Vec<TailSection>>>,
+}
+
+impl Tails {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<DatabaseId, Vec<TailSection>>> {
+        self.by_database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds sections that are stored.
+    pub(crate) fn add(&self, sections: &[ShippedSection]) {
+        let mut tails = self.lock();
+        for section in sections {
+            let (term, seq) = (section.object.0, Seq::new(section.object.1));
+            tails.entry(section.meta.database).or_default().push(TailSection {
+                key: Key::Journal(term, seq).to_string(),
+                term,
+                seq,
+                meta: section.meta,
+                bytes: section.stored_bytes,
+            });
+        }
+    }
+
+    /// Drops sections that are settled.
+    pub(crate) fn settled(&self, id: DatabaseId, txid: TxId) {
+        let mut tails = self.lock();
+        if let Some(sections) = tails.get_mut(&id) {
+            sections.retain(|section| section.meta.last > txid);
+            if sections.is_empty() {
+                tails.remove(&id);
+            }
+        }
+    }
+
+    /// The sections of a database.
+    pub(crate) fn of(&self, id: DatabaseId) -> Vec<TailSection> {
+        self.lock().get(&id).cloned().unwrap_or_default()
+    }
+}
+
+/// Turns a failure to find a point in time into the engine's, with the nearest usable point.
+pub(crate) fn plan_error(error: PlanError) -> Error {
+    let bookmark = |position: &tidelog_wal::Position| position.to_string();
+    let (code, members) = match &error {
+        PlanError::Unknown { .. } => (Code::BookmarkUnknown, vec![]),
+        PlanError::Foreign { nearest, .. } => {
+            (Code::BookmarkForeign, vec![("nearest", nearest.as_ref().map(bookmark))])
+        }
+        PlanError::Lost { nearest_earlier, .. } => (
+            Code::BookmarkLost,
+            vec![("nearest_earlier", nearest_earlier.as_ref().map(bookmark))],
+        ),
+        PlanError::InFuture { head, .. } => {
+            (Code::BookmarkInFuture, vec![("current_bookmark", head.as_ref().map(bookmark))])
+        }
+        PlanError::Expired { nearest, .. } => {
+            (Code::BookmarkExpired, vec![("oldest_available", nearest.as_ref().map(bookmark))])
+        }
+        PlanError::BeforeHistory { nearest, .. } => {
+            (Code::BookmarkExpired, vec![("oldest_available", nearest.as_ref().map(bookmark))])
+        }
+        PlanError::Gap { nearest_earlier, nearest_later, .. } => (
+            Code::RecoveryGap,
+            vec![
+                ("nearest_earlier", nearest_earlier.as_ref().map(bookmark)),
+                ("nearest_later", nearest_later.as_ref().map(bookmark)),
+            ],
+        ),
+        PlanError::NoPath { .. } => (Code::ObjectCorrupt, vec![]),
+        PlanError::Manifest(_) | PlanError::Read(_) => (code_of(error.kind()), vec![]),
+    };
+    let mut what = error.to_string();
+    if let Some((name, Some(at))) = members.iter().find(|(_, at)| at.is_some()) {
+        what = format!("{what}; {}: {at}", name.replace('_', " "));
+    }
+    let mut made = Error::new(code, what);
+    for (name, at) in members {
+        made = made.with(name, at);
+    }
+    made.caused_by(error)
+}
+
+fn code_of(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::Corrupt | ErrorKind::NotFound => Code::ObjectCorrupt,
+        ErrorKind::Unavailable => Code::StorageUnavailable,
+        ErrorKind::Exhausted => Code::DiskFull,
+        ErrorKind::OutcomeUnknown => Code::OutcomeUnknown,
+        _ => Code::Internal,
+    }
+}
+
+/// Turns a failure of a restore into the engine's: it names object and offset.
+pub(crate) fn restore_error(error: RestoreError) -> Error {
+    let mut chain = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(inner) = source {
+        chain = format!("{chain}: {inner}");
+        source = inner.source();
+    }
+    Error::new(code_of(error.kind()), chain).caused_by(error)
+}
+
+/// The history of a database whose manifest is `loaded`.
+pub(crate) fn history(core: &Core, loaded: &Loaded) -> Result<History, Error> {
+    let manifest = loaded.manifest.clone();
+    let layer = Layer {
+        manifests: core.remote.manifests(manifest.namespace, manifest.database),
+        tail: core.tails.of(manifest.database),
+        manifest,
+    };
+    History::new(vec![layer]).ok_or_else(|| Error::internal("a history without a database"))
+}
+
+/// The terms of the cluster, for telling a lost bookmark from an unknown one.
+pub(crate) fn present(own: Term) -> plan::Terms {
+    plan::Terms { highest_claimed: own, present: Some(own) }
+}
+
+/// Finds what `target` means and plans the way there.
+pub(crate) async fn plan(
+    store: &Store,
+    history: &mut History,
+    target: Target,
+    terms: plan::Terms,
+) -> Result<Plan, Error> {
+    let resolved: Resolved = history.resolve(store, target, terms).await.map_err(plan_error)?;
+    history.plan(resolved, None).await.map_err(plan_error)
+}
+
+/// Executes a plan into a file that must not exist.
+pub(crate) async fn materialise(store: &Store, plan: &Plan, path: &Path) -> Result<(), Error> {
+    let sink = FileSink::create(path)
+        .map_err(|e| Error::io(format!("create {}", path.display()), e))?;
+    execute(store, plan, sink, RestoreSettings::default()).await.map_err(restore_error)?;
+    Ok(())
+}
+
+/// Makes the files of a database at the newest stored commit, in a new incarnation, and says so in its state
+/// file. An incarnation that stood there is removed afterwards.
+pub(crate) async fn restore_files(
+    core: &Arc<Core>,
+    loaded: &Loaded,
+    old: Option<DbState>,
+) -> Result<DbState, Error> {
+    let manifest = &loaded.manifest;
+    let (namespace, id) = (manifest.namespace, manifest.database);
+    let mut history = history(core, loaded)?;
+    let store = &core.remote.store;
+    let plan = plan(store, &mut history, Target::Head, present(core.term())).await?;
+    let folder = core.database_folder(id);
+    let incarnation = incarnation_name(core);
+    let files = folder.join(&incarnation);
+    let io = |e| Error::io("restore a database", e);
+    core.parts.disk.create_folder(&folder).map_err(io)?;
+    core.parts.disk.create_folder(&files).map_err(io)?;
+    materialise(store, &plan, &DbPaths::in_folder(&files).database).await?;
+    let target = plan.target;
+    let head = Head {
+        term: target.position.term,
+        txid: target.position.txid,
+        chain: target.position.chain,
+        pages: target.n,
+        digest: target.digest,
+        time: target.time,
+    };
+    let state = DbState {
+        meta: DbMeta { id, namespace, page_size: manifest.page_size, seed: manifest.seed },
+        incarnation,
+        head,
+        clean: true,
+        durable: Some(head.position()),
+    };
+    state.write(core.parts.disk.as_ref(), &folder)?;
+    if let Some(old) = old {
+        std::fs::remove_dir_all(folder.join(old.incarnation)).map_err(io)?;
+    }
+    core.journal.set_checkpointed(id, head.txid);
+    Ok(state)
+}
