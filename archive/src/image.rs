@@ -19,6 +19,9 @@
 //! run  := varint(pages left out since the run before, first since page 1) varint(pages)   pages >= 1
 //! ```
 //!
+//! An image that an `image` record names is written before that record, and the record's bytes, which make
+//! the chain, hold the image's BLAKE3: so its chain is zero, and its record proves it instead.
+//!
 //! The digest proves the state: the writer computes it from what it writes and refuses to end on another.
 
 mod index;

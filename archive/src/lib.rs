@@ -12,6 +12,8 @@
 //! | [`term`] | claiming, closing and inheriting terms; walking a term's journal |
 //! | [`envelope`] | the header and trailer of every stored object |
 //! | [`key`] | the names of objects |
+//! | [`plan`] | which objects lead to a Position, and at what price; which Position a request means |
+//! | [`restore`] | executing a plan: a new file, proven |
 //! | [`records`] | streams of commit records, as journal sections and segments hold them |
 //! | [`root`], [`journal`], [`manifest`], [`index`], [`segment`], [`image`] | the objects themselves |
 #![forbid(unsafe_code)]
@@ -24,7 +26,9 @@ pub mod index;
 pub mod journal;
 pub mod key;
 pub mod manifest;
+pub mod plan;
 pub mod records;
+pub mod restore;
 pub mod root;
 pub mod segment;
 pub mod store;

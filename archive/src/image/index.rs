@@ -74,6 +74,11 @@ impl ImageBlock<'_> {
         })
     }
 
+    /// The bytes of its pages, one after another.
+    pub fn into_raw(self) -> Vec<u8> {
+        self.raw
+    }
+
     /// Pages with their bytes, ascending.
     pub fn pages(&self) -> impl Iterator<Item = (PageNo, &[u8])> {
         let numbers = self
@@ -106,7 +111,8 @@ impl Image {
         decode_index(object).map_err(|error| FormatError::from(error).shifted(base))
     }
 
-    /// Refuses an image that is not the state a manifest says it is.
+    /// Refuses an image that is not the state a manifest or record says it is. An image whose chain is zero
+    /// was written before its commit record, which names its bytes.
     pub fn check_state(
         &self,
         position: &Position,
@@ -114,7 +120,12 @@ impl Image {
         digest: Digest,
     ) -> Result<(), FormatError> {
         let meta = &self.meta;
-        if meta.position == *position && meta.n == n && meta.digest == digest {
+        let unchained = Position {
+            chain: Chain::default(),
+            ..*position
+        };
+        let placed = meta.position == *position || meta.position == unchained;
+        if placed && meta.n == n && meta.digest == digest {
             return Ok(());
         }
         let state = |position, n: PageCount, digest| {

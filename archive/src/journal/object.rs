@@ -98,15 +98,41 @@ impl JournalObject {
         (start <= end && end <= whole.len()).then(|| whole.slice(start..end))
     }
 
-    /// Reads the records of `section` from `stored`, the bytes of [`Section::range`].
-    pub fn records<'a>(&self, section: &'a Section, stored: &'a [u8]) -> SectionRecords<'a> {
-        let blocks = SectionBlocks {
+    /// The same object without its bytes: index only.
+    #[must_use]
+    pub fn without_bytes(self) -> Self {
+        Self {
+            whole: None,
+            ..self
+        }
+    }
+
+    /// Opens the blocks of `section` one by one from `stored`, the bytes of [`Section::range`].
+    pub fn blocks<'a>(
+        &self,
+        section: &'a Section,
+        stored: &'a [u8],
+    ) -> impl Iterator<Item = Result<Cow<'static, [u8]>, FormatError>> + use<'a> {
+        self.section_blocks(section, stored)
+    }
+
+    const fn section_blocks<'a>(
+        &self,
+        section: &'a Section,
+        stored: &'a [u8],
+    ) -> SectionBlocks<'a> {
+        SectionBlocks {
             section,
             stored,
             next: 0,
             cipher: self.cipher,
             nonce: self.nonce,
-        };
+        }
+    }
+
+    /// Reads the records of `section` from `stored`, the bytes of [`Section::range`].
+    pub fn records<'a>(&self, section: &'a Section, stored: &'a [u8]) -> SectionRecords<'a> {
+        let blocks = self.section_blocks(section, stored);
         let meta = &section.meta;
         let (walk, offset) = (meta.walk(), section.range().start);
         SectionRecords {

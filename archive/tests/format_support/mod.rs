@@ -6,6 +6,7 @@
 )]
 
 pub(crate) mod manifests;
+pub(crate) mod world;
 
 use tidelog_archive::envelope::{FormatError, KeyId};
 use tidelog_archive::journal::SectionMeta;
@@ -39,6 +40,7 @@ pub(crate) struct History {
     pub database: DatabaseId,
     pub page_size: PageSize,
     pub start: Chain,
+    pub term: Term,
     pub commits: Vec<Commit>,
 }
 
@@ -66,6 +68,7 @@ impl History {
             database: DATABASE,
             page_size: PageSize::new(page_size).expect("a page size"),
             start: chain::genesis(DATABASE),
+            term: Term::new(3),
             commits: Vec::new(),
         }
     }
@@ -111,7 +114,7 @@ impl History {
             .last()
             .map_or(TxId::FIRST, |c| c.position.txid.next());
         RecordHeader {
-            term: Term::new(3),
+            term: self.term,
             txid,
             time: Timestamp::from_micros(1_700_000_000_000_000 + txid.get() * 1_000),
             wall: Timestamp::from_micros(1_700_000_000_000_000 + txid.get() * 1_000),

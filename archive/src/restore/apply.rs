@@ -1,0 +1,302 @@
+//! Applying records to a sink.
+
+use std::collections::HashMap;
+
+use tidelog_wal::delta::PageDelta;
+use tidelog_wal::page::{mask_page1, unmask_page1};
+use tidelog_wal::{Chain, DatabaseId, Digest, PageCount, PageNo, PageSize, Position, TxId, chain};
+
+use super::error::RestoreError;
+use super::sink::PageSink;
+use crate::envelope::FormatError;
+use crate::plan::{Plan, Start, Step};
+use crate::records::{BodyHead, RecordHead, RecordVisitor};
+
+/// Bytes read at once when the finished file is proven.
+const PROOF_CHUNK: usize = 1 << 20;
+
+/// A record whose pages stand in another object, seen while records were scanned.
+#[derive(Debug, Clone)]
+pub(super) struct Elsewhere {
+    pub(super) head: RecordHead,
+    pub(super) position: Position,
+}
+
+/// Gathers deltas by page and applies them.
+#[derive(Debug)]
+pub(super) struct Applier<S> {
+    pub(super) sink: S,
+    page_size: PageSize,
+    xors: HashMap<PageNo, Box<[u8]>>,
+    pages_max: usize,
+    /// The state before the next record that counts, `None` before the first commit of all.
+    joint: Option<Position>,
+    /// The step being read.
+    first: TxId,
+    last: TxId,
+    database: DatabaseId,
+    key: String,
+    /// The chain before the next record, whether it counts or not.
+    chain_before: Chain,
+    /// The record being read, if it counts.
+    current: Option<RecordHead>,
+    /// Records whose pages must be fetched, in order.
+    pub(super) elsewhere: Vec<Elsewhere>,
+    pub(super) commits: u64,
+    backward: bool,
+}
+
+impl<S: PageSink> Applier<S> {
+    pub(super) fn new(sink: S, plan: &Plan, memory_bytes: usize) -> Self {
+        let forward = plan.start.txid() <= plan.target.position.txid;
+        let joint = match &plan.start {
+            _ if !forward => Some(plan.target.position),
+            Start::Empty => None,
+            Start::Image(image) => Some(image.position),
+            Start::Base(position) => Some(*position),
+        };
+        Self {
+            sink,
+            page_size: plan.page_size,
+            xors: HashMap::new(),
+            pages_max: (memory_bytes / plan.page_size.bytes()).max(1),
+            joint,
+            first: TxId::ZERO,
+            last: TxId::ZERO,
+            database: DatabaseId::default(),
+            key: String::new(),
+            chain_before: Chain::default(),
+            current: None,
+            elsewhere: Vec::new(),
+            commits: 0,
+            backward: !forward,
+        }
+    }
+
+    /// Begins the span of a step, whose first record follows `chain_before`.
+    pub(super) fn begin_step(&mut self, step: &Step, chain_before: Chain) {
+        self.first = step.first;
+        self.last = step.last;
+        self.database = step.piece.database;
+        step.piece.source.key().clone_into(&mut self.key);
+        self.chain_before = chain_before;
+    }
+
+    fn broken(&self, what: &'static str, txid: TxId) -> RestoreError {
+        RestoreError::Broken {
+            what,
+            txid,
+            key: self.key.clone(),
+        }
+    }
+
+    /// Refuses a record that does not go on where the one before ended.
+    fn check_joint(&self, txid: TxId) -> Result<(), RestoreError> {
+        let joins = match &self.joint {
+            None => txid == TxId::FIRST && self.chain_before == chain::genesis(self.database),
+            Some(before) => {
+                before.txid.get().checked_add(1) == Some(txid.get())
+                    && (self.chain_before == before.chain
+                        || self.chain_before == chain::fork(self.database, before))
+            }
+        };
+        if joins {
+            Ok(())
+        } else {
+            Err(self.broken("records do not join", txid))
+        }
+    }
+
+    /// Refuses records that ended elsewhere than they should.
+    pub(super) fn check_end(&self, plan: &Plan) -> Result<(), RestoreError> {
+        let forward = plan.start.txid() <= plan.target.position.txid;
+        let expected = match &plan.start {
+            _ if forward => plan.target.position,
+            Start::Image(image) => image.position,
+            Start::Base(position) => *position,
+            Start::Empty => return Ok(()),
+        };
+        if self.joint == Some(expected) {
+            Ok(())
+        } else {
+            Err(self.broken("records do not lead to the target", expected.txid))
+        }
+    }
+
+    /// XORs a page of a delta into what is gathered.
+    pub(super) fn gather(&mut self, page: &PageDelta<'_>) -> Result<(), RestoreError> {
+        let size = self.page_size.bytes();
+        let xor = self
+            .xors
+            .entry(page.page)
+            .or_insert_with(|| vec![0; size].into_boxed_slice());
+        page.apply(xor);
+        if self.xors.len() > self.pages_max {
+            self.spill()?;
+        }
+        Ok(())
+    }
+
+    /// Applies what is gathered to the sink.
+    pub(super) fn spill(&mut self) -> Result<(), RestoreError> {
+        let mut pages: Vec<(PageNo, Box<[u8]>)> = self.xors.drain().collect();
+        pages.sort_unstable_by_key(|(page, _)| *page);
+        let mut image = vec![0; self.page_size.bytes()];
+        for (page, xor) in pages {
+            if xor.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let offset = page.offset(self.page_size);
+            self.sink.read(offset, &mut image)?;
+            for (x, y) in image.iter_mut().zip(xor.iter()) {
+                *x ^= y;
+            }
+            self.sink.write(offset, &image)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the state so far: an image of every page follows. The state is all zeros until it came, so
+    /// that it may come after deltas that follow it.
+    fn reset(&mut self) -> Result<(), RestoreError> {
+        self.xors.clear();
+        self.elsewhere.clear();
+        self.sink.set_len(0)?;
+        Ok(())
+    }
+
+    /// XORs `bytes` into the sink, from `offset` on.
+    pub(super) fn xor_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+        let mut image = vec![0; bytes.len()];
+        self.sink.read(offset, &mut image)?;
+        for (x, y) in image.iter_mut().zip(bytes) {
+            *x ^= y;
+        }
+        self.sink.write(offset, &image)?;
+        Ok(())
+    }
+
+    /// Zeroes the bytes of page 1 that the log does not carry.
+    pub(super) fn mask(&mut self) -> Result<(), RestoreError> {
+        let mut page = vec![0; self.page_size.bytes()];
+        self.sink.read(0, &mut page)?;
+        mask_page1(&mut page);
+        self.sink.write(0, &page)?;
+        Ok(())
+    }
+
+    /// Applies the rest, proves the file's digest, unmasks page 1 and gives the file its name.
+    pub(super) fn finish(&mut self, plan: &Plan) -> Result<(), RestoreError> {
+        self.spill()?;
+        let target = &plan.target;
+        self.sink.set_len(target.n.bytes(self.page_size))?;
+        let found = self.digest(plan, target.n)?;
+        if found != target.digest {
+            return Err(RestoreError::Digest {
+                txid: target.position.txid,
+                found,
+                expected: target.digest,
+            });
+        }
+        if target.n > PageCount::ZERO {
+            let mut page = vec![0; self.page_size.bytes()];
+            self.sink.read(0, &mut page)?;
+            unmask_page1(&mut page, target.position.txid);
+            self.sink.write(0, &page)?;
+        }
+        self.sink.finish()?;
+        Ok(())
+    }
+
+    /// The digest of the pages as they stand in the sink.
+    fn digest(&mut self, plan: &Plan, n: PageCount) -> Result<Digest, RestoreError> {
+        let size = self.page_size.bytes();
+        let mut chunk = vec![0; PROOF_CHUNK.max(size)];
+        let mut loaded = 0..0_u64;
+        Digest::of(self.page_size, n, |page| {
+            let offset = page.offset(self.page_size);
+            if !loaded.contains(&offset) {
+                loaded = offset..offset + chunk.len() as u64;
+                self.sink.read(offset, &mut chunk)?;
+            }
+            let at = usize::try_from(offset - loaded.start).unwrap_or(usize::MAX);
+            let image = chunk.get(at..at.saturating_add(size)).unwrap_or_default();
+            Ok(plan.seed.page(page, image))
+        })
+    }
+}
+
+impl<S: PageSink> RecordVisitor for Applier<S> {
+    type Error = RestoreError;
+
+    fn begin(&mut self, head: &RecordHead) -> Result<(), RestoreError> {
+        let txid = head.header.txid;
+        self.current = None;
+        if self.first <= txid && txid <= self.last {
+            self.check_joint(txid)?;
+            self.current = Some(head.clone());
+        }
+        Ok(())
+    }
+
+    fn page(&mut self, page: &PageDelta<'_>) -> Result<(), RestoreError> {
+        if self.current.is_some() {
+            self.gather(page)?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, position: &Position) -> Result<(), RestoreError> {
+        self.chain_before = position.chain;
+        let Some(head) = self.current.take() else {
+            return Ok(());
+        };
+        self.joint = Some(*position);
+        self.commits += 1;
+        match head.body {
+            BodyHead::Delta | BodyHead::Restore { .. } | BodyHead::Fork { .. } => {}
+            BodyHead::Image(_) if self.backward => {
+                return Err(self.broken("an image cannot be stepped over backward", position.txid));
+            }
+            BodyHead::Image(_) | BodyHead::Reference { .. } => {
+                if matches!(head.body, BodyHead::Image(_)) {
+                    self.reset()?;
+                }
+                self.elsewhere.push(Elsewhere {
+                    head,
+                    position: *position,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Applies the one record of a segment part, which must be the one that was referred to.
+#[derive(Debug)]
+pub(super) struct PartApplier<'a, S> {
+    pub(super) applier: &'a mut Applier<S>,
+    pub(super) expected: Position,
+}
+
+impl<S: PageSink> RecordVisitor for PartApplier<'_, S> {
+    type Error = RestoreError;
+
+    fn begin(&mut self, head: &RecordHead) -> Result<(), RestoreError> {
+        if head.header.txid == self.expected.txid {
+            return Ok(());
+        }
+        Err(FormatError::invalid(0, "record of a part").into())
+    }
+
+    fn page(&mut self, page: &PageDelta<'_>) -> Result<(), RestoreError> {
+        self.applier.gather(page)
+    }
+
+    fn end(&mut self, position: &Position) -> Result<(), RestoreError> {
+        if *position == self.expected {
+            return Ok(());
+        }
+        Err(FormatError::invalid(0, "record of a part").into())
+    }
+}

@@ -1,0 +1,310 @@
+//! Running a plan.
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use tidelog_wal::{PageSize, Position};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::apply::{Applier, Elsewhere, PartApplier};
+use super::error::RestoreError;
+use super::fetch::{Part, Unit, fetch, image_of_record, image_parts, step_parts};
+use super::sink::PageSink;
+use crate::image::Image;
+use crate::plan::{ImageSource, Plan, Start, Step, get_range, open_segment};
+use crate::records::{BodyHead, RecordScanner};
+use crate::segment::SegmentSpan;
+use crate::store::Store;
+
+/// What a restore may use.
+#[derive(Debug, Clone, Copy)]
+pub struct RestoreSettings {
+    /// Bytes of page deltas gathered before they are applied. More saves passes over the file; less saves
+    /// memory.
+    pub gather_bytes_max: usize,
+    /// Objects fetched at a time. More hides latency; each costs up to 6 MiB.
+    pub fetches: usize,
+}
+
+impl Default for RestoreSettings {
+    fn default() -> Self {
+        Self {
+            gather_bytes_max: 64 << 20,
+            fetches: 8,
+        }
+    }
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// The state that was restored.
+    pub position: Position,
+    /// Commits applied.
+    pub commits: u64,
+    /// Objects of the plan.
+    pub objects: usize,
+}
+
+/// Executes `plan` into `sink` and hands it back, finished.
+pub async fn execute<S: PageSink + 'static>(
+    store: &Store,
+    plan: &Plan,
+    sink: S,
+    settings: RestoreSettings,
+) -> Result<(S, Report), RestoreError> {
+    let (units, inbox) = mpsc::channel(2);
+    let worker = Worker {
+        applier: Applier::new(sink, plan, settings.gather_bytes_max),
+        plan: plan.clone(),
+        store: store.clone(),
+        runtime: Handle::current(),
+        scanner: None,
+    };
+    let applied = tokio::task::spawn_blocking(move || worker.run(inbox));
+    let fetched = fetch_all(store, plan, settings.fetches.max(1), units).await;
+    // The worker ends when the channel closes: on success after the last unit, else without finishing.
+    let applied = applied.await.map_err(|_| RestoreError::Stopped)?;
+    match (fetched, applied) {
+        // The applier's own failure closes the channel, which the fetcher sees as `Stopped`.
+        (Err(RestoreError::Stopped) | Ok(()), applied) => applied,
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// What the applying thread is told.
+enum Message {
+    Unit(Unit),
+    /// Everything of the plan was sent.
+    Complete,
+}
+
+async fn fetch_all(
+    store: &Store,
+    plan: &Plan,
+    fetches: usize,
+    units: mpsc::Sender<Message>,
+) -> Result<(), RestoreError> {
+    if let Start::Image(source) = &plan.start {
+        let (_, parts) = image_parts(store, source).await?;
+        let key = source.object.key.clone();
+        let parts = parts
+            .into_iter()
+            .map(|part| fetch(store.clone(), key.clone(), part));
+        let mut opened = stream::iter(parts).buffered(fetches);
+        while let Some(unit) = opened.try_next().await? {
+            send(&units, Message::Unit(unit)).await?;
+        }
+    }
+    let open = |(number, step): (usize, Step)| async move {
+        let parts = step_parts(store, &step, number).await?;
+        let key = step.piece.source.key().to_owned();
+        let parts = parts.into_iter().map(move |part| (key.clone(), part));
+        Ok::<_, RestoreError>(stream::iter(parts.map(Ok::<(String, Part), RestoreError>)))
+    };
+    let steps = plan.steps.iter().cloned().enumerate();
+    let parts = stream::iter(steps)
+        .map(open)
+        .buffered(fetches)
+        .try_flatten();
+    let mut opened = Box::pin(
+        parts
+            .map_ok(|(key, part)| fetch(store.clone(), key, part))
+            .try_buffered(2),
+    );
+    while let Some(unit) = opened.try_next().await? {
+        send(&units, Message::Unit(unit)).await?;
+    }
+    send(&units, Message::Complete).await
+}
+
+async fn send(units: &mpsc::Sender<Message>, message: Message) -> Result<(), RestoreError> {
+    units.send(message).await.map_err(|_| RestoreError::Stopped)
+}
+
+/// The thread that proves and applies.
+struct Worker<S> {
+    applier: Applier<S>,
+    plan: Plan,
+    store: Store,
+    runtime: Handle,
+    scanner: Option<RecordScanner>,
+}
+
+impl<S: PageSink> Worker<S> {
+    fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> Result<(S, Report), RestoreError> {
+        if matches!(self.plan.start, Start::Base(_)) {
+            self.applier.mask()?;
+        }
+        loop {
+            match inbox.blocking_recv() {
+                Some(Message::Unit(unit)) => self.unit(unit)?,
+                Some(Message::Complete) => break,
+                None => return Err(RestoreError::Stopped),
+            }
+        }
+        self.applier.check_end(&self.plan)?;
+        self.applier.finish(&self.plan)?;
+        let report = Report {
+            position: self.plan.target.position,
+            commits: self.applier.commits,
+            objects: self.plan.objects(),
+        };
+        Ok((self.applier.sink, report))
+    }
+
+    fn unit(&mut self, unit: Unit) -> Result<(), RestoreError> {
+        match unit {
+            Unit::Image(image, blocks) => {
+                for (block, raw) in blocks {
+                    let size = self.plan.page_size;
+                    for (offset, bytes) in page_runs(&image, block, &raw, size) {
+                        self.applier.sink.write(offset, bytes)?;
+                    }
+                }
+                Ok(())
+            }
+            Unit::Segment(segment, blocks, raws, number) => {
+                let Some(step) = self.plan.steps.get(number).cloned() else {
+                    return Err(RestoreError::Stopped);
+                };
+                let key = step.piece.source.key();
+                let done = self.blocks(&step, &segment.1, blocks, &raws);
+                done.map_err(|error| error.in_object(key))?;
+                self.fetch_elsewhere(&step)
+            }
+            Unit::Section(section, number) => {
+                let Some(step) = self.plan.steps.get(number).cloned() else {
+                    return Err(RestoreError::Stopped);
+                };
+                let (journal, section) = section.as_ref();
+                let key = step.piece.source.key();
+                let meta = &section.meta;
+                let stored = journal.section_bytes(section).unwrap_or_default();
+                let mut scanner = RecordScanner::new(meta.page_size, meta.walk());
+                self.applier.begin_step(&step, meta.chain_before);
+                for raw in journal.blocks(section, &stored) {
+                    let raw = raw.map_err(|e| RestoreError::Format(e).in_object(key))?;
+                    let fed = scanner.feed(&raw, &mut self.applier);
+                    fed.map_err(|error| error.in_object(key))?;
+                    self.fetch_elsewhere(&step)?;
+                }
+                let end = scanner.finish(meta.last, meta.chain_after, section.range().start);
+                end.map_err(|error| RestoreError::Format(error).in_object(key))
+            }
+        }
+    }
+
+    /// Scans opened blocks of a step's span, keeping the scanner until the span ends.
+    fn blocks(
+        &mut self,
+        step: &Step,
+        span: &SegmentSpan,
+        blocks: std::ops::Range<usize>,
+        raws: &[Vec<u8>],
+    ) -> Result<(), RestoreError> {
+        if blocks.start == span.blocks.start {
+            self.scanner = Some(RecordScanner::new(self.plan.page_size, span.walk));
+            self.applier.begin_step(step, span.walk.chain);
+        }
+        let Some(scanner) = &mut self.scanner else {
+            return Err(RestoreError::Stopped);
+        };
+        for (block, raw) in blocks.clone().zip(raws) {
+            scanner.feed(span.piece(block, raw), &mut self.applier)?;
+        }
+        if blocks.end == span.blocks.end {
+            scanner.finish(span.last, span.chain_after, span.range.start)?;
+            self.scanner = None;
+        }
+        Ok(())
+    }
+
+    /// Fetches what records said stands elsewhere: parts are applied, images replace the state.
+    fn fetch_elsewhere(&mut self, step: &Step) -> Result<(), RestoreError> {
+        for Elsewhere { head, position } in std::mem::take(&mut self.applier.elsewhere) {
+            let ids = (step.piece.namespace, step.piece.database);
+            match head.body {
+                BodyHead::Reference { object, .. } => self.part(ids, &object, position)?,
+                BodyHead::Image(object) => {
+                    self.image(&image_of_record(ids, object, position, &head.header))?;
+                }
+                BodyHead::Delta | BodyHead::Fork { .. } | BodyHead::Restore { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn image(&mut self, source: &ImageSource) -> Result<(), RestoreError> {
+        let (image, parts) = self.runtime.block_on(image_parts(&self.store, source))?;
+        for part in parts {
+            let opened = fetch(self.store.clone(), source.object.key.clone(), part);
+            if let Unit::Image(_, blocks) = self.runtime.block_on(opened)? {
+                for (block, raw) in blocks {
+                    let size = self.plan.page_size;
+                    for (offset, bytes) in page_runs(&image, block, &raw, size) {
+                        self.applier.xor_at(offset, bytes)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn part(
+        &mut self,
+        (namespace, database): (tidelog_wal::NamespaceId, tidelog_wal::DatabaseId),
+        object: &tidelog_wal::record::ObjectRef,
+        expected: Position,
+    ) -> Result<(), RestoreError> {
+        let opened = open_segment(&self.store, object, namespace, database);
+        let segment = self.runtime.block_on(opened)?;
+        let refused = |error: RestoreError| error.in_object(&object.key);
+        let invalid = |what| refused(crate::envelope::FormatError::invalid(0, what).into());
+        let run = segment.meta.run;
+        if run.end() != expected || run.first != expected.txid {
+            return Err(invalid("run of a part"));
+        }
+        let Some(span) = segment.all() else {
+            return Err(invalid("run of a part"));
+        };
+        let mut scanner = RecordScanner::new(self.plan.page_size, span.walk);
+        for block in span.blocks.clone() {
+            let Some(entry) = segment.table.blocks.get(block) else {
+                return Err(invalid("block number"));
+            };
+            let stored = get_range(&self.store, &object.key, entry.range());
+            let stored = self.runtime.block_on(stored)?;
+            let raw = segment.open_block(block, &stored);
+            let raw = raw.map_err(|error| refused(error.into()))?;
+            let mut visitor = PartApplier {
+                applier: &mut self.applier,
+                expected,
+            };
+            scanner
+                .feed(span.piece(block, &raw), &mut visitor)
+                .map_err(refused)?;
+        }
+        scanner
+            .finish(span.last, span.chain_after, span.range.start)
+            .map_err(|error| refused(error.into()))
+    }
+}
+
+/// Runs of pages of an opened block, with their offsets in the file. The block's length was proven against
+/// its runs when the index was read.
+fn page_runs<'a>(
+    image: &'a Image,
+    block: usize,
+    raw: &'a [u8],
+    size: PageSize,
+) -> impl Iterator<Item = (u64, &'a [u8])> {
+    let mut at = 0;
+    image.runs(block).iter().map(move |run| {
+        let start = at;
+        at += run.pages as usize * size.bytes();
+        (
+            run.first.offset(size),
+            raw.get(start..at).unwrap_or_default(),
+        )
+    })
+}

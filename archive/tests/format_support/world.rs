@@ -1,0 +1,270 @@
+//! A history in a store: segments, images, journal sections and the manifest that lists them.
+
+use std::sync::Arc;
+
+use tidelog_archive::SystemEntropy;
+use tidelog_archive::envelope::WriteId;
+use tidelog_archive::image::{ImageMeta, ImageWriter};
+use tidelog_archive::journal::{JournalObject, JournalObjectBuilder};
+use tidelog_archive::key::{Key, KeyNonce, NonceSource, Seq};
+use tidelog_archive::manifest::{
+    ImageEntry, Loaded, Manifest, ManifestStore, PublishError, SegmentEntry,
+};
+use tidelog_archive::plan::{History as Known, Layer, Plan, PlanError, TailSection, Target, Terms};
+use tidelog_archive::restore::{MemorySink, RestoreError, RestoreSettings, execute};
+use tidelog_archive::segment::SegmentWriter;
+use tidelog_archive::store::{Store, StoreOptions};
+use tidelog_wal::block::Compressor;
+use tidelog_wal::record::ObjectRef;
+use tidelog_wal::{PageNo, Position, Term, Timestamp};
+
+use super::manifests::empty;
+use super::{History, NAMESPACE, SEED, count, digest};
+
+pub(crate) const TERMS: Terms = Terms {
+    highest_claimed: Term::new(3),
+    present: Some(Term::new(3)),
+};
+
+/// A history and what of it stands where.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) store: Store,
+    pub(crate) history: History,
+    pub(crate) manifests: ManifestStore,
+    pub(crate) manifest: Manifest,
+    pub(crate) tail: Vec<TailSection>,
+    /// The layers below: parents.
+    pub(crate) parents: Vec<Layer>,
+    counter: u64,
+}
+
+impl World {
+    pub(crate) fn new(history: History) -> Self {
+        let store = Store::open("memory:", StoreOptions::default()).expect("memory");
+        Self::in_store(store, history)
+    }
+
+    pub(crate) fn in_store(store: Store, history: History) -> Self {
+        let mut manifest = empty();
+        manifest.database = history.database;
+        manifest.page_size = history.page_size;
+        let manifests = ManifestStore::new(
+            store.clone(),
+            NAMESPACE,
+            history.database,
+            Arc::new(SystemEntropy),
+        );
+        Self {
+            store,
+            manifests,
+            manifest,
+            history,
+            tail: Vec::new(),
+            parents: Vec::new(),
+            counter: 0,
+        }
+    }
+
+    fn nonce(&mut self) -> KeyNonce {
+        self.counter += 1;
+        super::manifests::nonce(self.counter)
+    }
+
+    /// Writes a segment object without listing it.
+    pub(crate) async fn write_segment(&mut self, first: u64, last: u64) -> SegmentEntry {
+        let ids = (NAMESPACE, self.history.database);
+        let chain = self.history.at(first).chain_before;
+        let size = self.history.page_size;
+        let mut writer =
+            SegmentWriter::new(ids, size, SEED, chain, WriteId([7; 16]), Compressor::new(1));
+        for txid in first..=last {
+            writer.push(&self.history.at(txid).bytes).expect("record");
+        }
+        let (finished, meta, _) = writer.finish().expect("finish");
+        let entry = SegmentEntry {
+            run: meta.run,
+            nonce: self.nonce(),
+            len: finished.len,
+            blake3: finished.blake3,
+        };
+        let key = entry.key(NAMESPACE, self.history.database).to_string();
+        self.store
+            .create(&key, finished.bytes)
+            .await
+            .expect("create");
+        entry
+    }
+
+    /// Writes and lists a segment.
+    pub(crate) async fn settle(&mut self, first: u64, last: u64) -> SegmentEntry {
+        let entry = self.write_segment(first, last).await;
+        self.manifest.append_segment(entry);
+        entry
+    }
+
+    /// Writes an image object without listing it.
+    pub(crate) async fn write_image(&mut self, txid: u64) -> ImageEntry {
+        let position = self.history.at(txid).position;
+        self.write_image_at(txid, position).await
+    }
+
+    /// Writes an image of commit `txid` that says it is at `position`.
+    pub(crate) async fn write_image_at(&mut self, txid: u64, position: Position) -> ImageEntry {
+        let commit = self.history.at(txid).clone();
+        let meta = ImageMeta {
+            namespace: NAMESPACE,
+            database: self.history.database,
+            page_size: self.history.page_size,
+            seed: SEED,
+            position,
+            time: commit.header.time,
+            n: count(commit.pages.len()),
+            digest: digest(self.history.page_size, &commit.pages),
+        };
+        let mut writer = ImageWriter::new(meta, WriteId([7; 16]), Compressor::new(1));
+        for (number, page) in (1..).zip(&commit.pages) {
+            writer
+                .page(PageNo::new(number).expect("from 1"), page)
+                .expect("page");
+        }
+        let finished = writer.finish().expect("finish").0;
+        let entry = ImageEntry {
+            position: meta.position,
+            time: meta.time,
+            n: meta.n,
+            digest: meta.digest,
+            nonce: self.nonce(),
+            len: finished.len,
+            blake3: finished.blake3,
+        };
+        let key = entry.key(NAMESPACE, self.history.database).to_string();
+        self.store
+            .create(&key, finished.bytes)
+            .await
+            .expect("create");
+        entry
+    }
+
+    pub(crate) async fn image(&mut self, txid: u64) -> ImageEntry {
+        let entry = self.write_image(txid).await;
+        self.manifest.add_image(entry);
+        entry
+    }
+
+    /// Ships the records as a journal object.
+    pub(crate) async fn ship(&mut self, seq: u64, first: u64, last: u64) {
+        let (term, seq) = (Term::new(3), Seq::new(seq));
+        let mut builder =
+            JournalObjectBuilder::new(term, seq, (0, 1), WriteId([8; 16]), Compressor::new(1));
+        builder
+            .section(self.history.section(first, last))
+            .expect("section");
+        for txid in first..=last {
+            builder.push(&self.history.at(txid).bytes).expect("record");
+        }
+        let bytes = builder.finish().expect("finish").0.bytes;
+        let journal = JournalObject::decode(&bytes, term, seq).expect("decode");
+        self.tail
+            .push(TailSection::of(&journal, &journal.sections[0]));
+        let key = Key::Journal(term, seq).to_string();
+        self.store.create(&key, bytes).await.expect("create");
+    }
+
+    /// Publishes the manifest with old entries folded away, as `publish` does.
+    pub(crate) async fn fold(&mut self) {
+        let mut first = self.manifest.clone();
+        first.segments.clear();
+        first.images.clear();
+        first.settled = None;
+        first.version = 1;
+        let current: Loaded = self.manifests.create(first).await.expect("create");
+        let nonces = NonceSource::new(Term::new(3), 1 << 50);
+        let (segments, images) = (self.manifest.segments.clone(), self.manifest.images.clone());
+        let owner = self.manifest.owner;
+        let change = |manifest: &mut Manifest| -> Result<(), PublishError> {
+            for entry in &segments {
+                manifest.append_segment(*entry);
+            }
+            for entry in &images {
+                manifest.add_image(*entry);
+            }
+            Ok(())
+        };
+        let published = self
+            .manifests
+            .publish(&current, owner, &nonces, change)
+            .await;
+        self.manifest = published.expect("publish").manifest;
+    }
+
+    pub(crate) fn layer(&self) -> Layer {
+        assert_eq!(self.manifest.check_self(), Ok(()), "a sound manifest");
+        Layer {
+            manifests: self.manifests.clone(),
+            manifest: self.manifest.clone(),
+            tail: self.tail.clone(),
+        }
+    }
+
+    pub(crate) fn known(&self) -> Known {
+        let mut layers = vec![self.layer()];
+        layers.extend(self.parents.iter().cloned());
+        Known::new(layers).expect("at least one layer")
+    }
+
+    pub(crate) async fn plan(
+        &self,
+        target: Target,
+        base: Option<Position>,
+    ) -> Result<Plan, PlanError> {
+        let mut known = self.known();
+        let resolved = known.resolve(&self.store, target, TERMS).await?;
+        known.plan(resolved, base).await
+    }
+
+    /// Executes a plan and compares the file with the state remembered.
+    pub(crate) async fn check(&self, plan: &Plan, base: Option<MemorySink>) {
+        let restored = self.restore(plan, base.unwrap_or_default()).await;
+        let restored = restored.unwrap_or_else(|error| panic!("{error:?}\n{plan}"));
+        let commit = self.history.at(plan.target.position.txid.get());
+        assert_eq!(
+            restored.bytes,
+            file(commit.position.txid.get(), &commit.pages),
+            "{plan}"
+        );
+    }
+
+    pub(crate) async fn restore(
+        &self,
+        plan: &Plan,
+        sink: MemorySink,
+    ) -> Result<MemorySink, RestoreError> {
+        // Little memory, so that gathered deltas spill.
+        let settings = RestoreSettings {
+            gather_bytes_max: 4 * self.history.page_size.bytes(),
+            fetches: 3,
+        };
+        Ok(execute(&self.store, plan, sink, settings).await?.0)
+    }
+
+    /// The object of a listed segment as it is named.
+    pub(crate) fn named(&self, entry: &SegmentEntry) -> ObjectRef {
+        entry.object(NAMESPACE, self.history.database)
+    }
+
+    pub(crate) fn time(&self, txid: u64) -> Timestamp {
+        self.history.at(txid).header.time
+    }
+}
+
+/// The file of a state: page 1 carries the TxId.
+pub(crate) fn file(txid: u64, pages: &[Vec<u8>]) -> Vec<u8> {
+    let mut file: Vec<u8> = pages.concat();
+    for at in [24, 92] {
+        if let Some(slot) = file.get_mut(at..at + 4) {
+            slot.copy_from_slice(&(txid as u32).to_be_bytes());
+        }
+    }
+    file
+}

@@ -1,0 +1,336 @@
+//! Promises of plans and restores: every state, over every kind of path, byte for byte.
+
+mod format_support;
+
+use format_support::world::{World, file};
+use format_support::{Dice, History, NAMESPACE, SEED};
+use tidelog_archive::ErrorKind;
+use tidelog_archive::envelope::WriteId;
+use tidelog_archive::key::{Key, KeyNonce};
+use tidelog_archive::manifest::ImageEntry;
+use tidelog_archive::plan::{Direction, Start, Target};
+use tidelog_archive::restore::{FileSink, MemorySink, RestoreSettings, execute};
+use tidelog_archive::segment::SegmentWriter;
+use tidelog_wal::block::Compressor;
+use tidelog_wal::record::{ObjectRef, RecordBody};
+use tidelog_wal::{Chain, Position, TxId, chain};
+
+fn history(seed: u64, commits: usize) -> History {
+    History::random(512, commits, &mut Dice(seed))
+}
+
+#[tokio::test]
+async fn every_commit_restores_from_settled_and_unsettled_history() {
+    for seed in 0..6 {
+        let mut world = World::new(history(seed, 60));
+        for first in (1..=40).step_by(8) {
+            world.settle(first, first + 7).await;
+        }
+        world.image(17).await;
+        world.image(32).await;
+        // Sections overlap what is settled, and each other, as after a crash.
+        world.ship(1, 37, 44).await;
+        world.ship(2, 45, 50).await;
+        world.ship(3, 45, 60).await;
+        for txid in 1..=60 {
+            let plan = world
+                .plan(Target::TxId(TxId::new(txid)), None)
+                .await
+                .expect("plan");
+            world.check(&plan, None).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_cheapest_start_is_taken_in_either_direction() {
+    let mut world = World::new(history(3, 40));
+    for first in (1..=40).step_by(4) {
+        world.settle(first, first + 3).await;
+    }
+    world.image(40).await;
+    let plan = world
+        .plan(Target::TxId(TxId::new(39)), None)
+        .await
+        .expect("plan");
+    assert_eq!(plan.direction, Direction::Backward, "{plan}");
+    assert_eq!(plan.commits(), 1);
+    world.check(&plan, None).await;
+    let plan = world
+        .plan(Target::TxId(TxId::new(1)), None)
+        .await
+        .expect("plan");
+    assert_eq!(plan.start, Start::Empty, "{plan}");
+    world.check(&plan, None).await;
+    // A file at hand costs nothing to begin with.
+    for (at, target) in [(30, 33), (30, 22), (25, 25)] {
+        let commit = world.history.at(at).clone();
+        let target = Target::TxId(TxId::new(target));
+        let plan = world
+            .plan(target, Some(commit.position))
+            .await
+            .expect("plan");
+        assert_eq!(plan.start, Start::Base(commit.position), "{plan}");
+        let base = MemorySink {
+            bytes: file(at, &commit.pages),
+        };
+        world.check(&plan, Some(base)).await;
+    }
+}
+
+#[tokio::test]
+async fn history_in_index_objects_is_read_as_far_as_it_is_needed() {
+    let mut world = World::new(history(5, 600));
+    for txid in 1..=600 {
+        world.settle(txid, txid).await;
+    }
+    for txid in [100, 300, 500] {
+        world.image(txid).await;
+    }
+    world.fold().await;
+    assert!(world.manifest.index.len() >= 3);
+    for txid in [1, 60, 99, 100, 101, 250, 299, 301, 400, 499, 512, 600] {
+        let plan = world
+            .plan(Target::TxId(TxId::new(txid)), None)
+            .await
+            .expect("plan");
+        assert!(plan.steps.len() <= 110, "{plan}");
+        world.check(&plan, None).await;
+        let plan = world
+            .plan(Target::Time(world.time(txid)), None)
+            .await
+            .expect("plan");
+        assert_eq!(plan.target.position, world.history.at(txid).position);
+    }
+}
+
+/// A child of `parent` at `at`, with `commits` commits of its own.
+fn fork(parent: &History, at: u64, commits: u64) -> History {
+    let commit = parent.at(at).clone();
+    let mut child = History {
+        database: tidelog_wal::DatabaseId::from_bytes([0xcc; 16]),
+        commits: parent.commits[..usize::try_from(at).expect("small")].to_vec(),
+        ..parent.clone()
+    };
+    let mut header = child.next_header(commit.pages.len(), commit.header.digest);
+    header.n_before = header.n_after;
+    let body = RecordBody::Fork {
+        parent: parent.database,
+        at: commit.position,
+    };
+    child.push(header, body, commit.pages);
+    let last = child.commits.len() - 1;
+    child.commits[last].chain_before = chain::fork(child.database, &commit.position);
+    let first = child.commits[last].clone();
+    child.commits[last].position.chain = chain::step(first.chain_before, &first.bytes);
+    let mut dice = Dice(commits);
+    for _ in 0..commits {
+        let mut pages = child.state();
+        pages.push(dice.bytes(512));
+        child.commit(pages);
+    }
+    child
+}
+
+#[tokio::test]
+async fn a_fork_restores_its_own_commits_and_those_of_its_parent() {
+    let mut parent = World::new(history(7, 30));
+    parent.settle(1, 10).await;
+    parent.settle(11, 24).await;
+    parent.ship(1, 25, 30).await;
+    parent.image(10).await;
+    for at in [5, 10, 17, 27] {
+        let history = fork(&parent.history, at, 9);
+        let mut child = World::in_store(parent.store.clone(), history);
+        child.manifest.parent = Some(tidelog_archive::manifest::Parent {
+            namespace: NAMESPACE,
+            database: parent.history.database,
+            at: parent.history.at(at).position,
+            pin: [1; 16],
+        });
+        child.manifest.terms[0].first = TxId::new(at + 1);
+        child.parents = vec![parent.layer()];
+        child.settle(at + 1, at + 6).await;
+        child.ship(100 + at, at + 7, at + 10).await;
+        for txid in 1..=at + 10 {
+            let plan = child
+                .plan(Target::TxId(TxId::new(txid)), None)
+                .await
+                .expect("plan");
+            child.check(&plan, None).await;
+        }
+        for entry in &child.manifest.segments.clone() {
+            child
+                .store
+                .delete(&child.named(entry).key)
+                .await
+                .expect("delete");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_record_in_a_segment_part_is_fetched_through_its_reference() {
+    let mut history = history(9, 10);
+    let mut pages = history.state();
+    pages.extend((0..40).map(|_| vec![9; 512]));
+    history.commit(pages);
+    let real = history.at(11).clone();
+    let ids = (NAMESPACE, history.database);
+    let size = history.page_size;
+    let id = WriteId([7; 16]);
+    let mut writer = SegmentWriter::new(ids, size, SEED, real.chain_before, id, Compressor::new(1));
+    writer.push(&real.bytes).expect("record");
+    let finished = writer.finish().expect("finish").0;
+    let txid = real.position.txid;
+    let key = Key::segment(NAMESPACE, history.database, txid, txid, KeyNonce::default());
+    let object: ObjectRef = finished.object_ref(&key);
+    history.commits.pop();
+    let chain = real.position.chain;
+    let body = RecordBody::Reference { object, chain };
+    history.push(real.header.clone(), body, real.pages.clone());
+    let mut dice = Dice(2);
+    for _ in 0..5 {
+        let mut pages = history.state();
+        pages[1] = dice.bytes(512);
+        history.commit(pages);
+    }
+    let mut world = World::new(history);
+    world.settle(1, 8).await;
+    world.ship(1, 9, 13).await;
+    world.ship(2, 14, 16).await;
+    world
+        .store
+        .create(&key.to_string(), finished.bytes)
+        .await
+        .expect("create");
+    for txid in 9..=16 {
+        let plan = world
+            .plan(Target::TxId(TxId::new(txid)), None)
+            .await
+            .expect("plan");
+        world.check(&plan, None).await;
+    }
+    world.store.delete(&key.to_string()).await.expect("delete");
+    let plan = world
+        .plan(Target::TxId(TxId::new(12)), None)
+        .await
+        .expect("plan");
+    let error = world
+        .restore(&plan, MemorySink::default())
+        .await
+        .expect_err("gone");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn an_import_restores_through_its_image_record() {
+    let mut history = History::new(512);
+    let mut dice = Dice(1);
+    let pages: Vec<Vec<u8>> = (0..20).map(|_| dice.bytes(512)).collect();
+    history.commit(pages);
+    let mut world = World::new(history);
+    // The image comes before the record that names its bytes, so it cannot know that record's chain.
+    let unchained = Position {
+        chain: Chain::default(),
+        ..world.history.at(1).position
+    };
+    let image = world.write_image_at(1, unchained).await;
+    let object = image.object(NAMESPACE, world.history.database);
+    let header = world.history.at(1).header.clone();
+    let pages = world.history.state();
+    world.history.commits.clear();
+    world.history.push(header, RecordBody::Image(object), pages);
+    for _ in 0..5 {
+        let mut pages = world.history.state();
+        pages[3] = dice.bytes(512);
+        world.history.commit(pages);
+    }
+    world.ship(1, 1, 6).await;
+    for txid in 1..=6 {
+        let target = Target::TxId(TxId::new(txid));
+        let plan = world.plan(target, None).await.expect("plan");
+        world.check(&plan, None).await;
+    }
+    // Settled, the image is listed at the record's Position, and serves as any other.
+    world.tail.clear();
+    world.settle(1, 6).await;
+    world.manifest.add_image(ImageEntry {
+        position: world.history.at(1).position,
+        ..image
+    });
+    let target = Target::TxId(TxId::FIRST);
+    let plan = world.plan(target, None).await.expect("plan");
+    world.check(&plan, None).await;
+}
+
+#[tokio::test]
+async fn a_missing_damaged_or_swapped_object_is_a_hard_error_with_its_key() {
+    let mut world = World::new(history(11, 20));
+    let entry = world.settle(1, 10).await;
+    world.settle(11, 20).await;
+    let plan = world
+        .plan(Target::TxId(TxId::new(20)), None)
+        .await
+        .expect("plan");
+    world.check(&plan, None).await;
+    let named = world.named(&entry);
+    let bytes = world.store.get(&named.key).await.expect("get");
+    let other = world.write_segment(1, 9).await;
+    let swapped = world
+        .store
+        .get(&world.named(&other).key)
+        .await
+        .expect("get");
+    let mut damaged = bytes.to_vec();
+    damaged[150] ^= 4;
+    for (what, put, kind) in [
+        ("missing", None, ErrorKind::NotFound),
+        ("damaged", Some(damaged.into()), ErrorKind::Corrupt),
+        ("swapped", Some(swapped), ErrorKind::Corrupt),
+    ] {
+        world.store.delete(&named.key).await.expect("delete");
+        if let Some(bytes) = put {
+            world.store.create(&named.key, bytes).await.expect("create");
+        }
+        let error = world
+            .restore(&plan, MemorySink::default())
+            .await
+            .expect_err(what);
+        assert_eq!(error.kind(), kind, "{what}");
+        let text = format!("{error:?}");
+        assert!(text.contains(&named.key), "{what}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_plan_for_another_state_than_recorded_makes_no_file() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("restored.db");
+    let mut world = World::new(history(12, 20));
+    world.settle(1, 20).await;
+    let plan = world
+        .plan(Target::TxId(TxId::new(15)), None)
+        .await
+        .expect("plan");
+    let mut wrong = plan.clone();
+    wrong.target.digest = world.history.at(2).header.digest;
+    let settings = RestoreSettings::default();
+    let sink = FileSink::create(&path).expect("create");
+    let error = execute(&world.store, &wrong, sink, settings)
+        .await
+        .expect_err("digest");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("list").count(), 0);
+    let sink = FileSink::create(&path).expect("create");
+    let (_, report) = execute(&world.store, &plan, sink, settings)
+        .await
+        .expect("restore");
+    assert_eq!(report.commits, 15);
+    let bytes = std::fs::read(&path).expect("read");
+    assert_eq!(bytes, file(15, &world.history.at(15).pages));
+    assert!(
+        FileSink::create(&path).is_err(),
+        "an existing file is never replaced"
+    );
+}
