@@ -169,7 +169,10 @@ async fn sql_that_reaches_out_of_its_database_is_refused() {
         let got = world.post(&query, json!({ "sql": sql })).await;
         assert!((400..500).contains(&got.status), "{sql}: {got:?}");
     }
-    assert!(!std::path::Path::new("x.db").exists(), "a file was made outside the data folder");
+    assert!(
+        !std::path::Path::new("x.db").exists(),
+        "a file was made outside the data folder"
+    );
     world.stop().await;
 }
 

@@ -1,0 +1,335 @@
+//! The real binary as a process: killed, stopped, started twice.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest::{Client, StatusCode};
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+
+/// A server process on a data folder and a store folder below `home`.
+struct Server {
+    child: Child,
+    base: String,
+    token: String,
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+fn command(home: &Path, port: u16) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidelog"));
+    command
+        .current_dir(home)
+        .args([
+            "serve",
+            "--data",
+            "data",
+            "--listen",
+            &format!("127.0.0.1:{port}"),
+        ])
+        .arg("--store")
+        .arg(format!("file://{}", home.join("store").display()))
+        .env("TIDELOG_LOG", "error")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}
+
+/// Ends a process that has not ended by itself within the time.
+fn finished(mut child: Child, within: Duration) -> Output {
+    let until = deadline(within);
+    while child.try_wait().expect("a child can be asked").is_none() {
+        if until() {
+            child.kill().expect("a child can be killed");
+            panic!("the process did not end within {within:?}");
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    child
+        .wait_with_output()
+        .expect("a finished child has output")
+}
+
+fn deadline(within: Duration) -> impl Fn() -> bool {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test of real processes lives in real time"
+    )]
+    let begun = Instant::now();
+    move || begun.elapsed() > within
+}
+
+impl Server {
+    async fn start(home: &Path) -> Self {
+        let port = free_port();
+        let log = std::fs::File::create(home.join("serve.log")).expect("a log file");
+        let mut child = command(home, port)
+            .stderr(log)
+            .spawn()
+            .expect("the server starts");
+        let base = format!("http://127.0.0.1:{port}");
+        let late = deadline(Duration::from_secs(60));
+        loop {
+            let ready = Client::new().get(format!("{base}/readyz")).send().await;
+            if ready.is_ok_and(|answer| answer.status() == StatusCode::OK) {
+                break;
+            }
+            let ended = child.try_wait().expect("a child can be asked");
+            if ended.is_some() || late() {
+                let log = std::fs::read_to_string(home.join("serve.log")).unwrap_or_default();
+                panic!("the server is not ready ({ended:?}): {log}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let token = std::fs::read_to_string(home.join("data/owner.token")).expect("a token file");
+        Self {
+            child,
+            base,
+            token: token.trim().to_owned(),
+        }
+    }
+
+    async fn post(&self, path: &str, body: Json) -> Option<(StatusCode, Json)> {
+        let url = format!("{}/v1/namespaces/default/{path}", self.base);
+        let request = Client::new().post(url).bearer_auth(&self.token).json(&body);
+        let answer = request.send().await.ok()?;
+        let status = answer.status();
+        Some((status, answer.json().await.ok()?))
+    }
+
+    async fn run(&self, database: &str, sql: &str) -> Json {
+        let path = format!("databases/{database}/query");
+        let (status, answer) = self
+            .post(&path, json!({ "sql": sql }))
+            .await
+            .expect("an answer");
+        assert_eq!(status, StatusCode::OK, "{sql}: {answer}");
+        answer
+    }
+
+    fn kill(mut self) {
+        self.child.kill().expect("SIGKILL is sent");
+        self.child.wait().expect("the child is reaped");
+    }
+
+    fn terminate(self) -> Output {
+        let sent = Command::new("kill")
+            .arg(self.child.id().to_string())
+            .status();
+        assert!(sent.expect("kill runs").success());
+        finished(self.child, Duration::from_secs(60))
+    }
+}
+
+fn home() -> TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// Writes rows 1, 2, 3, ... until the server no longer answers; returns the last one acknowledged.
+async fn write_until_it_dies(
+    server: Arc<(String, String)>,
+    database: String,
+    durability: &'static str,
+    first: i64,
+    acknowledged: Arc<AtomicUsize>,
+) -> i64 {
+    let (base, token) = &*server;
+    let url = format!("{base}/v1/db/default/{database}/query");
+    let client = Client::new();
+    let mut row = first;
+    loop {
+        let body = json!({
+            "sql": "insert into t values(?, hex(randomblob(50)))", "params": [row], "durability": durability,
+        });
+        let answer = client
+            .post(&url)
+            .bearer_auth(token)
+            .json(&body)
+            .send()
+            .await;
+        if !answer.is_ok_and(|answer| answer.status() == StatusCode::OK) {
+            return row - 1;
+        }
+        acknowledged.fetch_add(1, Ordering::Relaxed);
+        row += 1;
+    }
+}
+
+/// Goal: I1 and I2 for kill -9. Method: writers at each level on databases of their own, the process killed
+/// under them again and again; after each start every acknowledged row is there, and what is there has no gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_nine_under_load_loses_no_acknowledged_row() {
+    const ROUNDS: usize = 20;
+    const WRITERS: [(&str, &str); 4] = [
+        ("a", "memory"),
+        ("b", "local"),
+        ("c", "remote"),
+        ("d", "local"),
+    ];
+    let home = home();
+    let mut server = Server::start(home.path()).await;
+    for (database, _) in WRITERS {
+        server
+            .post("databases", json!({ "name": database }))
+            .await
+            .expect("an answer");
+        server
+            .run(database, "create table t(id integer primary key, x)")
+            .await;
+    }
+    let mut next = [1_i64; WRITERS.len()];
+    for round in 0..ROUNDS {
+        let acknowledged = Arc::new(AtomicUsize::new(0));
+        let shared = Arc::new((server.base.clone(), server.token.clone()));
+        let writers: Vec<_> = WRITERS
+            .iter()
+            .zip(next)
+            .map(|((database, durability), first)| {
+                let (shared, count) = (Arc::clone(&shared), Arc::clone(&acknowledged));
+                tokio::spawn(write_until_it_dies(
+                    shared,
+                    (*database).to_owned(),
+                    durability,
+                    first,
+                    count,
+                ))
+            })
+            .collect();
+        // Another instant each round: in the first commits, between ships, after many.
+        let wanted = [20, 333, 77, 800, 150][round % 5] + 7 * round;
+        let late = deadline(Duration::from_secs(60));
+        while acknowledged.load(Ordering::Relaxed) < wanted {
+            assert!(!late(), "the writers make no progress");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        server.kill();
+        let mut last = Vec::new();
+        for writer in writers {
+            last.push(writer.await.expect("a writer ends"));
+        }
+        server = Server::start(home.path()).await;
+        for (index, (database, durability)) in WRITERS.iter().enumerate() {
+            let answer = server
+                .run(database, "select count(*), max(id) from t")
+                .await;
+            let (count, max) = (answer["rows"][0][0].as_i64(), answer["rows"][0][1].as_i64());
+            let (count, max) = (count.unwrap_or(0), max.unwrap_or(0));
+            assert!(
+                max >= last[index],
+                "round {round}: {durability}: row {} was acknowledged, {max} is the last one there",
+                last[index]
+            );
+            assert_eq!(
+                count, max,
+                "round {round}: {durability}: the rows have a gap"
+            );
+            let check = server.run(database, "pragma integrity_check").await;
+            assert_eq!(check["rows"], json!([["ok"]]), "round {round}: {database}");
+            next[index] = max + 1;
+        }
+    }
+    let output = server.terminate();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_finishes_in_order_and_a_start_goes_on() {
+    let home = home();
+    let server = Server::start(home.path()).await;
+    server
+        .post("databases", json!({ "name": "orders" }))
+        .await
+        .expect("an answer");
+    server.run("orders", "create table t(a)").await;
+    let before = server.run("orders", "insert into t values(1)").await;
+    let token = server.token.clone();
+    assert!(server.terminate().status.success());
+    let server = Server::start(home.path()).await;
+    assert_eq!(server.token, token, "a second start makes no new tokens");
+    let after = server.run("orders", "insert into t values(2)").await;
+    assert!(
+        before["bookmark"].as_str() < after["bookmark"].as_str(),
+        "{before} {after}"
+    );
+    let rows = server.run("orders", "select a from t").await;
+    assert_eq!(rows["rows"], json!([[1], [2]]));
+    assert!(server.terminate().status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_server_on_the_same_folder_is_refused() {
+    let home = home();
+    let first = Server::start(home.path()).await;
+    let second = command(home.path(), free_port())
+        .stderr(Stdio::piped())
+        .spawn();
+    let output = finished(second.expect("it starts"), Duration::from_secs(60));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("tidelog: "), "it says why: {said}");
+    first
+        .post("databases", json!({ "name": "orders" }))
+        .await
+        .expect("the first still answers");
+    assert!(first.terminate().status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_folder_on_a_used_bucket_is_refused_and_says_what_to_type() {
+    let home = home();
+    let server = Server::start(home.path()).await;
+    server
+        .post("databases", json!({ "name": "orders" }))
+        .await
+        .expect("an answer");
+    server.kill();
+    std::fs::remove_dir_all(home.path().join("data")).expect("the disk is lost");
+    let again = command(home.path(), free_port())
+        .stderr(Stdio::piped())
+        .spawn();
+    let output = finished(again.expect("it starts"), Duration::from_secs(60));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("--take-over"), "{said}");
+}
+
+#[test]
+fn wrong_usage_exits_with_two_and_help_with_zero() {
+    let run = |arguments: &[&str]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_tidelog"))
+            .args(arguments)
+            .output();
+        done.expect("the binary runs").status.code()
+    };
+    assert_eq!(run(&["--help"]), Some(0));
+    assert_eq!(run(&["--version"]), Some(0));
+    assert_eq!(run(&["frobnicate"]), Some(2));
+    assert_eq!(run(&["serve", "--durability", "maybe"]), Some(2));
+    assert_eq!(
+        run(&["serve", "--listen", "0.0.0.0:0"]),
+        Some(2),
+        "plain HTTP beyond loopback"
+    );
+    assert_eq!(
+        run(&["db", "list", "--store", "memory:"]),
+        Some(2),
+        "a bucket is no server"
+    );
+    assert_eq!(run(&["store", "check", "--store", "memory:"]), Some(0));
+    assert_eq!(
+        run(&["store", "check", "--store", "ftp://x"]),
+        Some(4),
+        "an URL of no store"
+    );
+    assert_eq!(
+        run(&["db", "list", "--url", "http://127.0.0.1:9", "--token", "x"]),
+        Some(1)
+    );
+}
