@@ -11,6 +11,9 @@ use reqwest::{Client, StatusCode};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
+/// How long a process may take for what takes a moment.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A server process on a data folder and a store folder below `home`.
 struct Server {
     child: Child,
@@ -75,7 +78,7 @@ impl Server {
             .spawn()
             .expect("the server starts");
         let base = format!("http://127.0.0.1:{port}");
-        let late = deadline(Duration::from_secs(60));
+        let late = deadline(PATIENCE);
         loop {
             let ready = Client::new().get(format!("{base}/readyz")).send().await;
             if ready.is_ok_and(|answer| answer.status() == StatusCode::OK) {
@@ -124,7 +127,7 @@ impl Server {
             .arg(self.child.id().to_string())
             .status();
         assert!(sent.expect("kill runs").success());
-        finished(self.child, Duration::from_secs(60))
+        finished(self.child, PATIENCE)
     }
 }
 
@@ -204,7 +207,7 @@ async fn kill_nine_under_load_loses_no_acknowledged_row() {
             .collect();
         // Another instant each round: in the first commits, between ships, after many.
         let wanted = [20, 333, 77, 800, 150][round % 5] + 7 * round;
-        let late = deadline(Duration::from_secs(60));
+        let late = deadline(PATIENCE);
         while acknowledged.load(Ordering::Relaxed) < wanted {
             assert!(!late(), "the writers make no progress");
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -270,7 +273,7 @@ async fn a_second_server_on_the_same_folder_is_refused() {
     let second = command(home.path(), free_port())
         .stderr(Stdio::piped())
         .spawn();
-    let output = finished(second.expect("it starts"), Duration::from_secs(60));
+    let output = finished(second.expect("it starts"), PATIENCE);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("tidelog: "), "it says why: {said}");
@@ -294,7 +297,7 @@ async fn an_empty_folder_on_a_used_bucket_is_refused_and_says_what_to_type() {
     let again = command(home.path(), free_port())
         .stderr(Stdio::piped())
         .spawn();
-    let output = finished(again.expect("it starts"), Duration::from_secs(60));
+    let output = finished(again.expect("it starts"), PATIENCE);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("--take-over"), "{said}");
