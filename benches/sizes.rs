@@ -1,7 +1,7 @@
 //! Bytes a commit of the OLTP mix: the encoding in use, and those it was chosen over.
 //!
 //! `cargo bench --bench sizes [-- COMMITS]` prints one line an encoding: raw bytes a commit, then zstd at
-//! several levels, page runs alone, without record headers (about 17 bytes a commit more). Every encoding
+//! several levels, page runs alone, without record headers (20 bytes a commit more at level 3). Every encoding
 //! keeps every commit and needs no base page to merge; the last line merges each batch and loses commits.
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
 #![expect(clippy::cast_precision_loss, reason = "averages of small numbers")]
