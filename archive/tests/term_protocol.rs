@@ -419,6 +419,110 @@ async fn a_living_term_is_closed_at_every_interleaving() {
     }
 }
 
+/// Every pair of faults in the calls of shipping, with the term closed before any of them: what is called shipped
+/// is below the fence, what is called fenced is not there, and the rest is asked again with the same bytes.
+#[tokio::test(start_paused = true)]
+async fn shipping_survives_every_pair_of_ambiguous_outcomes() {
+    let (mut stored, mut fenced, mut asked_again) = (0, 0, 0);
+    for closed_at in (0..8).chain([u64::MAX]) {
+        for patient in [true, false] {
+            for (i, j) in pairs(8) {
+                for (a, b) in deeds().filter(|(a, b)| i != j || a == b) {
+                    let told = format!("{i}:{a:?} {j}:{b:?}, closed at {closed_at}, {patient}");
+                    let memory = Arc::new(InMemory::new());
+                    let owner = Owner::new(&memory, 1).await;
+                    owner.ship().await;
+                    let heir = Owner::new(&memory, 2).await;
+                    let target = owner.term;
+                    let store = faulty(&memory, move |call| {
+                        if call.number == closed_at {
+                            let closing = heir.terms.close(heir.term, target);
+                            assert!(closing.now_or_never().is_some_and(|closed| closed.is_ok()));
+                        }
+                        pick(call, (i, a), (j, b))
+                    });
+                    let options = if patient { impatient() } else { despondent() };
+                    let writer = terms_with(Arc::new(Shared(Arc::clone(&store))), 1, options);
+                    let seq = Seq::new(2);
+                    let bytes = object(owner.term, seq);
+                    let result = loop {
+                        match writer.ship(owner.term, seq, bytes.clone()).await {
+                            Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {}
+                            Err(error) if error.kind() == ErrorKind::Unavailable => {}
+                            settled => break settled,
+                        }
+                        asked_again += 1;
+                    };
+                    store.release_late().await;
+                    let end = owner.terms.end(owner.term).await.unwrap();
+                    let key = Key::Journal(target, seq).to_string();
+                    let stands = owner.terms.store().get(&key).await.unwrap() == bytes;
+                    match (result, end) {
+                        (Ok(Shipped::Stored), End::Open(end)) => {
+                            assert!(stands && end == seq.next(), "{told}");
+                            stored += 1;
+                        }
+                        (Ok(Shipped::Stored), End::Closed(fence)) => {
+                            assert!(stands && fence.seq == seq.next(), "{told}");
+                            stored += 1;
+                        }
+                        (Err(TermError::Fenced { by, .. }), End::Closed(fence)) => {
+                            assert!(!stands && fence == by && by.seq == seq, "{told}");
+                            fenced += 1;
+                        }
+                        other => panic!("{other:?}: {told}"),
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        stored > 1_000 && fenced > 1_000 && asked_again > 100,
+        "{stored} {fenced}"
+    );
+}
+
+/// Several lives change one state through a store that fails: every change that was confirmed is in it.
+#[tokio::test(start_paused = true)]
+async fn confirmed_changes_of_a_state_are_never_lost() {
+    for seed in 0..60_u64 {
+        let memory = Arc::new(InMemory::new());
+        let owner = Owner::new(&memory, 1).await;
+        let lives = (2..6_u8).map(|node| {
+            let plan = Seeded {
+                seed: seed * 100 + u64::from(node),
+                per_mille: 250,
+                bit_rot: false,
+            };
+            let store =
+                FaultStore::new(Arc::clone(&memory) as Arc<dyn ObjectStore>, Box::new(plan));
+            let terms = terms_on(Arc::new(Shared(Arc::clone(&store))), node);
+            let term = owner.term;
+            tokio::spawn(async move {
+                let mut confirmed = 0;
+                for n in 1..=5_u64 {
+                    let below = n * 10 + u64::from(node);
+                    if terms.trim(term, Seq::new(below)).await.is_ok() {
+                        confirmed = below;
+                    }
+                }
+                store.release_late().await;
+                confirmed
+            })
+        });
+        let lives: Vec<_> = lives.collect();
+        let mut highest = 0;
+        for life in lives {
+            highest = highest.max(life.await.unwrap());
+        }
+        let trimmed = owner.terms.state(owner.term).await.unwrap().trimmed_below;
+        assert!(
+            trimmed.get() >= highest,
+            "seed {seed}: {trimmed} after {highest} was confirmed"
+        );
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn racing_closers_agree_on_one_fence() {
     for round in 0..50_u64 {

@@ -7,11 +7,13 @@
 //! *Late* is the outcome that matters most: the caller is told that the request failed, and the request
 //! takes effect some calls later, with its condition judged then. [`FaultStore::release_late`] lets all of
 //! them land.
+//!
+//! With a clock ([`FaultStore::set_clock`]) objects bear its times, so that simulation owns the store's time too.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -23,6 +25,7 @@ use object_store::{
     ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
     Result,
 };
+use tidelog_archive::env::Clock;
 
 /// What a call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -149,6 +152,9 @@ struct State {
     late: Vec<(u64, Pending)>,
     /// What was written last, newest at the back.
     recent: VecDeque<Path>,
+    /// The store's clock, and when each object was written by it, in microseconds.
+    clock: Option<Arc<dyn Clock>>,
+    written: HashMap<Path, u64>,
 }
 
 /// How many of the newest objects a stale listing leaves out.
@@ -204,6 +210,11 @@ impl FaultStore {
         *lock(&self.plan) = plan;
     }
 
+    /// From now on objects bear this clock's time of their writing.
+    pub fn set_clock(&self, clock: Arc<dyn Clock>) {
+        lock(&self.state).clock = Some(clock);
+    }
+
     /// Lets every late request land now, in the order they were sent.
     pub async fn release_late(&self) {
         self.land(u64::MAX).await;
@@ -221,7 +232,9 @@ impl FaultStore {
             // Nobody hears the answer of a late request.
             match pending {
                 Pending::Put(path, payload, options) => {
-                    let _ = self.inner.put_opts(&path, payload, options).await;
+                    if self.inner.put_opts(&path, payload, options).await.is_ok() {
+                        self.remember(&path);
+                    }
                 }
                 Pending::Delete(path) => {
                     let _ = object_store::ObjectStoreExt::delete(&self.inner, &path).await;
@@ -260,6 +273,17 @@ impl FaultStore {
         if state.recent.len() > STALE {
             state.recent.pop_front();
         }
+        if let Some(now) = state.clock.as_ref().map(|clock| clock.wall()) {
+            state.written.insert(path.clone(), now.micros());
+        }
+    }
+
+    /// The same, with the time of its writing by the clock of this store.
+    fn dated(&self, mut meta: ObjectMeta) -> ObjectMeta {
+        if let Some(micros) = lock(&self.state).written.get(&meta.location) {
+            meta.last_modified = (UNIX_EPOCH + Duration::from_micros(*micros)).into();
+        }
+        meta
     }
 
     async fn delete_one(&self, path: Path) -> Result<Path> {
@@ -371,7 +395,8 @@ impl ObjectStore for Shared {
         if matches!(fault, Fault::Before | Fault::After | Fault::Late(_)) {
             return Err(error(fault, number));
         }
-        let got = self.0.inner.get_opts(location, options).await?;
+        let mut got = self.0.inner.get_opts(location, options).await?;
+        got.meta = self.0.dated(got.meta);
         if op == Op::Head || !matches!(fault, Fault::CutBody | Fault::BitRot) {
             return Ok(got);
         }
@@ -424,6 +449,7 @@ impl ObjectStore for Shared {
                                 .map_or(true, |meta| !hidden.contains(&meta.location));
                             std::future::ready(seen)
                         })
+                        .map(move |entry| entry.map(|meta| store.dated(meta)))
                         .boxed()
                 }
             }
@@ -442,5 +468,98 @@ impl ObjectStore for Shared {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.0.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::ObjectStoreExt;
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::sim::SimClock;
+
+    #[tokio::test]
+    async fn objects_bear_the_time_of_the_given_clock() {
+        let store = FaultStore::new(Arc::new(InMemory::new()), script(|_| Fault::None));
+        let clock = Arc::new(SimClock::new());
+        store.set_clock(Arc::clone(&clock) as Arc<dyn Clock>);
+        let shared = Shared(Arc::clone(&store));
+        let path = Path::from("a/b");
+        shared.put(&path, "x".into()).await.unwrap();
+        let then = clock.wall();
+        clock.advance(5_000_000);
+        let head = shared.head(&path).await.unwrap();
+        assert_eq!(
+            head.last_modified.timestamp_micros().unsigned_abs(),
+            then.micros()
+        );
+        let listed: Vec<_> = shared.list(None).collect().await;
+        assert_eq!(listed.len(), 1);
+        assert_eq!(
+            listed[0].as_ref().unwrap().last_modified,
+            head.last_modified
+        );
+    }
+
+    #[tokio::test]
+    async fn a_late_put_fails_first_and_lands_with_its_condition_judged_then() {
+        let plan = script(|call| {
+            if call.number < 2 {
+                Fault::Late(3)
+            } else {
+                Fault::None
+            }
+        });
+        let store = FaultStore::new(Arc::new(InMemory::new()), plan);
+        let shared = Shared(Arc::clone(&store));
+        let path = Path::from("a");
+        let create = || PutOptions::from(PutMode::Create);
+        assert!(
+            shared
+                .put_opts(&path, "first".into(), create())
+                .await
+                .is_err()
+        );
+        assert!(
+            shared
+                .put_opts(&path, "second".into(), create())
+                .await
+                .is_err()
+        );
+        assert!(shared.head(&path).await.is_err());
+        let landed = shared.get(&path).await.unwrap().bytes().await.unwrap();
+        assert_eq!(landed, "first");
+        store.release_late().await;
+        let landed = shared.get(&path).await.unwrap().bytes().await.unwrap();
+        assert_eq!(landed, "first");
+        assert_eq!(store.calls().len(), 5);
+    }
+
+    #[test]
+    fn a_seed_decides_every_fault() {
+        let plan = |seed| Seeded {
+            seed,
+            per_mille: 300,
+            bit_rot: true,
+        };
+        let faults = |plan: Seeded| -> Vec<Fault> {
+            (0..1_000)
+                .map(|number| {
+                    plan.fault(&Call {
+                        number,
+                        op: Op::Get,
+                        key: String::new(),
+                    })
+                })
+                .collect()
+        };
+        assert_eq!(faults(plan(1)), faults(plan(1)));
+        assert_ne!(faults(plan(1)), faults(plan(2)));
+        let faulty = faults(plan(3))
+            .iter()
+            .filter(|fault| **fault != Fault::None)
+            .count();
+        assert!((200..400).contains(&faulty), "{faulty}");
     }
 }
