@@ -532,7 +532,11 @@ impl Database {
     }
 
     pub(crate) async fn lease(&self) -> Result<Lease, Error> {
-        self.engine.inner.registry.lease(self.row.namespace, self.row.id).await
+        self.engine
+            .inner
+            .registry
+            .lease(self.row.namespace, self.row.id)
+            .await
     }
 
     /// Runs statements.

@@ -29,7 +29,9 @@ pub(crate) struct Tails {
 
 impl Tails {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<DatabaseId, Vec<TailSection>>> {
-        self.by_database.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_database
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds sections that are stored.
@@ -37,13 +39,16 @@ impl Tails {
         let mut tails = self.lock();
         for section in sections {
             let (term, seq) = (section.object.0, Seq::new(section.object.1));
-            tails.entry(section.meta.database).or_default().push(TailSection {
-                key: Key::Journal(term, seq).to_string(),
-                term,
-                seq,
-                meta: section.meta,
-                bytes: section.stored_bytes,
-            });
+            tails
+                .entry(section.meta.database)
+                .or_default()
+                .push(TailSection {
+                    key: Key::Journal(term, seq).to_string(),
+                    term,
+                    seq,
+                    meta: section.meta,
+                    bytes: section.stored_bytes,
+                });
         }
     }
 
@@ -69,23 +74,33 @@ pub(crate) fn plan_error(error: PlanError) -> Error {
     let bookmark = |position: &tidelog_wal::Position| position.to_string();
     let (code, members) = match &error {
         PlanError::Unknown { .. } => (Code::BookmarkUnknown, vec![]),
-        PlanError::Foreign { nearest, .. } => {
-            (Code::BookmarkForeign, vec![("nearest", nearest.as_ref().map(bookmark))])
-        }
-        PlanError::Lost { nearest_earlier, .. } => (
+        PlanError::Foreign { nearest, .. } => (
+            Code::BookmarkForeign,
+            vec![("nearest", nearest.as_ref().map(bookmark))],
+        ),
+        PlanError::Lost {
+            nearest_earlier, ..
+        } => (
             Code::BookmarkLost,
             vec![("nearest_earlier", nearest_earlier.as_ref().map(bookmark))],
         ),
-        PlanError::InFuture { head, .. } => {
-            (Code::BookmarkInFuture, vec![("current_bookmark", head.as_ref().map(bookmark))])
-        }
-        PlanError::Expired { nearest, .. } => {
-            (Code::BookmarkExpired, vec![("oldest_available", nearest.as_ref().map(bookmark))])
-        }
-        PlanError::BeforeHistory { nearest, .. } => {
-            (Code::BookmarkExpired, vec![("oldest_available", nearest.as_ref().map(bookmark))])
-        }
-        PlanError::Gap { nearest_earlier, nearest_later, .. } => (
+        PlanError::InFuture { head, .. } => (
+            Code::BookmarkInFuture,
+            vec![("current_bookmark", head.as_ref().map(bookmark))],
+        ),
+        PlanError::Expired { nearest, .. } => (
+            Code::BookmarkExpired,
+            vec![("oldest_available", nearest.as_ref().map(bookmark))],
+        ),
+        PlanError::BeforeHistory { nearest, .. } => (
+            Code::BookmarkExpired,
+            vec![("oldest_available", nearest.as_ref().map(bookmark))],
+        ),
+        PlanError::Gap {
+            nearest_earlier,
+            nearest_later,
+            ..
+        } => (
             Code::RecoveryGap,
             vec![
                 ("nearest_earlier", nearest_earlier.as_ref().map(bookmark)),
@@ -140,7 +155,10 @@ pub(crate) fn history(core: &Core, loaded: &Loaded) -> Result<History, Error> {
 
 /// The terms of the cluster, for telling a lost bookmark from an unknown one.
 pub(crate) fn present(own: Term) -> plan::Terms {
-    plan::Terms { highest_claimed: own, present: Some(own) }
+    plan::Terms {
+        highest_claimed: own,
+        present: Some(own),
+    }
 }
 
 /// Finds what `target` means and plans the way there.
@@ -150,15 +168,20 @@ pub(crate) async fn plan(
     target: Target,
     terms: plan::Terms,
 ) -> Result<Plan, Error> {
-    let resolved: Resolved = history.resolve(store, target, terms).await.map_err(plan_error)?;
+    let resolved: Resolved = history
+        .resolve(store, target, terms)
+        .await
+        .map_err(plan_error)?;
     history.plan(resolved, None).await.map_err(plan_error)
 }
 
 /// Executes a plan into a file that must not exist.
 pub(crate) async fn materialise(store: &Store, plan: &Plan, path: &Path) -> Result<(), Error> {
-    let sink = FileSink::create(path)
-        .map_err(|e| Error::io(format!("create {}", path.display()), e))?;
-    execute(store, plan, sink, RestoreSettings::default()).await.map_err(restore_error)?;
+    let sink =
+        FileSink::create(path).map_err(|e| Error::io(format!("create {}", path.display()), e))?;
+    execute(store, plan, sink, RestoreSettings::default())
+        .await
+        .map_err(restore_error)?;
     Ok(())
 }
 
@@ -191,7 +214,12 @@ pub(crate) async fn restore_files(
         time: target.time,
     };
     let state = DbState {
-        meta: DbMeta { id, namespace, page_size: manifest.page_size, seed: manifest.seed },
+        meta: DbMeta {
+            id,
+            namespace,
+            page_size: manifest.page_size,
+            seed: manifest.seed,
+        },
         incarnation,
         head,
         clean: true,

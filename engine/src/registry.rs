@@ -104,7 +104,10 @@ impl Registry {
             let loaded = self.core.remote.owned_manifest(namespace, id).await?;
             let settled = loaded.manifest.settled_position();
             let stored = newer(settled, *lock(&slot.tail));
-            let local = journaled.last().map(|j| j.head).or(state.as_ref().map(|s| s.head));
+            let local = journaled
+                .last()
+                .map(|j| j.head)
+                .or(state.as_ref().map(|s| s.head));
             if behind(local.map(|head| head.position()), stored) {
                 let head = local.map(|head| head.position().to_string());
                 tracing::info!(database = %id, local = head, "restoring the files from the store");
@@ -128,7 +131,9 @@ impl Registry {
         })
         .await?;
         lock(&slot.journaled).clear();
-        let lease = database.lease().ok_or_else(|| Error::internal("a fresh database has no lease"))?;
+        let lease = database
+            .lease()
+            .ok_or_else(|| Error::internal("a fresh database has no lease"))?;
         *open = Some(database);
         Ok(lease)
     }

@@ -16,8 +16,8 @@ use tidelog_archive::envelope::{Finished, WriteId};
 use tidelog_archive::journal::JournalObject;
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::manifest::{ImageEntry, Loaded, PublishError, SegmentEntry};
-use tidelog_archive::term::Terms;
 use tidelog_archive::segment::{SegmentMeta, SegmentWriter};
+use tidelog_archive::term::Terms;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::codec::Reader;
 use tidelog_wal::record::RecordHeader;
@@ -27,12 +27,12 @@ use tokio::sync::{mpsc, watch};
 use crate::core::Core;
 use crate::crash_point;
 use crate::error::{Code, Error};
-use crate::journal::chunk::{Entries, Entry};
 use crate::image;
+use crate::journal::chunk::{Entries, Entry};
 use crate::registry::Registry;
 use crate::remote::publish_error;
-use crate::trim::Trimmer;
 use crate::ship::{ShippedSection, blocking};
+use crate::trim::Trimmer;
 
 /// The most compressed log of one segment.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
@@ -64,7 +64,13 @@ impl Settler {
         inbox: mpsc::UnboundedReceiver<Vec<ShippedSection>>,
     ) -> Self {
         let trimmer = Trimmer::new(terms, core.term());
-        Self { core, registry, trimmer, inbox, images: HashMap::new() }
+        Self {
+            core,
+            registry,
+            trimmer,
+            inbox,
+            images: HashMap::new(),
+        }
     }
 
     /// Runs until `stop`.
@@ -103,6 +109,35 @@ impl Settler {
             }
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Settles a database, lists an image that waited for it, and makes one if the log is long.
+    async fn settle(&mut self, id: DatabaseId, sections: &[ShippedSection]) -> Result<(), Error> {
+        let Some(first) = sections.first() else {
+            return Ok(());
+        };
+        let mut loaded = settle(&self.core, id, sections).await?;
+        let settled = loaded
+            .manifest
+            .settled_position()
+            .map_or(TxId::ZERO, |p| p.txid);
+        if let Some(entry) = self.images.get(&id)
+            && entry.position.txid <= settled
+        {
+            loaded = image::publish(&self.core, &loaded, *entry).await?;
+            self.images.remove(&id);
+        }
+        self.trimmer.settled(id, settled);
+        self.trimmer.trim().await;
+        if self.images.contains_key(&id) {
+            return Ok(());
+        }
+        let lease = self.registry.lease(first.meta.namespace, id).await?;
+        if image::is_due(&loaded, &lease.head()) {
+            let entry = image::write(&self.core, &lease).await?;
+            self.images.insert(id, entry);
+        }
+        Ok(())
     }
 }
 
@@ -153,9 +188,9 @@ pub(crate) async fn settle(
     core: &Arc<Core>,
     id: DatabaseId,
     sections: &[ShippedSection],
-) -> Result<(), Error> {
+) -> Result<Loaded, Error> {
     let Some(first) = sections.first() else {
-        return Ok(());
+        return Err(Error::internal("nothing to settle"));
     };
     let loaded = core.remote.owned_manifest(first.meta.namespace, id).await?;
     let mut after = loaded

@@ -68,14 +68,24 @@ impl Trimmer {
     }
 
     fn is_done(&self, waiting: &Waiting) -> bool {
-        waiting.iter().all(|(id, txid)| self.settled.get(id).is_some_and(|done| done >= txid))
+        waiting
+            .iter()
+            .all(|(id, txid)| self.settled.get(id).is_some_and(|done| done >= txid))
     }
 
     async fn trim_term(&mut self, term: Term) -> Result<(), tidelog_archive::term::TermError> {
         let of_term = self.objects.range((term, 0)..=(term, u64::MAX));
-        let done = of_term.take_while(|(_, waiting)| self.is_done(waiting)).map(|((_, seq), _)| *seq);
-        let Some(last) = done.last() else { return Ok(()) };
-        let whole = self.objects.range((term, last + 1)..=(term, u64::MAX)).next().is_none();
+        let done = of_term
+            .take_while(|(_, waiting)| self.is_done(waiting))
+            .map(|((_, seq), _)| *seq);
+        let Some(last) = done.last() else {
+            return Ok(());
+        };
+        let whole = self
+            .objects
+            .range((term, last + 1)..=(term, u64::MAX))
+            .next()
+            .is_none();
         let from = match self.trimmed.get(&term) {
             Some(from) => *from,
             None => self.terms.state(term).await?.trimmed_below.get(),
@@ -92,7 +102,8 @@ impl Trimmer {
         self.terms.trim(term, Seq::new(below)).await?;
         self.terms.delete_trimmed(term, Seq::new(from)).await?;
         self.trimmed.insert(term, below);
-        self.objects.retain(|(of, seq), _| *of != term || *seq >= below);
+        self.objects
+            .retain(|(of, seq), _| *of != term || *seq >= below);
         if inherited {
             self.terms.disinherit(self.own, term).await?;
         }
