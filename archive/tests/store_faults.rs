@@ -303,6 +303,35 @@ async fn a_store_that_ignores_conditions_is_refused_in_words() {
     }
 }
 
+/// S41: what a completion answers decides nothing; the object's length does.
+#[tokio::test(start_paused = true)]
+async fn an_upload_in_parts_is_believed_by_its_length_alone() {
+    let upload = |at: Op, fault: Fault| async move {
+        let memory = Arc::new(InMemory::new());
+        let plan = script(move |call| if call.op == at { fault } else { Fault::None });
+        let faulty = FaultStore::new(Arc::clone(&memory) as Arc<dyn ObjectStore>, plan);
+        let store = on(Arc::new(Shared(Arc::clone(&faulty))));
+        let part = Bytes::from(vec![1; 16 << 20]);
+        let parts = [part.clone(), part.clone(), part.slice(..9)];
+        let source = futures::stream::iter(parts.map(Ok::<_, std::io::Error>));
+        let result = store.put_unique(KEY, source).await;
+        faulty.set_plan(script(|_| Fault::None));
+        (result, store.head(KEY).await)
+    };
+    // The completion took effect and its answer was lost.
+    let (result, head) = upload(Op::Complete, Fault::After).await;
+    assert_eq!(result.unwrap(), head.unwrap());
+    // It did not: then nobody can tell whether it still will.
+    let (result, head) = upload(Op::Complete, Fault::Before).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::OutcomeUnknown);
+    assert_eq!(head.unwrap_err().kind(), ErrorKind::NotFound);
+    for at in [Op::Upload, Op::Part] {
+        let (result, head) = upload(at, Fault::Before).await;
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(head.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_probe_is_not_fooled_by_faults() {
     for seed in 0..200 {

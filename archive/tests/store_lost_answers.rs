@@ -4,7 +4,9 @@
 mod store_common;
 
 use std::net::ToSocketAddrs;
+use std::time::Duration;
 
+use bytes::Bytes;
 use store_common::{envelope, impatient};
 use tidelog_archive::ErrorKind;
 use tidelog_archive::store::Store;
@@ -93,6 +95,37 @@ async fn a_write_that_cannot_be_read_back_is_unknown() {
                 .unwrap_err()
                 .kind(),
             ErrorKind::Conflict
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_large_upload_survives_failing_parts_and_a_lost_completion() {
+    for (store, proxy) in subjects() {
+        proxy.rule(Match::new("PUT", "large"), Fault::SlowDown, 1);
+        proxy.rule(Match::new("PUT", "large"), Fault::LoseAnswer, 1);
+        let body = Bytes::from((0..=250_u8).cycle().take(20 << 20).collect::<Vec<u8>>());
+        let pieces = [body.slice(..7_000_000), body.slice(7_000_000..)];
+        let source = futures::stream::iter(pieces.map(Ok::<_, std::io::Error>));
+        let head = store.put_unique("large", source).await.unwrap();
+        assert_eq!(head.length, 20 << 20);
+        assert_eq!(store.get("large").await.unwrap(), body);
+        assert_eq!(
+            proxy.count(&Match::new("PUT", "large")),
+            4,
+            "two parts, each sent twice"
+        );
+
+        proxy.rule(
+            Match::new("POST", "finished"),
+            Fault::Delay(Duration::ZERO),
+            1,
+        );
+        proxy.rule(Match::new("POST", "finished"), Fault::LoseAnswer, 1);
+        let source = futures::stream::iter([Ok::<_, std::io::Error>(body.clone())]);
+        assert_eq!(
+            store.put_unique("finished", source).await.unwrap().length,
+            20 << 20
         );
     }
 }

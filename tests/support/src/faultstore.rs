@@ -23,7 +23,7 @@ use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
     ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-    Result,
+    Result, UploadPart,
 };
 use tidelog_archive::env::Clock;
 
@@ -38,6 +38,10 @@ pub enum Op {
     Head,
     /// Begins an upload in parts.
     Upload,
+    /// Sends a part of one.
+    Part,
+    /// Completes one.
+    Complete,
     /// Deletes an object.
     Delete,
     /// Lists.
@@ -326,6 +330,43 @@ impl fmt::Display for Shared {
     }
 }
 
+/// An upload whose parts and completion fail by plan.
+#[derive(Debug)]
+struct FaultUpload {
+    inner: Box<dyn MultipartUpload>,
+    store: Arc<FaultStore>,
+    path: Path,
+}
+
+#[async_trait]
+impl MultipartUpload for FaultUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (store, path) = (Arc::clone(&self.store), self.path.clone());
+        let part = self.inner.put_part(data);
+        Box::pin(async move {
+            let (fault, number) = store.enter(Op::Part, &path).await;
+            match fault {
+                Fault::Before | Fault::Late(_) => Err(error(fault, number)),
+                Fault::After => part.await.and(Err(error(fault, number))),
+                _ => part.await,
+            }
+        })
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let (fault, number) = self.store.enter(Op::Complete, &self.path).await;
+        match fault {
+            Fault::Before | Fault::Late(_) => Err(error(fault, number)),
+            Fault::After => self.inner.complete().await.and(Err(error(fault, number))),
+            _ => self.inner.complete().await,
+        }
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.inner.abort().await
+    }
+}
+
 fn spoiled(fault: Fault, bytes: Bytes) -> Bytes {
     match fault {
         Fault::CutBody => bytes.slice(..bytes.len() / 2),
@@ -385,7 +426,11 @@ impl ObjectStore for Shared {
         let (fault, number) = self.0.enter(Op::Upload, location).await;
         match fault {
             Fault::Before | Fault::After | Fault::Late(_) => Err(error(fault, number)),
-            _ => self.0.inner.put_multipart_opts(location, opts).await,
+            _ => Ok(Box::new(FaultUpload {
+                inner: self.0.inner.put_multipart_opts(location, opts).await?,
+                store: Arc::clone(&self.0),
+                path: location.clone(),
+            })),
         }
     }
 
