@@ -14,6 +14,7 @@
 //! | [`key`] | the names of objects |
 //! | [`plan`] | which objects lead to a Position, and at what price; which Position a request means |
 //! | [`restore`] | executing a plan: a new file, proven |
+//! | [`scrub`] | verifying a database from the bucket alone |
 //! | [`records`] | streams of commit records, as journal sections and segments hold them |
 //! | [`root`], [`journal`], [`manifest`], [`index`], [`segment`], [`image`] | the objects themselves |
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ pub mod plan;
 pub mod records;
 pub mod restore;
 pub mod root;
+pub mod scrub;
 pub mod segment;
 pub mod store;
 pub mod term;

@@ -19,5 +19,5 @@ pub use choose::{Direction, Plan, Start, Step};
 pub use error::PlanError;
 pub use history::{History, ImageSource, Layer, Piece, PieceSource, TailSection};
 pub use read::ReadError;
-pub(crate) use read::{Opened, get_range, open_object, open_piece, open_segment};
+pub(crate) use read::{Opened, get_range, open_image, open_piece, open_segment};
 pub use resolve::{Resolved, Target, Terms};

@@ -298,7 +298,7 @@ impl History {
     }
 
     /// Whether `next` goes on where `piece` ends, as far as their runs tell.
-    pub(super) fn joins(&self, piece: &Piece, next: &Piece) -> bool {
+    pub(crate) fn joins(&self, piece: &Piece, next: &Piece) -> bool {
         if piece.last.get().checked_add(1) != Some(next.first.get()) {
             return false;
         }
@@ -317,6 +317,11 @@ impl History {
         piece.last != piece.run.last
             || next.first != next.run.first
             || piece.run.chain_after == next.run.chain_before
+    }
+
+    /// Reads every index object.
+    pub async fn read_all(&mut self) -> Result<(), PlanError> {
+        self.read_index(|_, _| true).await
     }
 
     /// Reads the index objects that `wanted` says may matter, until none is left.

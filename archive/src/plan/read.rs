@@ -5,7 +5,7 @@ use futures::try_join;
 use tidelog_wal::record::ObjectRef;
 use tidelog_wal::{DatabaseId, NamespaceId, TxId};
 
-use super::history::{Piece, PieceSource};
+use super::history::{ImageSource, Piece, PieceSource};
 use crate::ErrorKind;
 use crate::envelope::{
     CorruptObject, Expect, FormatError, HEADER_LEN, Object, ObjectKind, TAIL_GUESS,
@@ -110,6 +110,11 @@ pub(crate) async fn open_segment(
     let expect = Expect::database(ObjectKind::Segment, namespace, database);
     let object = open_object(store, named, expect).await?;
     Ok(Segment::from_object(object).map_err(|error| error.in_object(&named.key))?)
+}
+
+pub(crate) async fn open_image(store: &Store, source: &ImageSource) -> Result<Object, ReadError> {
+    let expect = Expect::database(ObjectKind::Image, source.namespace, source.database);
+    open_object(store, &source.object, expect).await
 }
 
 /// Opens the object of a piece, and proves that it holds the run it should.

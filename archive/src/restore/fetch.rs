@@ -7,10 +7,10 @@ use bytes::Bytes;
 use tidelog_wal::{DatabaseId, NamespaceId, Position};
 
 use super::error::RestoreError;
-use crate::envelope::{BlockTable, Expect, FormatError, ObjectKind};
+use crate::envelope::{BlockTable, FormatError};
 use crate::image::Image;
 use crate::journal::{JournalObject, Section};
-use crate::plan::{ImageSource, Opened, Step, get_range, open_object, open_piece};
+use crate::plan::{ImageSource, Opened, Step, get_range, open_image, open_piece};
 use crate::segment::{Segment, SegmentSpan};
 use crate::store::Store;
 
@@ -67,9 +67,8 @@ pub(super) async fn image_parts(
     store: &Store,
     source: &ImageSource,
 ) -> Result<(Arc<Image>, Vec<Part>), RestoreError> {
-    let expect = Expect::database(ObjectKind::Image, source.namespace, source.database);
     let named = &source.object;
-    let object = open_object(store, named, expect).await?;
+    let object = open_image(store, source).await?;
     let refused = |error: FormatError| RestoreError::Format(error).in_object(&named.key);
     let image = Image::from_object(object).map_err(refused)?;
     image

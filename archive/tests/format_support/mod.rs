@@ -8,6 +8,8 @@
 pub(crate) mod manifests;
 pub(crate) mod world;
 
+use std::collections::BTreeMap;
+
 use tidelog_archive::envelope::{FormatError, KeyId};
 use tidelog_archive::journal::SectionMeta;
 use tidelog_wal::chain;
@@ -149,6 +151,38 @@ impl History {
         }
         let digest = digest(self.page_size, &pages);
         let header = self.next_header(pages.len(), digest);
+        self.push(header, RecordBody::Delta(&delta), pages);
+    }
+
+    /// Commits small changes of (page, offset, length), keeping the state in the newest commit alone.
+    pub(crate) fn change(&mut self, changes: &[(u64, u64, u64)]) {
+        let last = self.commits.last_mut().expect("a first commit");
+        let mut pages = std::mem::take(&mut last.pages);
+        let n = count(pages.len());
+        let mut digest = last.header.digest;
+        let mut touched: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        for (i, (page, at, len)) in changes.iter().enumerate() {
+            let image = touched
+                .entry(*page)
+                .or_insert_with(|| pages[*page as usize].clone());
+            for byte in &mut image[*at as usize..(*at + *len * 5) as usize] {
+                *byte = byte.wrapping_mul(5).wrapping_add(i as u8 + 1);
+            }
+            if *page == 0 {
+                mask_page1(image);
+            }
+        }
+        let mut encoder = DeltaEncoder::new(self.page_size);
+        let mut delta = Vec::new();
+        for (page, image) in touched {
+            let number = PageNo::new(page as u32 + 1).expect("from 1");
+            let old = std::mem::replace(&mut pages[page as usize], image);
+            let new = &pages[page as usize];
+            encoder.page(number, &old, new, &mut delta);
+            digest = digest.replace(SEED.page(number, &old), SEED.page(number, new));
+        }
+        let mut header = self.next_header(0, digest);
+        (header.n_before, header.n_after) = (n, n);
         self.push(header, RecordBody::Delta(&delta), pages);
     }
 
