@@ -30,7 +30,6 @@ macro_rules! codes {
 codes! {
     InvalidRequest 400 "invalid-request" "The request is not valid" false;
     UnknownField 400 "unknown-field" "The request has a field that is not known here" false;
-    IdempotencyKeyRequired 400 "idempotency-key-required" "This call needs an Idempotency-Key" false;
     Unauthenticated 401 "unauthenticated" "No valid token was given" false;
     TokenExpired 401 "token-expired" "The token has expired" false;
     TokenRevoked 401 "token-revoked" "The token has been revoked" false;
@@ -44,11 +43,8 @@ codes! {
     TokenNotFound 404 "token-not-found" "There is no such token" false;
     BookmarkUnknown 404 "bookmark-unknown" "The bookmark names a term that never was" false;
     MethodNotAllowed 405 "method-not-allowed" "The path does not take this method" false;
-    OperationInProgress 409 "operation-in-progress" "Another operation runs on the database" true;
     NameTaken 409 "name-taken" "The name is in use" false;
     IdempotencyInProgress 409 "idempotency-in-progress" "The first call with this key still runs" true;
-    IdempotencyResultRolledBack 409 "idempotency-result-rolled-back" "A restore took the result back" false;
-    OperationNotCancellable 409 "operation-not-cancellable" "The operation can no longer be cancelled" false;
     DatabaseProtected 409 "database-protected" "The database is protected from deletion" false;
     Refused 409 "refused" "The server refuses to do this now" false;
     BookmarkExpired 410 "bookmark-expired" "The bookmark has left the retention window" false;
@@ -69,7 +65,6 @@ codes! {
     NameInvalid 422 "name-invalid" "The name is not allowed" false;
     IdempotencyKeyReused 422 "idempotency-key-reused" "The key was used for another request" false;
     SqlError 422 "sql-error" "SQLite refused the statement" false;
-    RateLimited 429 "rate-limited" "Too many requests" true;
     ObjectCorrupt 500 "object-corrupt" "A stored object is damaged" false;
     DatabaseCorrupt 500 "database-corrupt" "The database file is damaged" false;
     Internal 500 "internal" "The server failed" false;
@@ -216,9 +211,7 @@ impl Problem {
             let challenge = HeaderValue::from_static("Bearer realm=\"tidelog\"");
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE
-            || self.status == StatusCode::TOO_MANY_REQUESTS
-        {
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -281,6 +274,20 @@ mod tests {
             );
             assert_eq!(Code::parse(text), Some(*code));
             assert!(code.status().is_client_error() || code.status().is_server_error());
+        }
+    }
+
+    #[test]
+    fn the_manual_lists_every_code_and_every_path() {
+        let manual = include_str!("../../docs/api.md");
+        for code in Code::ALL {
+            assert!(manual.contains(&format!("`{code}`", code = code.as_str())), "{code:?}");
+        }
+        for served in crate::surface() {
+            let path = served.path.replace("/v1/namespaces/{ns}/", "");
+            let path = path.split('/').next_back().filter(|word| !word.starts_with('{'));
+            let word = path.unwrap_or(served.method.as_str());
+            assert!(manual.contains(word), "{served:?}");
         }
     }
 
