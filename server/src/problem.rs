@@ -281,11 +281,17 @@ mod tests {
     fn the_manual_lists_every_code_and_every_path() {
         let manual = include_str!("../../docs/api.md");
         for code in Code::ALL {
-            assert!(manual.contains(&format!("`{code}`", code = code.as_str())), "{code:?}");
+            assert!(
+                manual.contains(&format!("`{code}`", code = code.as_str())),
+                "{code:?}"
+            );
         }
         for served in crate::surface() {
             let path = served.path.replace("/v1/namespaces/{ns}/", "");
-            let path = path.split('/').next_back().filter(|word| !word.starts_with('{'));
+            let path = path
+                .split('/')
+                .next_back()
+                .filter(|word| !word.starts_with('{'));
             let word = path.unwrap_or(served.method.as_str());
             assert!(manual.contains(word), "{served:?}");
         }
