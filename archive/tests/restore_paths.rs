@@ -9,7 +9,7 @@ use tidelog_archive::envelope::WriteId;
 use tidelog_archive::key::{Key, KeyNonce};
 use tidelog_archive::manifest::ImageEntry;
 use tidelog_archive::plan::{Direction, Start, Target};
-use tidelog_archive::restore::{FileSink, MemorySink, RestoreSettings, execute};
+use tidelog_archive::restore::{FileSink, MemorySink, RestoreError, RestoreSettings, execute};
 use tidelog_archive::segment::SegmentWriter;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::{ObjectRef, RecordBody};
@@ -333,4 +333,41 @@ async fn a_plan_for_another_state_than_recorded_makes_no_file() {
         FileSink::create(&path).is_err(),
         "an existing file is never replaced"
     );
+}
+
+#[tokio::test]
+async fn a_file_of_another_history_is_not_built_upon() {
+    let mut world = World::new(history(13, 20));
+    world.settle(1, 20).await;
+    let settings = RestoreSettings::default();
+    for (at, target) in [(10, 15), (15, 10)] {
+        let commit = world.history.at(at).clone();
+        let foreign = Position {
+            chain: Chain::from_bytes([0xee; 16]),
+            ..commit.position
+        };
+        let target = Target::TxId(TxId::new(target));
+        let plan = world.plan(target, Some(foreign)).await.expect("plan");
+        assert_eq!(plan.start, Start::Base(foreign), "{plan}");
+        let base = MemorySink {
+            bytes: file(at, &commit.pages),
+        };
+        let error = execute(&world.store, &plan, base, settings).await;
+        let error = error.expect_err("another chain");
+        assert!(matches!(error, RestoreError::Broken { .. }), "{error:?}");
+    }
+    // The right name and the wrong bytes: the digest tells.
+    let commit = world.history.at(10).clone();
+    let target = Target::TxId(TxId::new(15));
+    let plan = world
+        .plan(target, Some(commit.position))
+        .await
+        .expect("plan");
+    let mut bytes = file(10, &commit.pages);
+    bytes[300] ^= 1;
+    let error = execute(&world.store, &plan, MemorySink { bytes }, settings).await;
+    assert!(matches!(
+        error.expect_err("wrong bytes"),
+        RestoreError::Digest { .. }
+    ));
 }
