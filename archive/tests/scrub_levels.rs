@@ -136,3 +136,34 @@ async fn objects_that_are_intact_but_do_not_join_are_found() {
             .any(|f| f.what.starts_with("does not follow"))
     );
 }
+
+#[tokio::test]
+async fn objects_too_large_for_one_request_are_proven_in_parts() {
+    let mut history = History::new(4096);
+    let mut dice = Dice(8);
+    for _ in 0..3 {
+        history.commit((0..600).map(|_| dice.bytes(4096)).collect());
+    }
+    let mut world = World::new(history);
+    let segment = world.settle(1, 3).await;
+    let image = world.image(3).await;
+    assert!(
+        segment.len > 5 << 20 && image.len > 2 << 20,
+        "more than is fetched whole"
+    );
+    let report = run(&world, Level::Restore).await;
+    assert!(report.is_clean(), "{:?}", report.findings);
+    assert_eq!((report.records, report.states), (3, 2));
+    for key in keys(&world).iter().take(2) {
+        let whole = world.store.get(key).await.expect("get");
+        for at in [96, whole.len() / 2, whole.len() - 100] {
+            let mut bytes = whole.to_vec();
+            bytes[at] ^= 8;
+            replace(&world, key, Some(bytes.into())).await;
+            let report = run(&world, Level::Objects).await;
+            assert_eq!(report.findings.len(), 1, "{key} at {at}");
+            assert_eq!(report.findings[0].key, *key);
+        }
+        replace(&world, key, Some(whole)).await;
+    }
+}

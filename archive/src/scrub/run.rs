@@ -5,7 +5,7 @@ use tidelog_wal::TxId;
 
 use super::check::{Counter, chain_of};
 use super::{Finding, Level, ScrubReport};
-use crate::envelope::{BlockEntry, FormatError, TRAILER_LEN};
+use crate::envelope::{BlockEntry, BlockTable, FormatError, TRAILER_LEN};
 use crate::image::Image;
 use crate::plan::{
     History, ImageSource, Opened, Piece, PieceSource, PlanError, ReadError, Resolved, get_range,
@@ -101,21 +101,43 @@ async fn prove_bytes(store: &Store, key: &str, len: u64, blake3: &[u8; 32]) -> R
     })
 }
 
-/// The stored bytes of a block.
-async fn stored(
-    store: &Store,
-    key: &str,
-    whole: Option<&Bytes>,
-    entry: &BlockEntry,
-) -> Result<Bytes, ReadError> {
-    let held = whole.and_then(|whole| {
-        let start = usize::try_from(entry.offset).ok()?;
+/// Hands out stored blocks in order: from the whole object, or fetched a few megabytes at a time.
+struct Window<'a> {
+    store: &'a Store,
+    key: &'a str,
+    /// Where the blocks end.
+    end: u64,
+    /// Where `bytes` begins in the object.
+    base: u64,
+    bytes: Bytes,
+}
+
+impl<'a> Window<'a> {
+    fn new(store: &'a Store, key: &'a str, whole: Option<&Bytes>, table: &BlockTable) -> Self {
+        Self {
+            store,
+            key,
+            end: table.range().end,
+            base: 0,
+            bytes: whole.cloned().unwrap_or_default(),
+        }
+    }
+
+    fn held(&self, entry: &BlockEntry) -> Option<Bytes> {
+        let start = usize::try_from(entry.offset.checked_sub(self.base)?).ok()?;
         let end = start.checked_add(entry.stored_len as usize)?;
-        (end <= whole.len()).then(|| whole.slice(start..end))
-    });
-    match held {
-        Some(bytes) => Ok(bytes),
-        None => get_range(store, key, entry.range()).await,
+        (end <= self.bytes.len()).then(|| self.bytes.slice(start..end))
+    }
+
+    async fn block(&mut self, entry: &BlockEntry) -> Result<Bytes, ReadError> {
+        if let Some(bytes) = self.held(entry) {
+            return Ok(bytes);
+        }
+        let range = entry.range();
+        let end = range.end.max(self.end.min(range.start + CHUNK));
+        self.bytes = get_range(self.store, self.key, range.start..end).await?;
+        self.base = range.start;
+        Ok(self.held(entry).unwrap_or_default())
     }
 }
 
@@ -142,9 +164,10 @@ async fn scrub_piece(
             let empty = || refused(FormatError::invalid(0, "run of txids"));
             let span = segment.all().ok_or_else(empty)?;
             let mut scanner = RecordScanner::new(segment.meta.page_size, span.walk);
+            let mut window = Window::new(store, key, segment.whole(), &segment.table);
             for block in span.blocks.clone() {
                 let entry = segment.table.blocks.get(block).ok_or_else(empty)?;
-                let stored = stored(store, key, segment.whole(), entry).await?;
+                let stored = window.block(entry).await?;
                 let raw = segment.open_block(block, &stored).map_err(refused)?;
                 let fed = scanner.feed(span.piece(block, &raw), &mut counter);
                 fed.map_err(|error| refused(error.shifted(entry.offset)))?;
@@ -186,8 +209,9 @@ async fn scrub_image(
         .check_state(&source.position, source.n, source.digest)
         .map_err(refused)?;
     if level >= Level::Chain {
+        let mut window = Window::new(store, &named.key, image.whole(), &image.table);
         for (block, entry) in image.table.blocks.iter().enumerate() {
-            let stored = stored(store, &named.key, image.whole(), entry).await?;
+            let stored = window.block(entry).await?;
             image.open_block(block, &stored).map_err(refused)?;
         }
     }
