@@ -33,6 +33,7 @@ use tidelog_wal::{
 
 use crate::files::DbFiles;
 use crate::journal::chunk::WalPosition;
+use crate::spool::{Spool, Spooled, Spools, chain_after};
 
 /// Bytes of frames read at once.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -92,8 +93,10 @@ pub struct Captured {
     pub head: Head,
     /// Where the WAL stood.
     pub wal: WalPosition,
-    /// Where its canonical record stands in [`Batch::bytes`].
+    /// Where its canonical record stands in [`Batch::bytes`]; of a spooled one, its header.
     pub range: std::ops::Range<usize>,
+    /// The file that holds the rest of a large record.
+    pub spooled: Option<Spooled>,
 }
 
 /// The records of one pass over one database.
@@ -155,6 +158,8 @@ pub struct Pass<'a> {
     pub wall: Timestamp,
     /// What the time is worth.
     pub flag: TimeFlag,
+    /// Where large commits go.
+    pub spools: &'a Spools,
     /// Annotations of commits to come, in order of TxId.
     pub annotations: &'a mut VecDeque<(TxId, Vec<Annotation>)>,
     /// The files were just opened: SQLite's change counter began anew and proves nothing yet.
@@ -281,13 +286,11 @@ impl Capture {
     ) -> Result<Digest, CaptureError> {
         scratch.prepare(self.page_size);
         Digest::of(self.page_size, self.head.pages, |page| {
-            match self.index.get(&page) {
-                Some((_, hash)) => Ok(*hash),
-                None => {
-                    files.page(page, self.page_size, &mut scratch.old)?;
-                    Ok(self.seed.page(page, &scratch.old))
-                }
+            if let Some((_, hash)) = self.index.get(&page) {
+                return Ok(*hash);
             }
+            files.page(page, self.page_size, &mut scratch.old)?;
+            Ok(self.seed.page(page, &scratch.old))
         })
     }
 
@@ -374,6 +377,7 @@ impl Capture {
         let mut digest = self.head.digest.resize(n_before, n_after, self.page_size);
         scratch.body.clear();
         scratch.encoder.reset();
+        let mut spool = None;
         let mut grown = 0;
         for changed in commit.pages {
             let page = changed.page;
@@ -400,6 +404,12 @@ impl Capture {
                     .page(page, &scratch.old, new, &mut scratch.body);
             }
             self.index.insert(page, (changed.frame, new_hash));
+            spill(
+                &mut scratch.body,
+                &mut spool,
+                self.head.txid.next(),
+                pass.spools,
+            )?;
         }
         let expected = n_before.grown_to(n_after, self.page_size).count();
         if grown != expected {
@@ -415,9 +425,14 @@ impl Capture {
                 .encoder
                 .page(page, &scratch.old, &scratch.new, &mut scratch.body);
             self.index.remove(&page);
+            spill(
+                &mut scratch.body,
+                &mut spool,
+                self.head.txid.next(),
+                pass.spools,
+            )?;
         }
-        self.record(n_after, digest, wal, scratch, pass);
-        Ok(())
+        self.record(n_after, digest, wal, spool, scratch, pass)
     }
 
     /// Fills `image` with the page before the commit and answers its hash.
@@ -444,9 +459,10 @@ impl Capture {
         pages: PageCount,
         digest: Digest,
         wal: WalPosition,
+        spool: Option<Spool>,
         scratch: &mut Scratch,
         pass: &mut Pass<'_>,
-    ) {
+    ) -> Result<(), CaptureError> {
         let txid = self.head.txid.next();
         let header = RecordHeader {
             term: pass.term,
@@ -462,9 +478,22 @@ impl Capture {
         let batch = &mut scratch.batch;
         let start = batch.bytes.len();
         header.encode(RecordKind::Delta, &mut batch.bytes);
-        batch.bytes.extend_from_slice(&scratch.body);
+        let (chain, spooled) = match spool {
+            None => {
+                batch.bytes.extend_from_slice(&scratch.body);
+                (chain::step(self.head.chain, &batch.bytes[start..]), None)
+            }
+            Some(mut spool) => {
+                spool.append(&mut scratch.body)?;
+                let spooled = spool.finish()?;
+                let (disk, head) = (pass.spools.disk.as_ref(), &batch.bytes[start..]);
+                (
+                    chain_after(disk, self.head.chain, head, &spooled)?,
+                    Some(spooled),
+                )
+            }
+        };
         let range = start..batch.bytes.len();
-        let chain = chain::step(self.head.chain, &batch.bytes[range.clone()]);
         self.head = Head {
             term: pass.term,
             txid,
@@ -477,7 +506,28 @@ impl Capture {
             head: self.head,
             wal,
             range,
+            spooled,
         });
+        Ok(())
+    }
+}
+
+/// Moves the encoded pages to the commit's spool file once they are long.
+fn spill(
+    body: &mut Vec<u8>,
+    spool: &mut Option<Spool>,
+    txid: TxId,
+    spools: &Spools,
+) -> Result<(), CaptureError> {
+    if body.len() <= spools.limit {
+        return Ok(());
+    }
+    if spool.is_none() {
+        *spool = Some(spools.begin(txid)?);
+    }
+    match spool {
+        Some(spool) => Ok(spool.append(body)?),
+        None => Ok(()),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::pump::Pump;
 use crate::rebuild::Tails;
 use crate::remote::Remote;
 use crate::settings::Settings;
+use crate::spool::Spools;
 
 /// The components a node is made of. Tests put in their own.
 #[derive(Debug, Clone)]
@@ -55,6 +56,16 @@ impl Core {
     /// The folder of a database.
     pub(crate) fn database_folder(&self, id: DatabaseId) -> PathBuf {
         self.settings.data.join("databases").join(id.to_string())
+    }
+
+    /// Where large commits of a database are spooled.
+    pub(crate) fn spools(&self, database: DatabaseId) -> Spools {
+        Spools {
+            disk: Arc::clone(&self.parts.disk),
+            folder: self.journal.folder().to_owned(),
+            database,
+            limit: usize::try_from(self.settings.spool_bytes).unwrap_or(usize::MAX),
+        }
     }
 
     /// Microseconds on the monotonic clock, `after` from now.

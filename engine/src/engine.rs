@@ -406,6 +406,7 @@ impl Engine {
             .remote
             .create_manifest(&meta, &new.name)
             .await?;
+        self.inner.registry.note_made(id);
         blocking(move || first_commit(&core, meta, auto_vacuum)).await
     }
 }

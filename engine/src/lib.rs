@@ -12,6 +12,7 @@
 //! | [`crash`] | named crash points |
 #![forbid(unsafe_code)]
 
+pub mod bucket;
 pub mod capture;
 mod core;
 pub mod crash;
@@ -23,6 +24,7 @@ pub mod files;
 mod image;
 pub mod journal;
 pub mod node;
+mod part;
 mod pump;
 mod rebuild;
 mod registry;
@@ -31,6 +33,7 @@ pub mod request;
 pub mod settings;
 mod settle;
 mod ship;
+pub mod spool;
 pub mod sql;
 pub mod system;
 mod trim;

@@ -88,11 +88,7 @@ pub(crate) fn plan_error(error: PlanError) -> Error {
             Code::BookmarkInFuture,
             vec![("current_bookmark", head.as_ref().map(bookmark))],
         ),
-        PlanError::Expired { nearest, .. } => (
-            Code::BookmarkExpired,
-            vec![("oldest_available", nearest.as_ref().map(bookmark))],
-        ),
-        PlanError::BeforeHistory { nearest, .. } => (
+        PlanError::Expired { nearest, .. } | PlanError::BeforeHistory { nearest, .. } => (
             Code::BookmarkExpired,
             vec![("oldest_available", nearest.as_ref().map(bookmark))],
         ),

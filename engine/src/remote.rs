@@ -19,7 +19,7 @@ use crate::error::{Code, Error};
 use crate::node::start::store_error;
 
 /// The retention window of a new database.
-pub const RETENTION_MICROS: u64 = 30 * 24 * 3600 * 1_000_000;
+const RETENTION_MICROS: u64 = 30 * 24 * 3600 * 1_000_000;
 
 /// Manifests kept in memory.
 const KEPT_MAX: usize = 4096;
@@ -88,14 +88,6 @@ impl Remote {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&id)
             .cloned()
-    }
-
-    /// Forgets a manifest: the next use reads it again.
-    pub(crate) fn forget(&self, id: DatabaseId) {
-        self.kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
     }
 
     /// Creates the manifest of a new database.

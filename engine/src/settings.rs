@@ -97,14 +97,8 @@ pub struct Settings {
     pub settle_age: Duration,
     /// Pause between two settles of this node. Shorter: more requests a second.
     pub settle_pause: Duration,
-    /// Backfill when the WAL has grown by this much. Smaller: more write amplification.
-    pub wal_backfill_bytes: u64,
     /// Restart the WAL beyond this. Larger: longer WAL indexes, slower reads.
     pub wal_soft_bytes: u64,
-    /// Readers older than `reader_max_age` are interrupted beyond this.
-    pub wal_hard_bytes: u64,
-    /// The longest a read transaction may pin the WAL beyond `wal_hard_bytes`.
-    pub reader_max_age: Duration,
     /// A database unused for this long is checkpointed and closed. Shorter: fewer descriptors, more opens.
     pub idle_close: Duration,
     /// Databases open at once. Each takes about 12 descriptors and 1 MiB.
@@ -137,12 +131,9 @@ impl Default for Settings {
             journal_max_bytes: 4 << 30,
             durability_timeout: Duration::from_secs(10),
             settle_bytes: 1 << 20,
-            settle_age: Duration::from_secs(3600),
+            settle_age: Duration::from_hours(1),
             settle_pause: Duration::from_secs(1),
-            wal_backfill_bytes: 1 << 20,
             wal_soft_bytes: 4 << 20,
-            wal_hard_bytes: 64 << 20,
-            reader_max_age: Duration::from_secs(60),
             idle_close: Duration::from_secs(30),
             open_databases_max: 512,
             workers: 16,

@@ -20,7 +20,7 @@ use tidelog_archive::segment::{SegmentMeta, SegmentWriter};
 use tidelog_archive::term::Terms;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::codec::Reader;
-use tidelog_wal::record::RecordHeader;
+use tidelog_wal::record::{CommitRecord, RecordBody, RecordHeader, RecordKind};
 use tidelog_wal::{Chain, DatabaseId, Term, TxId};
 use tokio::sync::{mpsc, watch};
 
@@ -29,6 +29,7 @@ use crate::crash_point;
 use crate::error::{Code, Error};
 use crate::image;
 use crate::journal::chunk::{Entries, Entry};
+use crate::part;
 use crate::registry::Registry;
 use crate::remote::publish_error;
 use crate::ship::{ShippedSection, blocking};
@@ -212,7 +213,7 @@ pub(crate) async fn settle(
         let (now, later) = rest.split_at(count.max(1));
         let fetched = fetch(core, now, after).await?;
         if let Some(built) = build(core, now, after, fetched).await? {
-            after = built.meta.run.last;
+            after = built.last;
             current = publish(core, &current, built).await?;
         }
         rest = later;
@@ -234,8 +235,9 @@ type Fetched = HashMap<(Term, u64), Bytes>;
 async fn fetch(core: &Core, sections: &[ShippedSection], after: TxId) -> Result<Fetched, Error> {
     let mut fetched = Fetched::new();
     for section in sections {
-        let gone = core.journal.chunk_file(section.object).is_none();
-        if gone && section.meta.last > after && !fetched.contains_key(&section.object) {
+        // A chunk that holds spooled records does not say where their parts are; the object does.
+        let unusable = section.has_parts || core.journal.chunk_file(section.object).is_none();
+        if unusable && section.meta.last > after && !fetched.contains_key(&section.object) {
             let key = Key::Journal(section.object.0, Seq::new(section.object.1)).to_string();
             let bytes = core.remote.get(&key).await?;
             fetched.insert(section.object, bytes);
@@ -244,21 +246,39 @@ async fn fetch(core: &Core, sections: &[ShippedSection], after: TxId) -> Result<
     Ok(fetched)
 }
 
+/// What one settle lists: segments written now, and parts that were uploaded before.
 struct Built {
-    finished: Finished,
-    meta: SegmentMeta,
+    pieces: Vec<Piece>,
     terms: Vec<(Term, TxId)>,
+    last: TxId,
+}
+
+enum Piece {
+    Segment(Finished, SegmentMeta),
+    Part(SegmentEntry),
 }
 
 /// A segment being written.
 struct SegmentBuild<'a> {
     core: &'a Core,
     writer: Option<SegmentWriter>,
+    pieces: Vec<Piece>,
     terms: Vec<(Term, TxId)>,
     last: TxId,
 }
 
 impl SegmentBuild<'_> {
+    /// Ends the segment being written.
+    fn cut(&mut self) -> Result<(), Error> {
+        if let Some(writer) = self.writer.take() {
+            let (finished, meta, _) = writer
+                .finish()
+                .map_err(|e| Error::internal("write a segment").caused_by(e))?;
+            self.pieces.push(Piece::Segment(finished, meta));
+        }
+        Ok(())
+    }
+
     /// Adds a record, unless it is settled already; `chain_before` is the chain before it.
     fn push(
         &mut self,
@@ -266,7 +286,7 @@ impl SegmentBuild<'_> {
         chain_before: Chain,
         record: &[u8],
     ) -> Result<(), Error> {
-        let (header, _) = RecordHeader::decode(&mut Reader::new(record)).map_err(|e| {
+        let (header, kind) = RecordHeader::decode(&mut Reader::new(record)).map_err(|e| {
             Error::new(Code::DatabaseCorrupt, "a journaled record to be settled").caused_by(e)
         })?;
         if header.txid <= self.last {
@@ -280,6 +300,17 @@ impl SegmentBuild<'_> {
             )));
         }
         let core = self.core;
+        if kind == RecordKind::Reference {
+            let damaged = |e| Error::new(Code::ObjectCorrupt, "a reference record").caused_by(e);
+            let decoded = CommitRecord::decode(record).map_err(damaged)?;
+            if let RecordBody::Reference { object, chain } = &decoded.body {
+                self.cut()?;
+                let entry = part::entry(&header, object, chain_before, *chain)?;
+                self.pieces.push(Piece::Part(entry));
+            }
+            self.took(&header);
+            return Ok(());
+        }
         let writer = self.writer.get_or_insert_with(|| {
             SegmentWriter::new(
                 (meta.namespace, meta.database),
@@ -293,6 +324,11 @@ impl SegmentBuild<'_> {
         writer
             .push(record)
             .map_err(|e| Error::internal("write a segment").caused_by(e))?;
+        self.took(&header);
+        Ok(())
+    }
+
+    fn took(&mut self, header: &RecordHeader) {
         if self
             .terms
             .last()
@@ -301,7 +337,6 @@ impl SegmentBuild<'_> {
             self.terms.push((header.term, header.txid));
         }
         self.last = header.txid;
-        Ok(())
     }
 }
 
@@ -317,6 +352,7 @@ async fn build(
         let mut build = SegmentBuild {
             core: &core,
             writer: None,
+            pieces: Vec::new(),
             terms: Vec::new(),
             last: after,
         };
@@ -334,17 +370,17 @@ async fn build(
                 ));
             }
         }
-        let SegmentBuild { writer, terms, .. } = build;
-        let Some(writer) = writer else {
-            return Ok(None);
-        };
-        let (finished, meta, _) = writer
-            .finish()
-            .map_err(|e| Error::internal("write a segment").caused_by(e))?;
-        Ok(Some(Built {
-            finished,
-            meta,
+        build.cut()?;
+        let SegmentBuild {
+            pieces,
             terms,
+            last,
+            ..
+        } = build;
+        Ok((!pieces.is_empty()).then_some(Built {
+            pieces,
+            terms,
+            last,
         }))
     })
     .await
@@ -402,26 +438,33 @@ fn from_chunk(
 }
 
 async fn publish(core: &Core, current: &Loaded, built: Built) -> Result<Loaded, Error> {
-    let Built {
-        finished,
-        meta,
-        terms,
-    } = built;
-    let entry = SegmentEntry {
-        run: meta.run,
-        nonce: core.remote.nonces.next(),
-        len: finished.len,
-        blake3: finished.blake3,
-    };
-    let (namespace, id) = (meta.namespace, meta.database);
-    let key = entry.key(namespace, id).to_string();
-    crash_point!("settle.before_segment");
-    core.remote.create(&key, finished.bytes).await?;
+    let Built { pieces, terms, .. } = built;
+    let (namespace, id) = (current.manifest.namespace, current.manifest.database);
+    let mut entries = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        match piece {
+            Piece::Part(entry) => entries.push(entry),
+            Piece::Segment(finished, meta) => {
+                let entry = SegmentEntry {
+                    run: meta.run,
+                    nonce: core.remote.nonces.next(),
+                    len: finished.len,
+                    blake3: finished.blake3,
+                };
+                let key = entry.key(namespace, id).to_string();
+                crash_point!("settle.before_segment");
+                core.remote.create(&key, finished.bytes).await?;
+                entries.push(entry);
+            }
+        }
+    }
     crash_point!("settle.before_cas");
     let published = core
         .remote
         .publish(current, |manifest| {
-            manifest.append_segment(entry);
+            for entry in &entries {
+                manifest.append_segment(*entry);
+            }
             for (term, first) in &terms {
                 manifest.note_term(*term, *first);
             }

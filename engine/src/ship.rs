@@ -8,6 +8,7 @@
 //! A number that is taken by something else is a fence: a later life closed this term. The journal is then
 //! poisoned with `writer-fenced` and nothing is acknowledged any more (I4).
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use tidelog_archive::store::{Store, StoreError};
 use tidelog_wal::DatabaseId;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::codec::Reader;
+use tidelog_wal::record::ObjectRef;
 use tidelog_wal::record::RecordHeader;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -32,6 +34,7 @@ use crate::crash_point;
 use crate::error::{Code, Error};
 use crate::journal::chunk::{ChunkDatabase, Entries, Entry, EntryAt};
 use crate::journal::{SealDue, SealedChunk};
+use crate::part;
 
 /// First and longest pause between attempts at one object.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -39,13 +42,15 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// A run of records of one database in a stored journal object.
 #[derive(Debug, Clone)]
-pub struct ShippedSection {
+pub(crate) struct ShippedSection {
     /// The object.
-    pub object: (tidelog_wal::Term, u64),
+    pub(crate) object: (tidelog_wal::Term, u64),
     /// What the section holds.
-    pub meta: SectionMeta,
+    pub(crate) meta: SectionMeta,
     /// Its stored bytes, roughly: the object's share by raw length.
-    pub stored_bytes: u64,
+    pub(crate) stored_bytes: u64,
+    /// Some of its records stand in segment parts.
+    pub(crate) has_parts: bool,
 }
 
 /// An object ready to be stored.
@@ -138,8 +143,9 @@ impl Shipper {
     }
 
     async fn put(&self, sealed: SealedChunk) -> Result<(SealedChunk, Vec<ShippedSection>), Error> {
+        let parts = self.upload_parts(&sealed).await?;
         let (core, chunk) = (Arc::clone(&self.core), sealed.clone());
-        let built = blocking(move || build(&core, &chunk)).await?;
+        let built = blocking(move || build(&core, &chunk, &parts)).await?;
         let key = Key::Journal(sealed.id.0, Seq::new(sealed.id.1)).to_string();
         let mut pause = RETRY_FIRST;
         loop {
@@ -165,6 +171,33 @@ impl Shipper {
                 ));
             }
         }
+    }
+
+    /// Uploads every spooled record of a chunk as a segment part, until each is stored.
+    async fn upload_parts(&self, sealed: &SealedChunk) -> Result<Parts, Error> {
+        let (core, chunk) = (Arc::clone(&self.core), sealed.clone());
+        let spooled = blocking(move || part::spooled_records(&core, &chunk.path)).await?;
+        let mut parts = Parts::new();
+        for record in spooled {
+            let mut pause = RETRY_FIRST;
+            let object = loop {
+                match part::upload(&self.core, &record).await {
+                    Ok(object) => break object,
+                    Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
+                    Err(error) => tracing::warn!(%error, "segment part not stored yet"),
+                }
+                if self.core.journal.poisoned().is_some() {
+                    return Err(Error::new(
+                        Code::StorageUnavailable,
+                        "the journal is poisoned",
+                    ));
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_MAX);
+            };
+            parts.insert(record.lsn, object);
+        }
+        Ok(parts)
     }
 
     fn stored(
@@ -198,17 +231,21 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
+/// Segment parts by the local number of their record.
+type Parts = HashMap<u64, ObjectRef>;
+
 /// The records of one database in a chunk, in order.
 struct Run<'a> {
     database: ChunkDatabase,
-    records: Vec<(EntryAt, &'a [u8])>,
+    records: Vec<(EntryAt, Cow<'a, [u8]>)>,
+    has_parts: bool,
 }
 
 /// Builds the journal object of a sealed chunk.
-pub(crate) fn build(core: &Core, sealed: &SealedChunk) -> Result<Built, Error> {
+pub(crate) fn build(core: &Core, sealed: &SealedChunk, parts: &Parts) -> Result<Built, Error> {
     let io = |e| Error::io(format!("read {}", sealed.path.display()), e);
     let file = core.parts.disk.read(&sealed.path).map_err(io)?;
-    let runs = group(&file)?;
+    let runs = group(&file, |lsn| parts.get(&lsn).cloned())?;
     let write_id = WriteId(core.parts.entropy.bytes16());
     let compressor = Compressor::new(core.settings.journal_level);
     let locals = (sealed.first_lsn, sealed.last_lsn);
@@ -227,6 +264,7 @@ pub(crate) fn build(core: &Core, sealed: &SealedChunk) -> Result<Built, Error> {
             object: sealed.id,
             meta,
             stored_bytes: 0,
+            has_parts: run.has_parts,
         });
     }
     let raw: u64 = runs.iter().map(raw_len).sum::<u64>().max(1);
@@ -251,9 +289,17 @@ pub(crate) fn sections_of_chunk(
             object,
             meta: section_meta(run)?,
             stored_bytes: raw_len(run) / 4,
+            has_parts: run.has_parts,
         })
     };
-    group(file)?.iter().map(section).collect()
+    let placeholder = |_| {
+        Some(ObjectRef {
+            key: String::new(),
+            len: 0,
+            blake3: [0; 32],
+        })
+    };
+    group(file, placeholder)?.iter().map(section).collect()
 }
 
 fn raw_len(run: &Run<'_>) -> u64 {
@@ -263,7 +309,8 @@ fn raw_len(run: &Run<'_>) -> u64 {
         .sum()
 }
 
-fn group(file: &[u8]) -> Result<Vec<Run<'_>>, Error> {
+/// Groups the records of a chunk by database; `part` names the segment part of a spooled one.
+fn group(file: &[u8], part: impl Fn(u64) -> Option<ObjectRef>) -> Result<Vec<Run<'_>>, Error> {
     let mut runs: Vec<Run<'_>> = Vec::new();
     let mut by_id: HashMap<DatabaseId, usize> = HashMap::new();
     for entry in Entries::new(file) {
@@ -273,16 +320,22 @@ fn group(file: &[u8]) -> Result<Vec<Run<'_>>, Error> {
                 runs.push(Run {
                     database,
                     records: Vec::new(),
+                    has_parts: false,
                 });
             }
             Entry::Record { at, record } => {
                 let run = runs.get_mut(at.slot as usize);
-                run.ok_or_else(unnamed)?.records.push((at, record));
+                run.ok_or_else(unnamed)?
+                    .records
+                    .push((at, Cow::Borrowed(record)));
             }
-            Entry::Spooled { .. } => {
-                return Err(Error::internal(
-                    "a spooled record in a chunk that is shipped whole",
-                ));
+            Entry::Spooled { at, header, .. } => {
+                let object = part(at.lsn)
+                    .ok_or_else(|| Error::internal("a spooled record without a part"))?;
+                let record = part::reference(header, object, at.chain)?;
+                let run = runs.get_mut(at.slot as usize).ok_or_else(unnamed)?;
+                run.has_parts = true;
+                run.records.push((at, Cow::Owned(record)));
             }
         }
     }

@@ -1,12 +1,8 @@
 //! Checkpoints: the only code that moves frames from a WAL into a database file.
 //!
 //! A frame must be captured *and journaled, synced* before it is backfilled: copying an uncaptured frame
-//! destroys the only old image of its page (DESIGN 5.3). Two kinds:
-//!
-//! - *backfill* runs beside writers: a read transaction is pinned first, then everything up to it is captured
-//!   and synced, then PASSIVE copies at most up to the pinned mark;
-//! - *restart* runs behind the write gate when the WAL is long: everything is captured and synced, PASSIVE
-//!   copies all, and the next writer starts the WAL anew.
+//! destroys the only old image of its page (DESIGN 5.3). So a checkpoint runs behind the write gate when the
+//! WAL is long: everything is captured and synced, PASSIVE copies all, and the next writer starts the WAL anew.
 //!
 //! TRUNCATE happens only when a database is closed and one connection is left.
 
@@ -17,16 +13,14 @@ use tidelog_wal::frame::FrameNo;
 
 use std::sync::{MutexGuard, PoisonError};
 
-use super::{Checkpointing, OpenDb};
+use super::OpenDb;
 use crate::capture::{CaptureError, Scratch};
 use crate::crash_point;
 use crate::error::{Code, Error};
+use crate::sql::connection::Sqlite;
 
 /// What SQLite answers to `PRAGMA wal_checkpoint`.
-fn checkpoint_pragma(
-    sqlite: &crate::sql::connection::Sqlite,
-    mode: &str,
-) -> rusqlite::Result<bool> {
+fn checkpoint_pragma(sqlite: &Sqlite, mode: &str) -> rusqlite::Result<bool> {
     let sql = format!("PRAGMA wal_checkpoint({mode})");
     sqlite
         .as_engine(|c| c.query_row(&sql, [], |row| row.get::<_, i64>(0)))
@@ -34,7 +28,7 @@ fn checkpoint_pragma(
 }
 
 impl OpenDb {
-    fn lock_checkpointing(&self) -> MutexGuard<'_, Option<Checkpointing>> {
+    fn lock_checkpointing(&self) -> MutexGuard<'_, Option<Sqlite>> {
         self.checkpointing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -53,7 +47,7 @@ impl OpenDb {
     /// the same amount.
     pub(crate) fn restart_wal(self: &Arc<Self>, scratch: &mut Scratch) -> Result<(), Error> {
         let checkpointing = self.lock_checkpointing();
-        let checkpointer = &checkpointing.as_ref().ok_or_else(closed)?.checkpointer;
+        let checkpointer = checkpointing.as_ref().ok_or_else(closed)?;
         let mut slot = self.lock_capture();
         self.capture_locked(&mut slot, scratch, false)?;
         let head = *slot.capture.head();
@@ -74,38 +68,6 @@ impl OpenDb {
             self.core.journal.set_checkpointed(self.meta.id, head.txid);
             self.write_state(head, false)?;
             self.core.journal.collect()?;
-        }
-        Ok(())
-    }
-
-    /// Backfills up to a pinned read transaction, beside writers.
-    pub(crate) fn backfill(self: &Arc<Self>, scratch: &mut Scratch) -> Result<(), Error> {
-        let checkpointing = self.lock_checkpointing();
-        let Checkpointing {
-            checkpointer,
-            pinner,
-        } = checkpointing.as_ref().ok_or_else(closed)?;
-        let pin = |sql: &str| pinner.as_engine(|c| c.execute_batch(sql));
-        pin("BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1").map_err(|e| self.checkpoint_failed(e))?;
-        let outcome = (|| {
-            let mut slot = self.lock_capture();
-            self.capture_locked(&mut slot, scratch, false)?;
-            let (lsn, head) = (slot.last_lsn, *slot.capture.head());
-            drop(slot);
-            self.core.journal.sync_to(lsn)?;
-            checkpoint_pragma(checkpointer, "PASSIVE").map_err(|e| self.checkpoint_failed(e))?;
-            Ok(head)
-        })();
-        pin("COMMIT").map_err(|e| self.checkpoint_failed(e))?;
-        let head = outcome?;
-        let mut slot = self.lock_capture();
-        let header = self.header()?;
-        let ended = slot
-            .capture
-            .checkpointed(&header)
-            .map_err(|e| self.passed_capture(&e))?;
-        if ended && *slot.capture.head() == head {
-            self.core.journal.set_checkpointed(self.meta.id, head.txid);
         }
         Ok(())
     }
@@ -142,12 +104,9 @@ impl OpenDb {
                 std::mem::take(&mut connections.readers),
             )
         };
-        let Checkpointing {
-            checkpointer,
-            pinner,
-        } = self.lock_checkpointing().take().ok_or_else(closed)?;
+        let checkpointer = self.lock_checkpointing().take().ok_or_else(closed)?;
         let shut = |error| Error::new(Code::Internal, "close a connection").caused_by(error);
-        for connection in readers.into_iter().chain(writer).chain([pinner]) {
+        for connection in readers.into_iter().chain(writer) {
             connection.close().map_err(shut)?;
         }
         let closed_clean = self.truncate(&checkpointer);
@@ -156,7 +115,7 @@ impl OpenDb {
         closed_clean
     }
 
-    fn truncate(&self, last: &crate::sql::connection::Sqlite) -> Result<(), Error> {
+    fn truncate(&self, last: &Sqlite) -> Result<(), Error> {
         let head = self.capture_now()?;
         self.core.journal.sync_to(self.last_lsn())?;
         crash_point!("close.before_truncate");

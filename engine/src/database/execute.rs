@@ -19,7 +19,7 @@ use crate::sql::policy::Permission;
 use crate::sql::run::{StatementResult, check, run, sql_error};
 
 /// The most statements of one batch.
-pub const STATEMENTS_MAX: usize = 100;
+const STATEMENTS_MAX: usize = 100;
 
 /// How a read attempt ended.
 enum Attempt {
@@ -115,10 +115,9 @@ fn all_read_only(sqlite: &Sqlite, request: &Request) -> Result<bool, Error> {
         sqlite.permit(permission);
         match sqlite.raw().prepare_cached(&statement.sql) {
             Ok(prepared) if prepared.readonly() => {}
-            Ok(_) => return Ok(false),
             // What a single statement is refused for, or is wrong with it, the caller hears at once.
             Err(error) if request.statements.len() == 1 => return Err(sql_error(sqlite, error)),
-            Err(_) => return Ok(false),
+            Ok(_) | Err(_) => return Ok(false),
         }
     }
     Ok(true)

@@ -158,7 +158,6 @@ fn decode(answer: &str) -> Result<Vec<StatementResult>, Error> {
             rows_written: answer.rows_written,
             last_insert_rowid: answer.last_insert_rowid,
             changes: answer.changes,
-            ..StatementResult::default()
         })
         .collect())
 }

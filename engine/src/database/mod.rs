@@ -33,6 +33,7 @@ use crate::files::DbFiles;
 use crate::journal::chunk::ChunkDatabase;
 use crate::journal::{Append, Payload};
 use crate::settings::Durability;
+use crate::spool::Spooled;
 use crate::sql::connection::Sqlite;
 
 use ticket::Pending;
@@ -100,13 +101,6 @@ struct Connections {
     readers: Vec<Sqlite>,
 }
 
-/// The connections that move frames; locked before the capture lock.
-#[derive(Debug)]
-struct Checkpointing {
-    checkpointer: Sqlite,
-    pinner: Sqlite,
-}
-
 #[derive(Debug)]
 struct CaptureSlot {
     capture: Capture,
@@ -138,7 +132,8 @@ pub struct OpenDb {
     folder: PathBuf,
     database_file: PathBuf,
     connections: Mutex<Connections>,
-    checkpointing: Mutex<Option<Checkpointing>>,
+    /// The connection that moves frames; locked before the capture lock.
+    checkpointing: Mutex<Option<Sqlite>>,
     files: RwLock<Option<DbFiles>>,
     /// One permit a user; closing takes them all.
     leases: Arc<Semaphore>,
@@ -317,8 +312,11 @@ impl OpenDb {
     /// Captures what is committed and appends it to the journal; answers the newest captured state.
     pub(crate) fn capture_with(&self, scratch: &mut Scratch) -> Result<Head, Error> {
         let mut slot = self.lock_capture();
-        self.capture_locked(&mut slot, scratch, false)
-            .map(|_| *slot.capture.head())
+        // Closing captured everything; the pump may still have it queued.
+        if !self.is_closed() {
+            self.capture_locked(&mut slot, scratch, false)?;
+        }
+        Ok(*slot.capture.head())
     }
 
     fn capture_locked(
@@ -333,6 +331,7 @@ impl OpenDb {
         let files = files
             .as_ref()
             .ok_or_else(|| Error::internal("the database is closed"))?;
+        let spools = self.core.spools(self.meta.id);
         let mut annotations = self.pending.take_annotations();
         let mut pass = Pass {
             term: self.core.term(),
@@ -342,6 +341,7 @@ impl OpenDb {
             } else {
                 TimeFlag::Live
             },
+            spools: &spools,
             annotations: &mut annotations,
             recovering,
         };
@@ -359,7 +359,7 @@ impl OpenDb {
                 txid: commit.head.txid,
                 wal: commit.wal,
                 chain: commit.head.chain,
-                payload: Payload::Record(&batch.bytes[commit.range.clone()]),
+                payload: payload(&batch.bytes[commit.range.clone()], commit.spooled.as_ref()),
             })
             .collect();
         let lsn = self
@@ -367,6 +367,14 @@ impl OpenDb {
             .journal
             .append(&self.chunk_database(before.chain), &appends)
             .inspect_err(|error| self.poison(error))?;
+        for (txid, spooled) in batch
+            .commits
+            .iter()
+            .filter_map(|c| c.spooled.as_ref().map(|s| (c.head.txid, s)))
+        {
+            let (path, len) = (spooled.path.clone(), spooled.len);
+            self.core.journal.add_spool(path, self.meta.id, txid, len);
+        }
         slot.last_lsn = lsn;
         let head = *slot.capture.head();
         self.ledger.add(lsn, head.position());
@@ -431,14 +439,20 @@ impl OpenDb {
         }
     }
 
-    /// The folder that holds all its incarnations.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// The newest record's local number.
     pub(crate) fn last_lsn(&self) -> u64 {
         self.lock_capture().last_lsn
+    }
+}
+
+fn payload<'a>(bytes: &'a [u8], spooled: Option<&Spooled>) -> Payload<'a> {
+    match spooled {
+        None => Payload::Record(bytes),
+        Some(Spooled { len, blake3, .. }) => Payload::Spooled {
+            len: *len,
+            blake3: *blake3,
+            header: bytes,
+        },
     }
 }
 

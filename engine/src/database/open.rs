@@ -21,18 +21,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, RwLock};
 
+use tidelog_wal::codec::Reader;
 use tidelog_wal::delta::Merge;
 use tidelog_wal::digest::PageHash;
 use tidelog_wal::frame::FrameNo;
 use tidelog_wal::page::{mask_page1, unmask_page1};
-use tidelog_wal::record::CommitRecord;
+use tidelog_wal::record::{CommitRecord, RecordHeader};
 use tidelog_wal::shm::WalIndexHeader;
 use tidelog_wal::{Digest, PageCount, PageNo};
 use tokio::sync::{Semaphore, watch};
 
 use super::state::DbState;
 use super::ticket::Pending;
-use super::{CaptureSlot, Checkpointing, Connections, LEASES_MAX, Ledger, OpenDb, READERS_MAX};
+use super::{CaptureSlot, Connections, LEASES_MAX, Ledger, OpenDb, READERS_MAX};
 use crate::capture::{Capture, Head, Scratch, salt_words};
 use crate::core::Core;
 use crate::error::{Code, Error};
@@ -55,6 +56,8 @@ pub(crate) struct Journaled {
 pub(crate) struct RecordPlace {
     pub(crate) chunk: std::path::PathBuf,
     pub(crate) range: (u64, u64),
+    /// The spool file that holds the pages, and its length.
+    pub(crate) spool: Option<(std::path::PathBuf, u64)>,
 }
 
 /// The files of a database with their first connection, before it is known where they are.
@@ -120,13 +123,21 @@ pub(crate) fn open_database(
     let opened = Opened::new(core, &at)?;
     if trusted && opened.header.max_frame == FrameNo::ZERO {
         let head = state.head;
-        return assemble(core, &state, &folder, opened, head, FrameNo::ZERO, ledger);
+        return Ok(assemble(
+            core,
+            &state,
+            &folder,
+            opened,
+            head,
+            FrameNo::ZERO,
+            ledger,
+        ));
     }
     let mut scratch = Scratch::default();
     let actual = actual_digest(&state, &opened, &mut scratch)?;
     let newest = journaled.last().map_or(state.head, |j| j.head);
     if let Some(frame) = same_life_frame(&opened, journaled.last())? {
-        let open = assemble(core, &state, &folder, opened, newest, frame, ledger)?;
+        let open = assemble(core, &state, &folder, opened, newest, frame, ledger);
         return open.prove_by_capture(actual, &mut scratch);
     }
     let known: Vec<&Head> = std::iter::once(&state.head)
@@ -138,7 +149,7 @@ pub(crate) fn open_database(
     {
         Some(at) if at == journaled.len() => {
             let frame = opened.header.max_frame;
-            let open = assemble(core, &state, &folder, opened, newest, frame, ledger)?;
+            let open = assemble(core, &state, &folder, opened, newest, frame, ledger);
             open.index_existing(&mut scratch)?;
             Ok(open)
         }
@@ -150,10 +161,13 @@ pub(crate) fn open_database(
             tracing::warn!(database = %id, commits, "rolling forward from the journal");
             let state = roll_forward(core, &state, &folder, from, missing)?;
             let opened = Opened::new(core, &paths(&state))?;
-            assemble(core, &state, &folder, opened, newest, FrameNo::ZERO, ledger)
+            let from = FrameNo::ZERO;
+            Ok(assemble(
+                core, &state, &folder, opened, newest, from, ledger,
+            ))
         }
         None => {
-            let open = assemble(core, &state, &folder, opened, newest, FrameNo::ZERO, ledger)?;
+            let open = assemble(core, &state, &folder, opened, newest, FrameNo::ZERO, ledger);
             open.prove_by_capture(actual, &mut scratch)
         }
     }
@@ -208,15 +222,13 @@ fn assemble(
     head: Head,
     from: FrameNo,
     ledger: Arc<Ledger>,
-) -> Result<Arc<OpenDb>, Error> {
+) -> Arc<OpenDb> {
     let Opened {
         checkpointer,
         files,
         header,
     } = opened;
     let database_file = DbPaths::in_folder(&folder.join(&state.incarnation)).database;
-    let pinner = open(&database_file, Purpose::Checkpointer, &core.parts.clock)
-        .map_err(|e| Error::new(Code::Internal, "open a connection").caused_by(e))?;
     let capture = Capture::new(state.meta.page_size, state.meta.seed, head, &header, from);
     if let Some(durable) = state.durable {
         ledger.set_durable(durable);
@@ -231,10 +243,7 @@ fn assemble(
             writer: None,
             readers: Vec::new(),
         }),
-        checkpointing: Mutex::new(Some(Checkpointing {
-            checkpointer,
-            pinner,
-        })),
+        checkpointing: Mutex::new(Some(checkpointer)),
         files: RwLock::new(Some(files)),
         leases: Arc::new(Semaphore::new(LEASES_MAX as usize)),
         gate: Arc::new(Semaphore::new(1)),
@@ -252,7 +261,7 @@ fn assemble(
         last_restart_frame: AtomicU64::new(0),
         poison: std::sync::OnceLock::new(),
     };
-    Ok(Arc::new(open))
+    Arc::new(open)
 }
 
 impl OpenDb {
@@ -355,15 +364,23 @@ fn roll_forward(
             let chunk = commit.record.chunk.display();
             Error::new(Code::DatabaseCorrupt, format!("journal chunk {chunk}")).caused_by(e)
         };
-        let record = CommitRecord::decode(&bytes).map_err(damaged)?;
-        let pages = record.page_bytes().ok_or_else(|| {
-            Error::new(
-                Code::DatabaseCorrupt,
-                "a journaled record without pages to roll forward",
-            )
-        })?;
+        let (header, pages) = match &commit.record.spool {
+            None => {
+                let record = CommitRecord::decode(&bytes).map_err(damaged)?;
+                let pages = record.page_bytes().ok_or_else(|| {
+                    let what = "a journaled record without pages to roll forward";
+                    Error::new(Code::DatabaseCorrupt, what)
+                })?;
+                (record.header, pages.to_vec())
+            }
+            Some((path, _)) => {
+                let (header, _) =
+                    RecordHeader::decode(&mut Reader::new(&bytes)).map_err(damaged)?;
+                (header, core.parts.disk.read(path).map_err(io)?)
+            }
+        };
         merge
-            .add(pages, record.header.n_before, record.header.n_after)
+            .add(&pages, header.n_before, header.n_after)
             .map_err(damaged)?;
     }
     let target = missing.last().map_or(from, |commit| commit.head);

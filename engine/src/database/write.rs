@@ -34,26 +34,25 @@ impl OpenDb {
         let settings = &self.core.settings;
         let busy = |what: String| Error::new(Code::DatabaseBusy, what);
         let semaphore = Arc::clone(&self.gate);
-        let permit = match Arc::clone(&semaphore).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                if self.gate_queue.fetch_add(1, Ordering::AcqRel) >= settings.gate_queue_max {
-                    self.gate_queue.fetch_sub(1, Ordering::AcqRel);
-                    let what = format!("{} writers wait already", settings.gate_queue_max);
-                    return Err(Error::new(Code::Overloaded, what));
-                }
-                let waited = tokio::time::timeout(settings.gate_timeout, semaphore.acquire_owned());
-                let waited = waited.await;
+        let permit = if let Ok(permit) = Arc::clone(&semaphore).try_acquire_owned() {
+            permit
+        } else {
+            if self.gate_queue.fetch_add(1, Ordering::AcqRel) >= settings.gate_queue_max {
                 self.gate_queue.fetch_sub(1, Ordering::AcqRel);
-                match waited {
-                    Ok(Ok(permit)) => permit,
-                    Ok(Err(_)) => {
-                        return Err(busy("the database is closing; try again".to_owned()));
-                    }
-                    Err(_) => {
-                        let ms = settings.gate_timeout.as_millis();
-                        return Err(busy(format!("another write held the database for {ms} ms")));
-                    }
+                let what = format!("{} writers wait already", settings.gate_queue_max);
+                return Err(Error::new(Code::Overloaded, what));
+            }
+            let waited = tokio::time::timeout(settings.gate_timeout, semaphore.acquire_owned());
+            let waited = waited.await;
+            self.gate_queue.fetch_sub(1, Ordering::AcqRel);
+            match waited {
+                Ok(Ok(permit)) => permit,
+                Ok(Err(_)) => {
+                    return Err(busy("the database is closing; try again".to_owned()));
+                }
+                Err(_) => {
+                    let ms = settings.gate_timeout.as_millis();
+                    return Err(busy(format!("another write held the database for {ms} ms")));
                 }
             }
         };

@@ -24,7 +24,7 @@
 //! | --- | --- |
 //! | 1 database | slot u32 (dense from 0), database id, namespace id, log2 of the page size u8, digest seed u64, chain before its first record here (16) |
 //! | 2 record | slot u32, local number u64, WAL position (28), chain after (16), canonical record |
-//! | 3 spooled record | slot u32, local number u64, WAL position (28), chain after (16), spool file length u64, BLAKE3 of it (32), header of the record as canonical bytes |
+//! | 3 spooled record | slot u32, local number u64, WAL position (28), chain after (16), spool file length u64, BLAKE3 of it (32), header of the record as canonical bytes; the spool file holds the rest of them |
 //!
 //! A WAL position is salts (2 u32), frame u32, checksum (2 u32), change counter u32, size in pages u32.
 //! A record moved here from an earlier life (it was never shipped) keeps its WAL position: the WAL is the
@@ -210,7 +210,7 @@ pub enum Entry<'a> {
     Spooled {
         /// What stands beside it.
         at: EntryAt,
-        /// Length of the spool file: the whole canonical record.
+        /// Length of the spool file: the canonical record without its header.
         len: u64,
         /// BLAKE3 of the spool file.
         blake3: [u8; 32],

@@ -4,7 +4,7 @@
 //! out again, verbatim, under the new term. Chunk files stay as redo until their databases are checkpointed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tidelog_wal::{Chain, DatabaseId, Term, TxId};
 
@@ -15,6 +15,7 @@ use crate::error::{Code, Error};
 use crate::journal::chunk::{ChunkDatabase, Entries, Entry};
 use crate::journal::replay::{FoundRecord, Replay};
 use crate::journal::{Append, ChunkId, Payload};
+use crate::spool::spool_path;
 
 /// The journaled commits of a database, each once, in order, with whether it is stored.
 type Commits = BTreeMap<TxId, (FoundRecord, bool)>;
@@ -71,6 +72,10 @@ pub(crate) fn inherit(
                 record: RecordPlace {
                     chunk: (*chunk).clone(),
                     range: record.range,
+                    spool: record.spooled.map(|note| {
+                        let folder = core.journal.folder();
+                        (spool_path(folder, *id, record.txid), note.len)
+                    }),
                 },
             });
         }
@@ -82,6 +87,14 @@ pub(crate) fn inherit(
         .iter()
         .map(|(id, head)| (*id, head.txid))
         .collect();
+    for (id, commits) in &found.journaled {
+        for commit in commits {
+            if let Some((path, len)) = &commit.record.spool {
+                core.journal
+                    .add_spool(path.clone(), *id, commit.head.txid, *len);
+            }
+        }
+    }
     for chunk in &replay.chunks {
         if !is_stored(chunk.id) {
             found.reappended += reappend(core, &chunk.path, &mut done)?;
@@ -125,11 +138,7 @@ fn unify(
 }
 
 /// Appends the records of a chunk that are not stored to this life's journal, verbatim.
-fn reappend(
-    core: &Core,
-    path: &PathBuf,
-    done: &mut HashMap<DatabaseId, TxId>,
-) -> Result<u64, Error> {
+fn reappend(core: &Core, path: &Path, done: &mut HashMap<DatabaseId, TxId>) -> Result<u64, Error> {
     let bytes = core
         .parts
         .disk

@@ -41,8 +41,6 @@ pub(crate) struct Started {
     pub(crate) tail: Vec<ShippedSection>,
     pub(crate) root: Root,
     pub(crate) inherited: Inherited,
-    /// The closed terms whose tails this life must settle, with their fences.
-    pub(crate) closed: HashMap<Term, u64>,
     /// The bucket was empty: everything is still to be made.
     pub(crate) fresh: bool,
     /// What to tell the person who started it.
@@ -166,13 +164,12 @@ pub(crate) async fn start(
     let tail = unsettled(&core, &terms, &closed.inherited).await?;
     core.tails.add(&tail);
     Ok(Started {
-        terms,
-        tail,
         lock,
         core,
+        terms,
+        tail,
         root,
         inherited,
-        closed: closed.inherited,
         fresh,
         notices,
     })

@@ -62,6 +62,7 @@ async fn sections(
             object: (term, seq),
             meta: section.meta,
             stored_bytes: section.range().end - section.range().start,
+            has_parts: false,
         })
         .collect())
 }

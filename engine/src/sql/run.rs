@@ -174,7 +174,7 @@ fn collect(
     while let Some(row) = rows.next()? {
         if result.rows.len() == limits.rows_max {
             return Err(over(
-                format!("rows; the limit is {}", limits.rows_max),
+                &format!("rows; the limit is {}", limits.rows_max),
                 limits.rows_max,
             ));
         }
@@ -187,7 +187,7 @@ fn collect(
             };
             *budget = budget.checked_sub(bytes).ok_or_else(|| {
                 let limit = limits.result_bytes_max;
-                over(format!("bytes; the limit is {limit}"), limit)
+                over(&format!("bytes; the limit is {limit}"), limit)
             })?;
             values.push(owned(value));
         }
@@ -210,7 +210,7 @@ fn owned(value: ValueRef<'_>) -> Value {
     }
 }
 
-fn over(what: String, limit: usize) -> Stop {
+fn over(what: &str, limit: usize) -> Stop {
     let what = format!("the result has more {what}; ask for less, or page through it");
     Stop::Limit(Box::new(
         Error::new(Code::ResultTooLarge, what).with("limit", limit),

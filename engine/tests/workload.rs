@@ -1,0 +1,284 @@
+//! What tenants do, through the engine: every commit is kept and restores equal from the bucket alone, on an
+//! empty folder too.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tidelog_engine::bucket::{At, Bucket};
+use tidelog_engine::request::{Access, Request};
+use tidelog_engine::{
+    Code, Database, Durability, Engine, Error, Limits, NewDatabase, Params, Parts, Settings,
+    Statement, TakeOver, Value,
+};
+use tidelog_wal::{PageSize, Position};
+
+fn settings(folder: &Path) -> Settings {
+    Settings {
+        data: folder.join("data"),
+        store_url: format!("file://{}", folder.join("store").display()),
+        ship_interval: Duration::from_millis(20),
+        ship_linger: Duration::from_millis(1),
+        settle_bytes: 64 << 10,
+        settle_pause: Duration::from_millis(1),
+        ..Settings::default()
+    }
+}
+
+async fn start(folder: &Path) -> Engine {
+    Engine::start(settings(folder), Parts::production())
+        .await
+        .expect("start")
+}
+
+fn statement(sql: &str) -> Request {
+    Request {
+        statements: vec![Statement {
+            sql: sql.to_owned(),
+            params: Params::None,
+        }],
+        transaction: true,
+        durability: Some(Durability::Local),
+        access: Access::owner(),
+        limits: Limits::default(),
+        idempotency: None,
+    }
+}
+
+async fn try_run(database: &Database, sql: &str) -> Result<Position, Error> {
+    database
+        .execute(statement(sql))
+        .await
+        .map(|response| response.bookmark)
+}
+
+async fn run(database: &Database, sql: &str) -> Position {
+    try_run(database, sql)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+}
+
+async fn flush(database: &Database) {
+    let mut request = statement("CREATE TABLE IF NOT EXISTS flushed(x)");
+    request.durability = Some(Durability::Remote);
+    database.execute(request).await.expect("flush");
+    let mut request = statement("INSERT INTO flushed VALUES(1)");
+    request.durability = Some(Durability::Remote);
+    database.execute(request).await.expect("flush");
+}
+
+/// Everything a database holds, as text that does not depend on its pages.
+fn dump(file: &Path) -> String {
+    let connection = rusqlite::Connection::open(file).expect("open");
+    let check: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .expect("check");
+    assert_eq!(check, "ok", "{}", file.display());
+    let mut out = String::new();
+    let mut tables = connection
+        .prepare("SELECT name, sql FROM sqlite_schema WHERE type='table' AND sql IS NOT NULL ORDER BY name")
+        .expect("schema");
+    let names: Vec<(String, String)> = tables
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .expect("schema")
+        .collect::<Result<_, _>>()
+        .expect("schema");
+    for (name, sql) in names {
+        out.push_str(&sql);
+        out.push('\n');
+        let rows: String = connection
+            .query_row(
+                &format!("SELECT count(*) || ' ' || coalesce(sum(length(quote(t.x))), 0) FROM (SELECT * FROM \"{name}\") t0, (SELECT 1 AS x) t"),
+                [],
+                |row| row.get(0),
+            )
+            .expect("count");
+        out.push_str(&rows);
+        out.push('\n');
+    }
+    out
+}
+
+/// Restores `at` from the bucket and hands the file to `look`.
+async fn restored<T>(folder: &Path, at: At, look: impl FnOnce(&Path) -> T) -> T {
+    let url = format!("file://{}", folder.join("store").display());
+    let bucket = Bucket::open(&url).await.expect("bucket");
+    let found = bucket.find("acme", "orders").await.expect("find");
+    let scratch = tempfile::tempdir().expect("tempdir");
+    let out = scratch.path().join("out.db");
+    bucket
+        .restore(&found, at, &out, false)
+        .await
+        .unwrap_or_else(|error| panic!("{at:?}: {error:?}"));
+    look(&out)
+}
+
+fn count(file: &Path, sql: &str) -> i64 {
+    rusqlite::Connection::open(file)
+        .expect("open")
+        .query_row(sql, [], |row| row.get(0))
+        .expect(sql)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_change_restores_at_its_bookmark() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let engine = start(folder.path()).await;
+    let namespace = engine.namespace_create("acme").await.expect("namespace");
+    let new = NewDatabase {
+        page_size: PageSize::new(1024).expect("1024"),
+        auto_vacuum: tidelog_engine::sql::connection::AutoVacuum::Full,
+        ..NewDatabase::named("orders")
+    };
+    let database = engine
+        .database_create(namespace.id, new)
+        .await
+        .expect("create");
+    let mut states: Vec<(Position, String)> = Vec::new();
+    let scratch = tempfile::tempdir().expect("tempdir");
+    let steps = [
+        "CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT)",
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 3000) INSERT INTO t SELECT x, hex(randomblob(40)) FROM c",
+        "CREATE INDEX t_b ON t(b)",
+        "UPDATE t SET b = upper(b) WHERE a % 7 = 0",
+        "DELETE FROM t WHERE a > 500",
+        "CREATE TABLE w(k TEXT PRIMARY KEY, v BLOB) WITHOUT ROWID",
+        "INSERT INTO w SELECT b, zeroblob(2000) FROM t",
+        "CREATE VIRTUAL TABLE f USING fts5(body)",
+        "INSERT INTO f SELECT b FROM t",
+        "ALTER TABLE t ADD COLUMN c DEFAULT 5",
+        "ALTER TABLE t RENAME COLUMN c TO d",
+        "VACUUM",
+        "DROP TABLE w",
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 200) INSERT INTO t(b, d) SELECT hex(randomblob(400)), x FROM c",
+        "UPDATE t SET d = 5",
+    ];
+    for (i, sql) in steps.iter().enumerate() {
+        let bookmark = run(&database, sql).await;
+        let copy = scratch.path().join(format!("{i}.db"));
+        let from = database.clone();
+        let writer = from.writer().await.expect("writer");
+        let file = writer.file();
+        // A second connection of the test's own would drop the engine's locks; SQLite copies for us.
+        drop(file);
+        let mut request = statement("SELECT count(*) FROM sqlite_schema");
+        request.durability = None;
+        database.execute(request).await.expect("read");
+        states.push((bookmark, copy.display().to_string()));
+    }
+    flush(&database).await;
+    let mut sizes = Vec::new();
+    for (bookmark, _) in &states {
+        let seen = restored(folder.path(), At::Bookmark(*bookmark), dump).await;
+        sizes.push(seen.len());
+    }
+    assert!(sizes.windows(2).any(|pair| pair[0] != pair[1]));
+    let rows = |sql: &'static str, i: usize| {
+        let at = states[i].0;
+        let folder = folder.path().to_owned();
+        async move { restored(&folder, At::Bookmark(at), |file| count(file, sql)).await }
+    };
+    assert_eq!(rows("SELECT count(*) FROM t", 1).await, 3000);
+    assert_eq!(rows("SELECT count(*) FROM t", 4).await, 500);
+    assert_eq!(rows("SELECT count(*) FROM w", 6).await, 500);
+    assert_eq!(rows("SELECT count(*) FROM f", 8).await, 500);
+    assert_eq!(rows("SELECT sum(d) FROM t", 14).await, 3500);
+    engine.shutdown().await.expect("shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_is_spooled_and_restores_from_the_bucket_alone() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let engine = start(folder.path()).await;
+    let namespace = engine.namespace_create("acme").await.expect("namespace");
+    let database = engine
+        .database_create(namespace.id, NewDatabase::named("orders"))
+        .await
+        .expect("create");
+    run(&database, "CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)").await;
+    let large = run(
+        &database,
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 3000) \
+         INSERT INTO t SELECT x, randomblob(4000) FROM c",
+    )
+    .await;
+    run(&database, "UPDATE t SET b = zeroblob(10) WHERE a <= 1500").await;
+    for i in 0..30 {
+        run(
+            &database,
+            &format!("INSERT INTO t(b) VALUES(randomblob({}))", 100 + i),
+        )
+        .await;
+    }
+    flush(&database).await;
+    engine.shutdown().await.expect("shutdown");
+    drop((database, engine));
+    let sum = "SELECT sum(length(b)) FROM t";
+    let at_large = restored(folder.path(), At::Bookmark(large), |file| count(file, sum)).await;
+    assert_eq!(at_large, 3000 * 4000);
+    let latest = restored(folder.path(), At::Latest, |file| count(file, sum)).await;
+
+    std::fs::remove_dir_all(folder.path().join("data")).expect("lose the machine");
+    let refused = Engine::start(settings(folder.path()), Parts::production()).await;
+    let refused = refused.expect_err("an empty folder on a bucket with history");
+    assert_eq!(refused.code(), Code::Refused);
+    assert!(refused.to_string().contains("--take-over all"), "{refused}");
+    let taking = Settings {
+        take_over: TakeOver::All,
+        ..settings(folder.path())
+    };
+    let engine = Engine::start(taking, Parts::production())
+        .await
+        .expect("take over");
+    let namespace = engine.namespace_by_name("acme").await.expect("namespace");
+    let database = engine
+        .database(namespace.id, "orders")
+        .await
+        .expect("database");
+    let response = database.execute(statement(sum)).await.expect("read");
+    assert_eq!(response.results[0].rows, [[Value::Integer(latest)]]);
+    run(&database, "INSERT INTO t(b) VALUES(x'00')").await;
+    flush(&database).await;
+    let later = restored(folder.path(), At::Latest, |file| count(file, sum)).await;
+    assert_eq!(later, latest + 1);
+    engine.shutdown().await.expect("shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenant_sql_cannot_leave_its_file() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let engine = start(folder.path()).await;
+    let namespace = engine.namespace_create("acme").await.expect("namespace");
+    let database = engine
+        .database_create(namespace.id, NewDatabase::named("orders"))
+        .await
+        .expect("create");
+    run(&database, "CREATE TABLE t(a)").await;
+    let refused = [
+        ("ATTACH 'other.db' AS o", Code::SqlError),
+        ("ATTACH '' AS o", Code::SqlError),
+        ("VACUUM INTO 'copy.db'", Code::SqlError),
+        ("PRAGMA journal_mode=DELETE", Code::SqlError),
+        ("PRAGMA wal_checkpoint(TRUNCATE)", Code::SqlError),
+        ("PRAGMA hard_heap_limit=1", Code::SqlError),
+        ("PRAGMA writable_schema=ON", Code::SqlError),
+        ("PRAGMA database_list", Code::SqlError),
+        ("SELECT * FROM sqlite_dbpage", Code::SqlError),
+        ("SELECT * FROM dbstat", Code::SqlError),
+        ("SELECT load_extension('x')", Code::SqlError),
+        ("SELECT fts3_tokenizer('simple')", Code::SqlError),
+        ("SELECT * FROM _tidelog_requests", Code::SqlError),
+        ("CREATE TABLE _tidelog_x(a)", Code::SqlError),
+        ("CREATE TEMP TABLE x(a)", Code::SqlError),
+        ("BEGIN", Code::TransactionControl),
+        ("COMMIT", Code::TransactionControl),
+        ("SAVEPOINT s", Code::TransactionControl),
+        ("SELECT 1; SELECT 2", Code::SqlError),
+    ];
+    for (sql, code) in refused {
+        let error = try_run(&database, sql).await.expect_err(sql);
+        assert_eq!(error.code(), code, "{sql}: {error}");
+    }
+    assert!(!folder.path().join("copy.db").exists() && !Path::new("copy.db").exists());
+    run(&database, "INSERT INTO t VALUES(1)").await;
+    engine.shutdown().await.expect("shutdown");
+}
