@@ -37,12 +37,15 @@ fn command(home: &Path, port: u16) -> Command {
             "--listen",
             &format!("127.0.0.1:{port}"),
         ])
-        .arg("--store")
-        .arg(format!("file://{}", home.join("store").display()))
+        .args(["--store", &store(home)])
         .env("TIDELOG_LOG", "error")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     command
+}
+
+fn store(home: &Path) -> String {
+    format!("file://{}", home.join("store").display())
 }
 
 /// Ends a process that has not ended by itself within the time.
@@ -71,9 +74,14 @@ fn deadline(within: Duration) -> impl Fn() -> bool {
 
 impl Server {
     async fn start(home: &Path) -> Self {
+        Self::start_with(home, &[]).await
+    }
+
+    async fn start_with(home: &Path, arguments: &[&str]) -> Self {
         let port = free_port();
         let log = std::fs::File::create(home.join("serve.log")).expect("a log file");
         let mut child = command(home, port)
+            .args(arguments)
             .stderr(log)
             .spawn()
             .expect("the server starts");
@@ -301,6 +309,179 @@ async fn an_empty_folder_on_a_used_bucket_is_refused_and_says_what_to_type() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("--take-over"), "{said}");
+}
+
+fn tidelog(home: &Path, arguments: &[&str]) -> (i32, Json) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidelog"));
+    command
+        .current_dir(home)
+        .args(["--json", "--store", &store(home)])
+        .args(arguments);
+    let output = command.output().expect("the binary runs");
+    let document = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code().unwrap_or(-1), document)
+}
+
+fn items(document: &Json) -> Vec<Json> {
+    document["items"].as_array().expect("items").clone()
+}
+
+/// Goal: I1, I3 with the bucket alone. Method: known contents at every bookmark, the machine lost, each bookmark
+/// restored by the command line; then one byte of the history is flipped and the verification must name it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bucket_alone_restores_every_bookmark_and_tells_damage() {
+    let home = home();
+    let server = Server::start(home.path()).await;
+    server
+        .post("databases", json!({ "name": "orders" }))
+        .await
+        .expect("an answer");
+    server
+        .run("orders", "create table t(id integer primary key, x)")
+        .await;
+    let mut known = Vec::new();
+    for row in 1..=12_i64 {
+        let sql = format!("insert into t values({row}, hex(randomblob(800)))");
+        let sql = json!({ "sql": sql, "durability": "remote" });
+        let (_, answer) = server
+            .post("databases/orders/query", sql)
+            .await
+            .expect("an answer");
+        known.push((
+            answer["bookmark"].as_str().expect("a bookmark").to_owned(),
+            row,
+        ));
+    }
+    server.kill();
+    std::fs::remove_dir_all(home.path().join("data")).expect("the machine is lost");
+    let home = home.path();
+
+    let (code, listed) = tidelog(home, &["list"]);
+    assert_eq!((code, items(&listed).len()), (0, 1), "{listed}");
+    let (_, history) = tidelog(home, &["history", "orders"]);
+    assert_eq!(
+        items(&history).len(),
+        14,
+        "creation, the table, twelve rows: {history}"
+    );
+    for (bookmark, row) in &known {
+        let out = format!("at-{row}.db");
+        let (code, _) = tidelog(
+            home,
+            &["restore", "orders", "--bookmark", bookmark, "--out", &out],
+        );
+        assert_eq!(code, 0, "{bookmark}");
+        let restored = rusqlite::Connection::open(home.join(&out)).expect("SQLite opens");
+        let rows = "select count(*), max(id) from t";
+        let found = restored.query_row(rows, [], |row| Ok((row.get(0)?, row.get(1)?)));
+        assert_eq!(found.expect("rows"), (*row, *row), "{bookmark}");
+        let check = restored.query_row("pragma integrity_check", [], |row| row.get::<_, String>(0));
+        assert_eq!(check.expect("a check"), "ok");
+    }
+    let again = ["restore", "orders", "--out", "at-1.db"];
+    assert_eq!(
+        tidelog(home, &again).0,
+        4,
+        "a file that exists is not replaced"
+    );
+    assert_eq!(tidelog(home, &["restore", "nothing", "--out", "x.db"]).0, 3);
+    let unknown = known[0].0.replacen("00000001-", "00000077-", 1);
+    let unknown = ["restore", "orders", "--bookmark", &unknown, "--out", "x.db"];
+    assert_eq!(tidelog(home, &unknown).0, 3);
+    assert!(
+        !home.join("x.db").exists(),
+        "a refused restore leaves nothing"
+    );
+
+    let (code, report) = tidelog(home, &["verify", "--level", "restore"]);
+    assert_eq!(code, 0, "{report}");
+    flip_a_byte_of_a_journal_object(&home.join("store"));
+    let (code, report) = tidelog(home, &["verify"]);
+    assert_eq!(code, 5, "{report}");
+}
+
+/// Damages the largest journal object, which holds commits.
+fn flip_a_byte_of_a_journal_object(store: &Path) {
+    let folder = store.join("journal").join("00000001");
+    let entries = std::fs::read_dir(&folder).expect("the journal of the first term");
+    let sized = entries.flatten().map(|entry| {
+        (
+            entry.metadata().map_or(0, |found| found.len()),
+            entry.path(),
+        )
+    });
+    let (length, path) = sized.max().expect("an object");
+    let mut bytes = std::fs::read(&path).expect("the object");
+    bytes[usize::try_from(length / 2).expect("small")] ^= 1;
+    std::fs::write(&path, bytes).expect("damaged");
+}
+
+/// Goal: I1 for the loss of the machine. Method: load at every level, kill -9, the data folder removed; a new node
+/// takes over and must have every row acknowledged as remote, and of the others a prefix.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_machine_loses_no_row_acknowledged_as_remote() {
+    const WRITERS: [(&str, &str); 3] = [("a", "remote"), ("b", "local"), ("c", "remote")];
+    let home = home();
+    let mut server = Server::start(home.path()).await;
+    for (database, _) in WRITERS {
+        server
+            .post("databases", json!({ "name": database }))
+            .await
+            .expect("an answer");
+        server
+            .run(database, "create table t(id integer primary key, x)")
+            .await;
+    }
+    let mut next = [1_i64; WRITERS.len()];
+    for wanted in [40, 500, 150] {
+        let acknowledged = Arc::new(AtomicUsize::new(0));
+        let shared = Arc::new((server.base.clone(), server.token.clone()));
+        let writers: Vec<_> = WRITERS
+            .iter()
+            .zip(next)
+            .map(|((database, durability), first)| {
+                let (shared, count) = (Arc::clone(&shared), Arc::clone(&acknowledged));
+                tokio::spawn(write_until_it_dies(
+                    shared,
+                    (*database).to_owned(),
+                    durability,
+                    first,
+                    count,
+                ))
+            })
+            .collect();
+        let late = deadline(PATIENCE);
+        while acknowledged.load(Ordering::Relaxed) < wanted {
+            assert!(!late(), "the writers make no progress");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        server.kill();
+        let mut last = Vec::new();
+        for writer in writers {
+            last.push(writer.await.expect("a writer ends"));
+        }
+        std::fs::remove_dir_all(home.path().join("data")).expect("the disk is lost");
+        server = Server::start_with(home.path(), &["--take-over", "all"]).await;
+        for (index, (database, durability)) in WRITERS.iter().enumerate() {
+            let answer = server
+                .run(database, "select count(*), max(id) from t")
+                .await;
+            let (count, max) = (answer["rows"][0][0].as_i64(), answer["rows"][0][1].as_i64());
+            let (count, max) = (count.unwrap_or(0), max.unwrap_or(0));
+            assert_eq!(count, max, "{database}: the rows have a gap");
+            if *durability == "remote" {
+                assert!(
+                    max >= last[index],
+                    "row {} was acknowledged, {max} is there",
+                    last[index]
+                );
+            }
+            next[index] = max + 1;
+        }
+    }
+    assert!(server.terminate().status.success());
+    let (code, report) = tidelog(home.path(), &["verify", "--level", "restore"]);
+    assert_eq!(code, 0, "{report}");
 }
 
 #[test]

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidelog_engine::Durability;
+use tidelog_wal::{Position, Timestamp};
 
 use super::client::Client;
 use super::exit::Failure;
+use crate::time;
 
 /// Run, rewind and never lose `SQLite` databases at scale.
 #[derive(Debug, Parser)]
@@ -38,6 +40,14 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// Whether the bucket is meant: a flag counts before the environment, and a server before a bucket there.
+    pub(crate) fn names_bucket(&self) -> bool {
+        self.store.is_some()
+            || (self.url.is_none()
+                && variable("TIDELOG_URL").is_none()
+                && variable("TIDELOG_STORE").is_some())
+    }
+
     /// The bucket, which has to be named.
     pub(crate) fn bucket(self) -> Result<String, Failure> {
         if self.url.is_some() {
@@ -78,6 +88,14 @@ pub(crate) fn variable(name: &str) -> Option<String> {
 pub(crate) enum Command {
     /// Run the server
     Serve(ServeOptions),
+    /// List the databases in a bucket
+    List,
+    /// List the commits of a database, from a bucket or a server
+    History(HistoryOptions),
+    /// Restore a database from a bucket to a new file
+    Restore(RestoreOptions),
+    /// Check what a bucket holds
+    Verify(VerifyOptions),
     /// Look at the store itself
     #[command(subcommand)]
     Store(StoreCommand),
@@ -92,6 +110,8 @@ pub(crate) enum Command {
     Db(DbCommand),
     /// Run one statement
     Query(QueryOptions),
+    /// Write a database, as it is or was, to a file
+    Export(ExportOptions),
     /// Show where a database stands, or stood at a time
     Bookmark(BookmarkOptions),
 }
@@ -125,6 +145,17 @@ impl std::fmt::Display for Name {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "{}/{}", self.namespace, self.database)
     }
+}
+
+/// A point in a database's history; the newest when none is given.
+#[derive(Debug, Args)]
+pub(crate) struct At {
+    /// At or before this time: RFC 3339 or Unix milliseconds
+    #[arg(long, value_name = "TIME", value_parser = time::parse, conflicts_with = "bookmark")]
+    pub(crate) at: Option<Timestamp>,
+    /// At this bookmark
+    #[arg(long, value_name = "BOOKMARK")]
+    pub(crate) bookmark: Option<Position>,
 }
 
 #[derive(Debug, Args)]
@@ -174,6 +205,55 @@ pub(crate) struct ServeOptions {
     /// Log lines as JSON
     #[arg(long, env = "TIDELOG_LOG_JSON")]
     pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    /// From this bookmark on
+    #[arg(long, value_name = "BOOKMARK")]
+    pub(crate) from: Option<Position>,
+    /// Up to this bookmark
+    #[arg(long, value_name = "BOOKMARK")]
+    pub(crate) to: Option<Position>,
+    /// The most commits to list
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// How much a verification looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Level {
+    /// Every object is there and its checksum is right
+    Objects,
+    /// And chain and numbering have no break
+    Chain,
+    /// And every database restores to its newest recorded digest
+    Restore,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyOptions {
+    /// NAMESPACE/DATABASE; every database when left out
+    pub(crate) database: Option<Name>,
+    /// How much to look at
+    #[arg(long, value_enum, default_value_t = Level::Chain)]
+    pub(crate) level: Level,
 }
 
 #[derive(Debug, Subcommand)]
@@ -278,9 +358,26 @@ pub(crate) struct QueryOptions {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ExportOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct BookmarkOptions {
     /// NAMESPACE/DATABASE
     pub(crate) database: Name,
+    /// The last commit at or before this time: RFC 3339 or Unix milliseconds
+    #[arg(long, value_name = "TIME", value_parser = time::parse, conflicts_with = "wait_durable_ms")]
+    pub(crate) at: Option<Timestamp>,
     /// Wait so long for the newest commit to be in the store
     #[arg(long, value_name = "MS")]
     pub(crate) wait_durable_ms: Option<u64>,

@@ -49,7 +49,7 @@ pub fn main() -> ExitCode {
             ));
         }
     };
-    let done = runtime.block_on(run(arguments, &output));
+    let done = runtime.block_on(Box::pin(run(arguments, &output)));
     match done {
         Ok(()) => Exit::Done.into(),
         Err(failure) => output.failure(&failure),
@@ -59,12 +59,22 @@ pub fn main() -> ExitCode {
 async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
     let place = arguments.place;
     match arguments.command {
-        Command::Serve(options) => serve::run(place, options, output).await,
-        Command::Store(StoreCommand::Check) => bucket::check(&place.bucket()?, output).await,
+        Command::Serve(options) => Box::pin(serve::run(place, options, output)).await,
+        Command::List => bucket::list::list(&place.bucket()?, output).await,
+        Command::Restore(options) => {
+            bucket::restore::restore(&place.bucket()?, options, output).await
+        }
+        Command::Verify(options) => bucket::verify::verify(&place.bucket()?, options, output).await,
+        Command::Store(StoreCommand::Check) => bucket::check::check(&place.bucket()?, output).await,
+        Command::History(options) if place.names_bucket() => {
+            bucket::history::history(&place.bucket()?, options, output).await
+        }
+        Command::History(options) => remote::history(&place.server()?, options, output).await,
         Command::Token(command) => remote::token(&place.server()?, command, output).await,
         Command::Namespace(command) => remote::namespace(&place.server()?, command, output).await,
         Command::Db(command) => remote::db(&place.server()?, command, output).await,
         Command::Query(options) => remote::query(&place.server()?, options, output).await,
+        Command::Export(options) => remote::export(&place.server()?, options, output).await,
         Command::Bookmark(options) => remote::bookmark(&place.server()?, options, output).await,
     }
 }

@@ -1,8 +1,9 @@
 //! What a command says: tables and bars to people, one document to programs.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value as Json, json};
 
 use super::exit::Failure;
@@ -45,6 +46,16 @@ impl Output {
         };
         let _ = writeln!(io::stderr(), "{text}");
         failure.exit.into()
+    }
+
+    /// A progress bar; invisible unless a terminal watches.
+    pub(crate) fn bar(self, total: u64, what: &'static str) -> ProgressBar {
+        if self.json || !io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::new(total).with_message(what);
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {eta}");
+        bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
     }
 }
 
@@ -100,12 +111,24 @@ pub(crate) fn plain(text: &str) -> String {
     out
 }
 
+/// Bytes for people.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    for (unit, size) in UNITS {
+        if count >= size {
+            let tenths = u128::from(count) * 10 / u128::from(size);
+            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
+        }
+    }
+    format!("{count} B")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn tables_line_up() {
+    fn tables_line_up_and_bytes_read_well() {
         let rows = vec![
             vec!["a".to_owned(), "1".to_owned()],
             vec!["long".to_owned(), "2".to_owned()],
@@ -114,6 +137,9 @@ mod tests {
             table(&["n", "count"], &rows),
             "n     count\na     1\nlong  2\n"
         );
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(5 << 30), "5.0 GiB");
     }
 
     #[test]

@@ -1,14 +1,21 @@
 //! The commands that ask a server.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 
+use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value as Json, json};
+use tokio::io::AsyncWriteExt;
 
-use super::args::{BookmarkOptions, DbCommand, Name, NamespaceCommand, QueryOptions, TokenCommand};
+use super::args::{
+    BookmarkOptions, DbCommand, ExportOptions, HistoryOptions, Name, NamespaceCommand,
+    QueryOptions, TokenCommand,
+};
 use super::client::Client;
 use super::exit::{Exit, Failure};
-use super::output::{Output, cell, table};
+use super::output::{Output, bytes, cell, table};
+use crate::time;
 
 /// The most items a page may have.
 const PAGE_MAX: usize = 500;
@@ -188,17 +195,112 @@ pub(super) async fn query(
     Ok(())
 }
 
+pub(super) async fn export(
+    client: &Client,
+    options: ExportOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    refuse_existing(&options.out, options.force)?;
+    let mut request = client.request(Method::GET, &database(&options.database, &["export"]));
+    if let Some(bookmark) = options.at.bookmark {
+        request = request.query(&[("bookmark", bookmark.to_string())]);
+    }
+    if let Some(at) = options.at.at {
+        request = request.query(&[("timestamp", time::format(at))]);
+    }
+    let response = client.send(request).await?;
+    let bookmark = response
+        .headers()
+        .get("db-bookmark")
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_owned();
+    let total = response.content_length().unwrap_or_default();
+    let bar = output.bar(total, "receiving");
+    let unwritable = |error: std::io::Error| {
+        Failure::failed(format!("cannot write {}: {error}", options.out.display()))
+    };
+    // Beside its place, then renamed: a broken stream leaves no half file under the name.
+    let folder = options
+        .out
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let (file, path) = tempfile::Builder::new()
+        .prefix(".tidelog-")
+        .tempfile_in(folder.unwrap_or(Path::new(".")))
+        .map_err(unwritable)?
+        .into_parts();
+    let mut file = tokio::fs::File::from_std(file);
+    let mut received = 0_u64;
+    let mut pieces = response.bytes_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| client.unreachable(&error))?;
+        received += u64::try_from(piece.len()).unwrap_or_default();
+        bar.set_position(received);
+        file.write_all(&piece).await.map_err(unwritable)?;
+    }
+    file.sync_all().await.map_err(unwritable)?;
+    drop(file);
+    let placed = if options.force {
+        path.persist(&options.out)
+    } else {
+        path.persist_noclobber(&options.out)
+    };
+    placed.map_err(|error| unwritable(error.error))?;
+    bar.finish_and_clear();
+    let out = options.out.display().to_string();
+    let done = json!({ "file": out, "bytes": received, "bookmark": bookmark });
+    output.result(&done, || {
+        format!("{out}: {} at {bookmark}\n", bytes(received))
+    });
+    Ok(())
+}
+
+/// Refuses to write over a file unless told to.
+pub(super) fn refuse_existing(path: &Path, force: bool) -> Result<(), Failure> {
+    if path.exists() && !force {
+        let text = format!("{} exists: pass --force to replace it", path.display());
+        return Err(Failure::new(Exit::Refused, text));
+    }
+    Ok(())
+}
+
 pub(super) async fn bookmark(
     client: &Client,
     options: BookmarkOptions,
     output: &Output,
 ) -> Result<(), Failure> {
     let name = &options.database;
-    let mut request = client.request(Method::GET, &database(name, &["bookmarks", "current"]));
-    if let Some(wait) = options.wait_durable_ms {
-        request = request.query(&[("wait_durable_ms", wait)]);
-    }
+    let request = if let Some(at) = options.at {
+        let request = client.request(Method::GET, &database(name, &["bookmarks"]));
+        request.query(&[("timestamp", time::format(at))])
+    } else {
+        let request = client.request(Method::GET, &database(name, &["bookmarks", "current"]));
+        match options.wait_durable_ms {
+            Some(wait) => request.query(&[("wait_durable_ms", wait)]),
+            None => request,
+        }
+    };
     fields(*output, &client.json(request).await?);
+    Ok(())
+}
+
+pub(super) async fn history(
+    client: &Client,
+    options: HistoryOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let mut query = Vec::new();
+    for (name, position) in [("from", options.from), ("to", options.to)] {
+        query.extend(position.map(|position| (name, position.to_string())));
+    }
+    let path = database(&options.database, &["history"]);
+    let found = items(client, &path, &query, options.limit).await?;
+    listed(
+        *output,
+        &found,
+        &["bookmark", "committed_at", "kind", "pages", "bytes"],
+    );
     Ok(())
 }
 

@@ -1,0 +1,27 @@
+//! `tidelog store check`.
+
+use serde_json::json;
+
+use super::open_store;
+use crate::cli::exit::Failure;
+use crate::cli::output::Output;
+use crate::time;
+
+/// `tidelog store check`: proves that the store does what Tidelog needs, and leaves nothing in it.
+pub(in crate::cli) async fn check(url: &str, output: &Output) -> Result<(), Failure> {
+    let fitness = open_store(url)?.probe().await?;
+    let (ours, theirs) = (fitness.wall, fitness.store_time);
+    let apart = ours.micros().abs_diff(theirs.micros()) / 1000;
+    let document = json!({
+        "fit": true,
+        "clock_difference_ms": apart,
+        "store_time": time::format(theirs),
+    });
+    output.result(&document, || {
+        format!(
+            "the store does what Tidelog needs: it creates only what is absent, replaces only what is unchanged, \
+             shows its last write and reads ranges; its clock is {apart} ms from ours\n"
+        )
+    });
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! `tidelog verify`: what a bucket holds is whole, or this says what is not and where.
+
+use serde_json::{Value as Json, json};
+use tidelog_archive::restore::FileSink;
+use tidelog_archive::scrub::{self, scrub};
+
+use super::Bucket;
+use crate::cli::args::{Level, VerifyOptions};
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::Output;
+
+/// Verifies one database or all, the system database among them. Damage is exit 5, after everything was looked at.
+pub(in crate::cli) async fn verify(
+    url: &str,
+    options: VerifyOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let bucket = Bucket::open(url).await?;
+    let mut wanted = Vec::new();
+    if let Some(name) = &options.database {
+        let row = bucket.find(name).await?;
+        wanted.push((name.to_string(), row.namespace, row.id));
+    } else {
+        let root = &bucket.root;
+        wanted.push((
+            "system".to_owned(),
+            root.system_namespace,
+            root.system_database,
+        ));
+        for (namespace, row) in bucket.catalog().await? {
+            wanted.push((
+                format!("{}/{}", namespace.name, row.name),
+                row.namespace,
+                row.id,
+            ));
+        }
+    }
+    let level = match options.level {
+        Level::Objects => scrub::Level::Objects,
+        Level::Chain => scrub::Level::Chain,
+        Level::Restore => scrub::Level::Restore,
+    };
+    let bar = output.bar(u64::try_from(wanted.len()).unwrap_or_default(), "verifying");
+    let scratch = tempfile::tempdir()
+        .map_err(|error| Failure::failed(format!("cannot make a temporary folder: {error}")))?;
+    let (mut items, mut lines, mut damaged) = (Vec::<Json>::new(), Vec::new(), 0_usize);
+    for (name, namespace, id) in wanted {
+        let history = bucket.history(namespace, id).await?;
+        let mut files = 0_u64;
+        let report = scrub(&bucket.store, history, level, || {
+            files += 1;
+            FileSink::create(&scratch.path().join(format!("{id}-{files}")))
+        });
+        let report = report.await?;
+        bar.inc(1);
+        let findings: Vec<Json> = report
+            .findings
+            .iter()
+            .map(|found| json!({ "key": found.key, "offset": found.offset, "what": found.what }))
+            .collect();
+        let outcome = if report.is_clean() {
+            "verified"
+        } else {
+            "mismatch"
+        };
+        lines.push(format!(
+            "{name}: {outcome}; {} objects, {} commits, {} states restored",
+            report.objects, report.records, report.states
+        ));
+        for finding in &report.findings {
+            lines.push(format!("  {finding}"));
+        }
+        damaged += report.findings.len();
+        items.push(json!({
+            "database": name,
+            "outcome": outcome,
+            "objects": report.objects,
+            "bytes": report.bytes,
+            "commits": report.records,
+            "states_restored": report.states,
+            "findings": findings,
+        }));
+    }
+    bar.finish_and_clear();
+    output.result(&json!({ "items": items }), || lines.join("\n") + "\n");
+    if damaged > 0 {
+        return Err(Failure::new(
+            Exit::Damaged,
+            format!("{damaged} findings: the history is damaged"),
+        ));
+    }
+    Ok(())
+}
