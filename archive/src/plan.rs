@@ -12,12 +12,14 @@
 mod choose;
 mod error;
 mod history;
+mod list;
 mod read;
 mod resolve;
 
 pub use choose::{Direction, Plan, Start, Step};
 pub use error::PlanError;
 pub use history::{History, ImageSource, Layer, Piece, PieceSource, TailSection};
+pub use list::CommitInfo;
 pub use read::ReadError;
 pub(crate) use read::{Opened, get_range, open_image, open_piece, open_segment};
 pub use resolve::{Resolved, Target, Terms};

@@ -22,6 +22,7 @@ use crate::database::state::DbState;
 use crate::database::{DbMeta, Lease, execute, incarnation_name};
 use crate::error::{Code, Error};
 use crate::files::DbPaths;
+use crate::import;
 use crate::journal::chunk::{ChunkDatabase, WalPosition};
 use crate::journal::{Append, Payload};
 use crate::node::identity::FolderLock;
@@ -304,21 +305,60 @@ impl Engine {
         new: NewDatabase,
     ) -> Result<Database, Error> {
         check_name("database", &new.name)?;
-        match self.inner.system.database(namespace, &new.name).await {
-            Ok(_) => {
-                let what = format!("there is a database {:?} already", new.name);
-                return Err(Error::new(Code::NameTaken, what));
-            }
-            Err(error) if error.code() == Code::DatabaseNotFound => {}
-            Err(error) => return Err(error),
-        }
+        self.check_free(namespace, &new.name).await?;
         let id = DatabaseId::from_bytes(self.inner.core.parts.entropy.bytes16());
-        self.make_database(namespace, id, &new).await?;
-        let row = DatabaseRow {
+        let meta = self.make_database(namespace, id, &new).await?;
+        self.add_row(meta, &new.name).await
+    }
+
+    /// Makes a database of an existing SQLite file, of any page size: its state becomes TxId 1. A WAL or
+    /// rollback journal beside the file is recovered into the copy; the file itself is not touched.
+    ///
+    /// [`Code::ImportInvalid`] says what is wrong with the file; nothing is created then.
+    pub async fn database_import(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+        file: &std::path::Path,
+    ) -> Result<Database, Error> {
+        check_name("database", name)?;
+        self.check_free(namespace, name).await?;
+        let core = Arc::clone(&self.inner.core);
+        let id = DatabaseId::from_bytes(core.parts.entropy.bytes16());
+        let mut seed = [0; 8];
+        core.parts.entropy.fill(&mut seed);
+        let seed = DigestSeed::new(u64::from_le_bytes(seed));
+        let (proving, from) = (Arc::clone(&core), file.to_owned());
+        let proven = blocking(move || import::prove(&proving, id, &from)).await?;
+        let meta = DbMeta {
             id,
             namespace,
-            name: new.name,
-            page_size: new.page_size.get(),
+            page_size: proven.page_size,
+            seed,
+        };
+        core.remote.create_manifest(&meta, name).await?;
+        self.inner.registry.note_made(id);
+        import::commit(&core, meta, proven).await?;
+        self.add_row(meta, name).await
+    }
+
+    async fn check_free(&self, namespace: NamespaceId, name: &str) -> Result<(), Error> {
+        match self.inner.system.database(namespace, name).await {
+            Ok(_) => {
+                let what = format!("there is a database {name:?} already");
+                Err(Error::new(Code::NameTaken, what))
+            }
+            Err(error) if error.code() == Code::DatabaseNotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn add_row(&self, meta: DbMeta, name: &str) -> Result<Database, Error> {
+        let row = DatabaseRow {
+            id: meta.id,
+            namespace: meta.namespace,
+            name: name.to_owned(),
+            page_size: meta.page_size.get(),
             created_at: self.inner.core.parts.clock.wall(),
             deleted_at: None,
             durability: None,
@@ -389,7 +429,7 @@ impl Engine {
         namespace: NamespaceId,
         id: DatabaseId,
         new: &NewDatabase,
-    ) -> Result<(), Error> {
+    ) -> Result<DbMeta, Error> {
         let core = Arc::clone(&self.inner.core);
         let mut seed = [0; 8];
         core.parts.entropy.fill(&mut seed);
@@ -407,7 +447,8 @@ impl Engine {
             .create_manifest(&meta, &new.name)
             .await?;
         self.inner.registry.note_made(id);
-        blocking(move || first_commit(&core, meta, auto_vacuum)).await
+        blocking(move || first_commit(&core, meta, auto_vacuum)).await?;
+        Ok(meta)
     }
 }
 

@@ -22,6 +22,7 @@ pub mod engine;
 pub mod error;
 pub mod files;
 mod image;
+mod import;
 pub mod journal;
 pub mod node;
 mod part;
@@ -36,6 +37,7 @@ mod ship;
 pub mod spool;
 pub mod sql;
 pub mod system;
+pub mod timeline;
 mod trim;
 
 pub use core::Parts;

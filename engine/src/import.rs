@@ -1,0 +1,338 @@
+//! Importing a SQLite file: it becomes TxId 1 of a new database, as an image.
+//!
+//! The file is hostile until it is proven: its header is read first, so that what is no database is refused
+//! with the reason; then SQLite opens a private copy with untrusted schema and cell size checks, recovers a WAL
+//! or rollback journal that lay beside it, and must call it sound. Nothing is created before.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+use tidelog_archive::envelope::WriteId;
+use tidelog_archive::image::{ImageMeta, ImageWriter};
+use tidelog_archive::key::Key;
+use tidelog_wal::block::Compressor;
+use tidelog_wal::record::{CommitRecord, ObjectRef, RecordBody, RecordHeader, TimeFlag};
+use tidelog_wal::{Chain, Digest, PageCount, PageNo, PageSize, Position, TxId, chain};
+
+use crate::capture::Head;
+use crate::core::Core;
+use crate::crash_point;
+use crate::database::state::DbState;
+use crate::database::{DbMeta, incarnation_name};
+use crate::error::{Code, Error};
+use crate::files::DbPaths;
+use crate::journal::chunk::{ChunkDatabase, WalPosition};
+use crate::journal::{Append, Payload};
+use crate::node::start::store_error;
+
+const HEADER: &[u8; 16] = b"SQLite format 3\0";
+
+/// A file that was proven, in the folder of the database it will be.
+#[derive(Debug)]
+pub(crate) struct Proven {
+    incarnation: String,
+    pub(crate) page_size: PageSize,
+    pages: PageCount,
+}
+
+fn invalid(why: impl Into<String>) -> Error {
+    Error::new(Code::ImportInvalid, why)
+}
+
+/// Reads the header of a file and says why it is no database, if it is none.
+pub(crate) fn check_header(file: &Path) -> Result<PageSize, Error> {
+    use std::io::Read as _;
+    let io = |e| Error::io(format!("read {}", file.display()), e);
+    let mut opened = std::fs::File::open(file).map_err(io)?;
+    let len = opened.metadata().map_err(io)?.len();
+    if len == 0 {
+        return Err(invalid(
+            "the file is empty: a SQLite database has at least one page",
+        ));
+    }
+    let mut header = [0; 100];
+    if len < 100 {
+        return Err(invalid(format!(
+            "the file has {len} bytes: it is cut off or no SQLite database"
+        )));
+    }
+    opened.read_exact(&mut header).map_err(io)?;
+    if header[..16] != *HEADER {
+        return Err(invalid(
+            "the file does not begin as a SQLite database does: it is none, or it is encrypted",
+        ));
+    }
+    let coded = u16::from_be_bytes([header[16], header[17]]);
+    let size = PageSize::from_header(coded).ok_or_else(|| {
+        invalid(format!(
+            "the file names the page size {coded}, which SQLite has not"
+        ))
+    })?;
+    let pages = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
+    let valid_for = header[92..96] == header[24..28];
+    let wal = DbPaths::of(file).wal.exists() || journal_of(file).exists();
+    if valid_for && !wal && len < PageCount::new(pages).bytes(size) {
+        return Err(invalid(format!(
+            "the file has {len} bytes where its header says {} pages of {}: it is cut off",
+            pages,
+            size.get()
+        )));
+    }
+    Ok(size)
+}
+
+fn journal_of(file: &Path) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push("-journal");
+    PathBuf::from(path)
+}
+
+/// Copies the file into the folder of database `meta`'s id, recovers and proves it.
+pub(crate) fn prove(
+    core: &Core,
+    id: tidelog_wal::DatabaseId,
+    file: &Path,
+) -> Result<Proven, Error> {
+    let page_size = check_header(file)?;
+    let folder = core.database_folder(id);
+    let incarnation = incarnation_name(core);
+    let files = folder.join(&incarnation);
+    let io = |e| Error::io("import a file", e);
+    core.parts.disk.create_folder(&folder).map_err(io)?;
+    core.parts.disk.create_folder(&files).map_err(io)?;
+    let to = DbPaths::in_folder(&files);
+    let copied = (|| {
+        std::fs::copy(file, &to.database)?;
+        // What a program that died left beside it belongs to it: SQLite recovers it into the copy.
+        for (from, to) in [
+            (DbPaths::of(file).wal, to.wal.clone()),
+            (journal_of(file), journal_of(&to.database)),
+        ] {
+            if from.exists() {
+                std::fs::copy(from, to)?;
+            }
+        }
+        Ok(())
+    })();
+    let proven = copied
+        .map_err(io)
+        .and_then(|()| check(&to.database))
+        .and_then(|pages| {
+            std::fs::File::open(&to.database)
+                .and_then(|f| f.sync_all())
+                .map_err(io)?;
+            Ok(Proven {
+                incarnation,
+                page_size,
+                pages,
+            })
+        });
+    if proven.is_err() {
+        // Nothing is left of what was refused.
+        let _ = std::fs::remove_dir_all(&folder);
+    }
+    proven
+}
+
+/// Has SQLite recover, prove and switch the copy to WAL mode, with everything in the one file.
+fn check(file: &Path) -> Result<PageCount, Error> {
+    let refused = |e: rusqlite::Error| invalid(format!("SQLite refuses the file: {e}"));
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(file, flags).map_err(refused)?;
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
+        .and_then(|_| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true))
+        .and_then(|_| connection.execute_batch("PRAGMA cell_size_check=ON; PRAGMA mmap_size=0"))
+        .map_err(refused)?;
+    let verdict: String = last(&connection, "PRAGMA quick_check(1)").map_err(refused)?;
+    if verdict != "ok" {
+        return Err(invalid(format!("the database is damaged: {verdict}")));
+    }
+    let mode: String = last(&connection, "PRAGMA journal_mode=WAL").map_err(refused)?;
+    if mode != "wal" {
+        return Err(invalid(format!(
+            "the database stays in journal mode {mode}"
+        )));
+    }
+    let pages: u32 = last(&connection, "PRAGMA page_count").map_err(refused)?;
+    // Closing the only connection moves everything into the file and removes the WAL.
+    connection.close().map_err(|(_, e)| refused(e))?;
+    if DbPaths::of(file).wal.exists() {
+        return Err(invalid(
+            "the WAL beside the file could not be moved into it",
+        ));
+    }
+    Ok(PageCount::new(pages))
+}
+
+/// Stores the proven file as an image and journals TxId 1, which names it. The manifest exists already.
+pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Result<(), Error> {
+    let nonce = core.remote.nonces.next();
+    let key = Key::image(meta.namespace, meta.id, TxId::FIRST, nonce).to_string();
+    let file =
+        DbPaths::in_folder(&core.database_folder(meta.id).join(&proven.incarnation)).database;
+    let wall = core.parts.clock.wall();
+    let (pieces, taken) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, Error>>(4);
+    let writing = {
+        let (core, pages, file) = (Arc::clone(core), proven.pages, file);
+        tokio::task::spawn_blocking(move || {
+            let digest = digest_of(&file, &meta, pages)?;
+            let image = ImageMeta {
+                namespace: meta.namespace,
+                database: meta.id,
+                page_size: meta.page_size,
+                seed: meta.seed,
+                // The image comes before its record, whose chain it cannot know.
+                position: Position {
+                    term: core.term(),
+                    txid: TxId::FIRST,
+                    chain: Chain::default(),
+                },
+                time: wall,
+                n: pages,
+                digest,
+            };
+            let write_id = WriteId(core.parts.entropy.bytes16());
+            let compressor = Compressor::new(core.settings.settle_level);
+            let mut writer = ImageWriter::new(image, write_id, compressor);
+            let gone = |_| {
+                Error::new(
+                    Code::StorageUnavailable,
+                    "the upload of an image ended early",
+                )
+            };
+            each_page(&file, &meta, pages, |page, bytes| {
+                writer
+                    .page(page, bytes)
+                    .map_err(|e| Error::internal("write an image").caused_by(e))?;
+                let ready = writer.take();
+                if ready.is_empty() {
+                    return Ok(());
+                }
+                pieces
+                    .blocking_send(Ok(bytes::Bytes::from(ready)))
+                    .map_err(gone)
+            })?;
+            let (finished, _, _) = writer
+                .finish()
+                .map_err(|e| Error::internal("write an image").caused_by(e))?;
+            pieces
+                .blocking_send(Ok(finished.bytes.clone()))
+                .map_err(gone)?;
+            Ok::<_, Error>((finished, digest))
+        })
+    };
+    let source = futures::stream::unfold(taken, async |mut taken| {
+        taken.recv().await.map(|piece| (piece, taken))
+    });
+    crash_point!("import.before_image");
+    let stored = core.remote.store.put_unique(&key, source).await;
+    let written = writing
+        .await
+        .map_err(|e| Error::internal("write an image").caused_by(e))
+        .flatten();
+    stored.map_err(|e| store_error("store an image", e))?;
+    let (finished, digest) = written?;
+    crash_point!("import.after_image");
+    let header = RecordHeader {
+        term: core.term(),
+        txid: TxId::FIRST,
+        time: wall,
+        wall,
+        flag: TimeFlag::Live,
+        n_before: PageCount::ZERO,
+        n_after: proven.pages,
+        digest,
+        annotations: Vec::new(),
+    };
+    let object = ObjectRef {
+        key,
+        len: finished.len,
+        blake3: finished.blake3,
+    };
+    let record = CommitRecord {
+        header,
+        body: RecordBody::Image(object),
+    };
+    let mut bytes = Vec::new();
+    record.encode(&mut bytes);
+    let chain_before = chain::genesis(meta.id);
+    let chain = chain::step(chain_before, &bytes);
+    let head = Head {
+        term: core.term(),
+        txid: TxId::FIRST,
+        chain,
+        pages: proven.pages,
+        digest,
+        time: wall,
+    };
+    let state = DbState {
+        meta,
+        incarnation: proven.incarnation,
+        head,
+        clean: true,
+        durable: None,
+    };
+    state.write(core.parts.disk.as_ref(), &core.database_folder(meta.id))?;
+    let database = ChunkDatabase {
+        id: meta.id,
+        namespace: meta.namespace,
+        page_size: meta.page_size,
+        seed: meta.seed,
+        chain_before,
+    };
+    let append = Append {
+        txid: TxId::FIRST,
+        wal: WalPosition::default(),
+        chain,
+        payload: Payload::Record(&bytes),
+    };
+    core.journal.append(&database, &[append])?;
+    core.journal.set_checkpointed(meta.id, TxId::FIRST);
+    Ok(())
+}
+
+/// The last value a pragma answers, stepped to its end: an unfinished one holds its transaction open.
+fn last<T: rusqlite::types::FromSql>(connection: &Connection, sql: &str) -> rusqlite::Result<T> {
+    eprintln!("DEBUG {sql}");
+    let mut prepared = connection.prepare(sql)?;
+    let mut rows = prepared.query([])?;
+    let mut value = None;
+    while let Some(row) = rows.next()? {
+        value = Some(row.get(0)?);
+    }
+    value.ok_or(rusqlite::Error::QueryReturnedNoRows)
+}
+
+fn each_page(
+    file: &Path,
+    meta: &DbMeta,
+    pages: PageCount,
+    mut each: impl FnMut(PageNo, &[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    use std::os::unix::fs::FileExt as _;
+    let io = |e| Error::io(format!("read {}", file.display()), e);
+    let opened = std::fs::File::open(file).map_err(io)?;
+    let mut image = vec![0; meta.page_size.bytes()];
+    for page in pages.pages(meta.page_size) {
+        opened
+            .read_exact_at(&mut image, page.offset(meta.page_size))
+            .map_err(io)?;
+        each(page, &image)?;
+    }
+    Ok(())
+}
+
+fn digest_of(file: &Path, meta: &DbMeta, pages: PageCount) -> Result<Digest, Error> {
+    let mut digest = Digest::empty(meta.page_size).resize(PageCount::ZERO, pages, meta.page_size);
+    each_page(file, meta, pages, |page, image| {
+        digest = digest.replace(
+            tidelog_wal::digest::PageHash::ABSENT,
+            meta.seed.page(page, image),
+        );
+        Ok(())
+    })?;
+    Ok(digest)
+}

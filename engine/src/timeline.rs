@@ -1,0 +1,152 @@
+//! The past of a database: what a time or bookmark means, how far back it reaches, its commits, exports.
+//!
+//! Everything here reads what is *stored*: a commit that is not shipped yet is waited for, within the durability
+//! timeout, before it is looked up.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tidelog_archive::plan::{CommitInfo, History, Plan, Resolved, Target};
+use tidelog_wal::{Position, Timestamp, TxId};
+
+use crate::bucket::At;
+use crate::database::Lease;
+use crate::engine::Database;
+use crate::error::{Code, Error};
+use crate::rebuild::{history, materialise, plan_error, present};
+use crate::settings::Durability;
+use crate::system::{Page, PageOf};
+
+/// What a point in time resolves to.
+#[derive(Debug, Clone, Copy)]
+pub struct BookmarkAt {
+    /// The commit.
+    pub bookmark: Position,
+    /// When it was committed.
+    pub committed_at: Timestamp,
+    /// The commit was made at exactly that time.
+    pub exact: bool,
+    /// Bytes of the database then.
+    pub database_bytes: u64,
+}
+
+/// How far back a database can be put.
+#[derive(Debug, Clone)]
+pub struct RecoveryWindow {
+    /// The oldest state that can be restored.
+    pub earliest: Option<(Position, Timestamp)>,
+    /// The newest commit.
+    pub latest: Position,
+    /// The newest stored commit.
+    pub latest_durable: Option<Position>,
+    /// Age of the newest commit that is not stored.
+    pub lag: Duration,
+    /// States that are missing in between: after, resumes.
+    pub gaps: Vec<(TxId, TxId)>,
+}
+
+impl Database {
+    /// The history of the database as it is stored, with everything up to now.
+    async fn stored_history(&self) -> Result<(Lease, History), Error> {
+        let lease = self.lease().await?;
+        let capturing = std::sync::Arc::clone(&lease);
+        crate::ship::blocking(move || capturing.capture_now()).await?;
+        lease
+            .wait_durable(lease.last_lsn(), Durability::Remote)
+            .await?;
+        let meta = lease.meta();
+        let loaded = lease
+            .core
+            .remote
+            .owned_manifest(meta.namespace, meta.id)
+            .await?;
+        let history = history(&lease.core, &loaded)?;
+        Ok((lease, history))
+    }
+
+    async fn resolve(&self, target: Target) -> Result<(Lease, History, Resolved), Error> {
+        let (lease, mut history) = self.stored_history().await?;
+        let store = &lease.core.remote.store;
+        let resolved = history
+            .resolve(store, target, present(lease.core.term()))
+            .await;
+        Ok((lease, history, resolved.map_err(plan_error)?))
+    }
+
+    /// The last commit at or before `time`.
+    pub async fn bookmark_at(&self, time: Timestamp) -> Result<BookmarkAt, Error> {
+        let (lease, _, found) = self.resolve(Target::Time(time)).await?;
+        Ok(BookmarkAt {
+            bookmark: found.position,
+            committed_at: found.time,
+            exact: found.time == time,
+            database_bytes: found.n.bytes(lease.meta().page_size),
+        })
+    }
+
+    /// How far back the database can be put.
+    pub async fn recovery_window(&self) -> Result<RecoveryWindow, Error> {
+        let now = self.bookmark().await?;
+        let (lease, mut history) = self.stored_history().await?;
+        let oldest = history.horizon.max(TxId::FIRST);
+        let store = &lease.core.remote.store;
+        let earliest = history
+            .resolve(store, Target::TxId(oldest), present(lease.core.term()))
+            .await
+            .map_err(plan_error)?;
+        Ok(RecoveryWindow {
+            earliest: Some((earliest.position, earliest.time)),
+            latest: now.bookmark,
+            latest_durable: now.durable_bookmark,
+            lag: now.lag,
+            gaps: history
+                .gaps
+                .iter()
+                .map(|gap| (gap.after, gap.resumes))
+                .collect(),
+        })
+    }
+
+    /// The commits from `from` to `to`, oldest first, in pages.
+    pub async fn history(
+        &self,
+        from: Option<TxId>,
+        to: Option<TxId>,
+        page: Page,
+    ) -> Result<PageOf<CommitInfo>, Error> {
+        let bad = || Error::new(Code::InvalidRequest, "the cursor is not one of this list");
+        let cursor = match &page.cursor {
+            None => None,
+            Some(text) => Some(u64::from_str_radix(text, 16).map_err(|_| bad())?),
+        };
+        let (lease, mut history) = self.stored_history().await?;
+        let limit = page.limit();
+        let start = cursor.map_or(TxId::ZERO, TxId::new).next();
+        let first = from.unwrap_or(TxId::FIRST).max(start).max(history.horizon);
+        let last = to
+            .unwrap_or(TxId::new(u64::MAX))
+            .min(first.plus(limit as u64));
+        let store = &lease.core.remote.store;
+        let items = history
+            .commits(store, first, last)
+            .await
+            .map_err(plan_error)?;
+        Ok(PageOf::cut(items, limit, |commit| {
+            commit.position.txid.to_string()
+        }))
+    }
+
+    /// The plan to a state: what preview shows and [`Database::export`] does.
+    pub async fn plan(&self, at: At) -> Result<Plan, Error> {
+        let (_, mut history, resolved) = self.resolve(at.target()).await?;
+        history.plan(resolved, None).await.map_err(plan_error)
+    }
+
+    /// Writes a state as a plain SQLite file at `out`, which must not exist; proven before it has its name.
+    pub async fn export(&self, at: At, out: &Path) -> Result<Position, Error> {
+        let (lease, mut history, resolved) = self.resolve(at.target()).await?;
+        let plan = history.plan(resolved, None).await.map_err(plan_error)?;
+        materialise(&lease.core.remote.store, &plan, out).await?;
+        Ok(plan.target.position)
+    }
+}
