@@ -185,6 +185,24 @@ impl Bucket {
         Ok((loaded, history))
     }
 
+    /// The system database, which holds the names.
+    pub fn system(&self) -> BucketDatabase {
+        BucketDatabase {
+            namespace: "tidelog".to_owned(),
+            name: "system".to_owned(),
+            namespace_id: self.root.system_namespace,
+            id: self.root.system_database,
+            created_at: Timestamp::ZERO,
+            deleted_at: None,
+        }
+    }
+
+    /// Everything that is known of a database's history.
+    pub async fn history(&self, database: &BucketDatabase) -> Result<History, Error> {
+        let (_, history) = self.history_of(database.namespace_id, database.id).await?;
+        Ok(history)
+    }
+
     /// The newest stored commit of a database.
     pub async fn head(&self, database: &BucketDatabase) -> Result<Option<Position>, Error> {
         Ok(self

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct Limits {
     /// A JSON body. Larger: more memory a request; every body is held whole.
     pub body_bytes_max: usize,
+    /// An imported file. Larger: more scratch disk a request.
+    pub import_bytes_max: u64,
     /// One SQL text.
     pub sql_bytes_max: usize,
     /// Parameters of one statement.
@@ -25,6 +27,8 @@ pub struct Limits {
     pub head_deadline: Duration,
     /// How long a client may take to send a JSON body.
     pub body_deadline: Duration,
+    /// How long an import may pause between two pieces of its file.
+    pub import_pause: Duration,
     /// How long a stop waits for requests that run.
     pub drain_deadline: Duration,
     /// Items of a page when the request does not say.
@@ -39,6 +43,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes_max: 10 << 20,
+            import_bytes_max: 64 << 30,
             sql_bytes_max: 1 << 20,
             params_max: 1_000,
             batch_max: 100,
@@ -47,6 +52,7 @@ impl Default for Limits {
             query_deadline: Duration::from_secs(30),
             head_deadline: Duration::from_secs(10),
             body_deadline: Duration::from_secs(30),
+            import_pause: Duration::from_secs(30),
             drain_deadline: Duration::from_secs(30),
             page_default: 100,
             page_max: 500,

@@ -1,5 +1,6 @@
 //! SQLite as tenants reach it: opening connections, judging statements, running them.
 
 pub mod connection;
+pub mod fold;
 pub mod policy;
 pub mod run;

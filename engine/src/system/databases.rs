@@ -95,10 +95,10 @@ impl Cache {
     }
 }
 
-pub(super) const COLUMNS: &str = "id, namespace, name, page_size, created, deleted, durability, \
+const COLUMNS: &str = "id, namespace, name, page_size, created, deleted, durability, \
                        block_reads, block_writes, delete_protection, size_limit";
 
-pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
+fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
     let durability: Option<String> = row.get(6)?;
     Ok(DatabaseRow {
         id: DatabaseId::from_bytes(id16(&row.get::<_, Vec<u8>>(0)?)?),

@@ -7,7 +7,6 @@
 //! Rows that every request needs (tokens by hash, databases by name) are kept in memory once read, and
 //! forgotten when they change; this node is the only writer.
 
-pub mod catalog;
 pub mod databases;
 pub mod names;
 pub mod tokens;

@@ -110,6 +110,8 @@ pub(crate) enum Command {
     Db(DbCommand),
     /// Run one statement
     Query(QueryOptions),
+    /// Bring in an existing `SQLite` file as a new database
+    Import(ImportOptions),
     /// Write a database, as it is or was, to a file
     Export(ExportOptions),
     /// Show where a database stands, or stood at a time
@@ -355,6 +357,14 @@ pub(crate) struct QueryOptions {
     /// When the write is answered: memory, local or remote
     #[arg(long)]
     pub(crate) durability: Option<Durability>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportOptions {
+    /// NAMESPACE/DATABASE, which must not exist
+    pub(crate) database: Name,
+    /// The `SQLite` file
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ mod args;
 mod bucket;
 mod client;
 mod exit;
+mod local;
 mod output;
 mod remote;
 mod serve;
@@ -74,6 +75,7 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
         Command::Namespace(command) => remote::namespace(&place.server()?, command, output).await,
         Command::Db(command) => remote::db(&place.server()?, command, output).await,
         Command::Query(options) => remote::query(&place.server()?, options, output).await,
+        Command::Import(options) => remote::import(&place.server()?, options, output).await,
         Command::Export(options) => remote::export(&place.server()?, options, output).await,
         Command::Bookmark(options) => remote::bookmark(&place.server()?, options, output).await,
     }

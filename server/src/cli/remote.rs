@@ -7,10 +7,11 @@ use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value as Json, json};
 use tokio::io::AsyncWriteExt;
+use tokio_util::io::ReaderStream;
 
 use super::args::{
-    BookmarkOptions, DbCommand, ExportOptions, HistoryOptions, Name, NamespaceCommand,
-    QueryOptions, TokenCommand,
+    BookmarkOptions, DbCommand, ExportOptions, HistoryOptions, ImportOptions, Name,
+    NamespaceCommand, QueryOptions, TokenCommand,
 };
 use super::client::Client;
 use super::exit::{Exit, Failure};
@@ -195,6 +196,43 @@ pub(super) async fn query(
     Ok(())
 }
 
+pub(super) async fn import(
+    client: &Client,
+    options: ImportOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let ready = super::local::whole_file(&options.file, *output)?;
+    let path = ready.path();
+    let unreadable = |error: std::io::Error| {
+        let exit = if error.kind() == std::io::ErrorKind::NotFound {
+            Exit::NotFound
+        } else {
+            Exit::Failed
+        };
+        Failure::new(
+            exit,
+            format!("cannot read {}: {error}", options.file.display()),
+        )
+    };
+    let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+    let length = file.metadata().await.map_err(unreadable)?.len();
+    let bar = output.bar(length, "sending");
+    let moving = bar.clone();
+    let stream = ReaderStream::with_capacity(file, 1 << 18).inspect(move |piece| {
+        if let Ok(piece) = piece {
+            moving.inc(u64::try_from(piece.len()).unwrap_or_default());
+        }
+    });
+    let request = client
+        .request(Method::POST, &database(&options.database, &["import"]))
+        .header("content-type", "application/vnd.sqlite3")
+        .body(reqwest::Body::wrap_stream(stream));
+    let answer = client.json(request).await?;
+    bar.finish_and_clear();
+    fields(*output, &answer);
+    Ok(())
+}
+
 pub(super) async fn export(
     client: &Client,
     options: ExportOptions,
@@ -299,7 +337,13 @@ pub(super) async fn history(
     listed(
         *output,
         &found,
-        &["bookmark", "committed_at", "kind", "pages", "bytes"],
+        &[
+            "bookmark",
+            "committed_at",
+            "kind",
+            "pages_changed",
+            "page_count",
+        ],
     );
     Ok(())
 }

@@ -8,6 +8,7 @@ use tidelog_engine::system::tokens::Principal;
 use tidelog_engine::{Access as SqlAccess, Database, IdempotencyKey};
 use tidelog_wal::NamespaceId;
 
+use super::staging::Staged;
 use crate::app::App;
 use crate::fields::Fields;
 use crate::problem::{Code, Problem};
@@ -25,6 +26,8 @@ pub(crate) struct Call {
     pub(crate) principal: Option<Principal>,
     pub(crate) query: Fields,
     pub(crate) body: Fields,
+    /// The body of a file route.
+    pub(crate) file: Option<Staged>,
     /// For routes that keep the key with their effect.
     pub(crate) idempotency: Option<IdempotencyKey>,
 }

@@ -14,6 +14,7 @@ pub(crate) mod idempotency;
 pub(crate) mod pipeline;
 pub(crate) mod route;
 pub(crate) mod router;
+pub(crate) mod staging;
 
 pub(crate) use answer::Answer;
 pub(crate) use call::Call;

@@ -13,6 +13,7 @@ use tidelog_wal::Position;
 
 use super::answer::positions;
 use super::edge::RequestId;
+use super::staging::stage;
 use super::{Answer, BodyKind, Call, Route, auth, idempotency};
 use crate::app::App;
 use crate::fields::Fields;
@@ -122,7 +123,11 @@ impl Incoming {
         let key = idempotency::key(headers, &self.parts.method)?;
         self.guard(principal.as_ref()).await?;
         let query = Fields::of_query(self.parts.uri.query().unwrap_or_default())?;
-        let bytes = self.json_body(body).await?;
+        let (bytes, file) = match self.route.body {
+            BodyKind::File => (Bytes::new(), Some(stage(&self.app, body).await?)),
+            BodyKind::Json => (self.json_body(body).await?, None),
+            BodyKind::None => (self.read(body).await?, None),
+        };
         if self.route.body == BodyKind::None && !bytes.is_empty() {
             return Err(Problem::new(
                 Code::InvalidRequest,
@@ -149,6 +154,7 @@ impl Incoming {
             principal,
             query,
             body: Fields::of_body(&bytes)?,
+            file,
             idempotency: None,
         };
         let Some(record) = record else {

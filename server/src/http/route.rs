@@ -28,6 +28,8 @@ pub(crate) enum BodyKind {
     None,
     /// A JSON object, held whole, within the body limit.
     Json,
+    /// A file, staged on disk as it comes, within the import limit.
+    File,
 }
 
 /// One method of one path.

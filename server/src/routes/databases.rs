@@ -27,6 +27,12 @@ async fn shown(database: &Database) -> Result<Answer, Problem> {
     Ok(Answer::ok(document).at(place.bookmark, place.durable_bookmark))
 }
 
+/// The answer to a database that has just been made.
+pub(super) async fn created(database: &Database) -> Result<Answer, Problem> {
+    let (document, place) = described(database).await?;
+    Ok(Answer::created(document).at(place.bookmark, place.durable_bookmark))
+}
+
 pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
     let name = call.body.required_text("name")?;
     let mut new = NewDatabase::named(name);
@@ -52,8 +58,7 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
         .engine
         .database_create(call.namespace()?, new)
         .await?;
-    let (document, place) = described(&database).await?;
-    Ok(Answer::created(document).at(place.bookmark, place.durable_bookmark))
+    created(&database).await
 }
 
 /// Lists settings; where each database stands is told by the database itself, which would have to be opened.

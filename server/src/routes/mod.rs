@@ -5,9 +5,10 @@ mod health;
 mod namespaces;
 mod operations;
 mod query;
-mod shape;
+pub(crate) mod shape;
 mod time;
 mod tokens;
+mod transfer;
 
 use axum::http::Method;
 use tidelog_engine::Role::{Admin, Analyst, Operator, Owner, Viewer};
@@ -111,6 +112,37 @@ pub(crate) fn table() -> Vec<Route> {
             role(Viewer),
             handler!(time::current),
         ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/bookmarks",
+            role(Viewer),
+            handler!(time::at),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/recovery-window",
+            role(Viewer),
+            handler!(time::window),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/history",
+            role(Analyst),
+            handler!(time::history),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/export",
+            role(Analyst),
+            handler!(transfer::export),
+        ),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/databases/{db}/import",
+            role(Admin),
+            handler!(transfer::import),
+        )
+        .body(BodyKind::File),
         Route::new(Method::POST, TOKENS, role(Admin), handler!(tokens::create))
             .body(BodyKind::Json),
         Route::new(Method::GET, TOKENS, role(Admin), handler!(tokens::list)),

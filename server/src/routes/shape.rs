@@ -1,21 +1,23 @@
 //! How the engine's answers look as JSON.
 
 use serde_json::{Value as Json, json};
+use tidelog_archive::plan::CommitInfo;
 use tidelog_engine::system::databases::DatabaseRow;
 use tidelog_engine::system::tokens::{TokenInfo, token_id_text};
 use tidelog_engine::{Durability, StatementResult};
 use tidelog_wal::Position;
+use tidelog_wal::record::{RecordKind, tag};
 
 use crate::time;
 use crate::values::{Integers, to_json};
 
 /// A position, or null.
-pub(super) fn position(position: Option<Position>) -> Json {
+pub(crate) fn position(position: Option<Position>) -> Json {
     position.map_or(Json::Null, |position| json!(position.to_string()))
 }
 
 /// A database's settings.
-pub(super) fn database(row: &DatabaseRow) -> Json {
+pub(crate) fn database(row: &DatabaseRow) -> Json {
     json!({
         "name": row.name,
         "id": row.id.to_string(),
@@ -31,7 +33,7 @@ pub(super) fn database(row: &DatabaseRow) -> Json {
 }
 
 /// A token, without its secret.
-pub(super) fn token(info: &TokenInfo) -> Json {
+pub(crate) fn token(info: &TokenInfo) -> Json {
     json!({
         "id": token_id_text(&info.id),
         "kind": info.kind.as_str(),
@@ -47,7 +49,7 @@ pub(super) fn token(info: &TokenInfo) -> Json {
 }
 
 /// The result of one statement.
-pub(super) fn result(result: StatementResult, integers: Integers) -> Json {
+pub(crate) fn result(result: StatementResult, integers: Integers) -> Json {
     let row = |row: Vec<_>| {
         row.into_iter()
             .map(|value| to_json(value, integers))
@@ -62,7 +64,35 @@ pub(super) fn result(result: StatementResult, integers: Integers) -> Json {
     })
 }
 
+/// A commit of a history.
+pub(crate) fn commit(commit: &CommitInfo) -> Json {
+    let value = |tag| {
+        commit
+            .annotations
+            .iter()
+            .find(|one| one.tag == tag)
+            .map(|one| &one.value[..])
+    };
+    let token = value(tag::TOKEN).and_then(|id| <[u8; 16]>::try_from(id).ok());
+    let kind = match commit.kind {
+        RecordKind::Delta => "delta",
+        RecordKind::Image => "image",
+        RecordKind::Fork => "fork",
+        RecordKind::Restore => "restore",
+        RecordKind::Reference => "reference",
+    };
+    json!({
+        "bookmark": commit.position.to_string(),
+        "committed_at": time::format(commit.time),
+        "kind": kind,
+        "pages_changed": commit.pages_changed,
+        "page_count": commit.n.get(),
+        "token": token.map(|id| token_id_text(&id)),
+        "request_id": value(tag::REQUEST).map(String::from_utf8_lossy),
+    })
+}
+
 /// A duration in milliseconds, to the microsecond.
-pub(super) fn millis(duration: std::time::Duration) -> f64 {
+pub(crate) fn millis(duration: std::time::Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -1,8 +1,9 @@
-//! Time: where a database stands.
+//! Time: where a database stands, where it stood, how far back it can go, and every commit between.
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
+use tidelog_wal::Position;
 
 use super::shape;
 use crate::http::{Answer, Call};
@@ -50,4 +51,63 @@ pub(super) async fn current(mut call: Call) -> Result<Answer, Problem> {
         "lag_ms": shape::millis(at.lag),
     });
     Ok(Answer::ok(document).at(Some(at.bookmark), at.durable_bookmark))
+}
+
+/// A bookmark among the query parameters.
+pub(super) fn bookmark(call: &mut Call, name: &str) -> Result<Option<Position>, Problem> {
+    let Some(text) = call.query.text(name)? else {
+        return Ok(None);
+    };
+    text.parse().map(Some).map_err(|_| {
+        let detail =
+            format!("{text:?} is not a bookmark: term(8)-txid(16)-chain(32), lower-case hex");
+        Problem::invalid(Code::BookmarkMalformed, &format!("/{name}"), detail)
+    })
+}
+
+pub(super) async fn at(mut call: Call) -> Result<Answer, Problem> {
+    let timestamp = call.query.time("timestamp")?.ok_or_else(|| {
+        Problem::invalid(Code::InvalidRequest, "/timestamp", "timestamp is required")
+    })?;
+    call.finish()?;
+    let found = call.database().await?.bookmark_at(timestamp).await?;
+    Ok(Answer::ok(json!({
+        "bookmark": found.bookmark.to_string(),
+        "committed_at": time::format(found.committed_at),
+        "exact": found.exact,
+        "database_size": found.database_bytes,
+        // It was found in the store, which is where a restore reads.
+        "restorable": true,
+        "durable": true,
+    })))
+}
+
+pub(super) async fn window(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let window = call.database().await?.recovery_window().await?;
+    let gaps: Vec<Json> = window
+        .gaps
+        .iter()
+        .map(|(after, resumes)| json!({ "after": after.to_string(), "resumes": resumes.to_string() }))
+        .collect();
+    let document = json!({
+        "earliest": shape::position(window.earliest.map(|(position, _)| position)),
+        "earliest_committed_at": window.earliest.map(|(_, committed_at)| time::format(committed_at)),
+        "latest": window.latest.to_string(),
+        "latest_durable": shape::position(window.latest_durable),
+        "lag_ms": shape::millis(window.lag),
+        "continuity": if gaps.is_empty() { "ok" } else { "gap" },
+        "gaps": gaps,
+    });
+    Ok(Answer::ok(document))
+}
+
+pub(super) async fn history(mut call: Call) -> Result<Answer, Problem> {
+    let from = bookmark(&mut call, "from")?.map(|position| position.txid);
+    let to = bookmark(&mut call, "to")?.map(|position| position.txid);
+    let (page, link) = call.page()?;
+    call.finish()?;
+    let found = call.database().await?.history(from, to, page).await?;
+    let items: Vec<Json> = found.items.iter().map(shape::commit).collect();
+    Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
 }

@@ -36,7 +36,13 @@ async fn every_answer_on_a_database_says_where_it_stands() {
         .expect("a bookmark")
         .to_owned();
     assert_eq!(write.header("db-bookmark"), Some(at.as_str()));
-    for path in ["", "/bookmarks/current"] {
+    for path in [
+        "",
+        "/bookmarks/current",
+        "/recovery-window",
+        "/history",
+        "/export",
+    ] {
         let got = world.get(&format!("{database}{path}")).await;
         assert_eq!(
             (got.status, got.header("db-bookmark")),
@@ -192,5 +198,132 @@ async fn limits_of_sql_are_answered_with_the_limit() {
     let many = "with recursive n(x) as (select 1 union all select x + 1 from n limit 100001) select x from n";
     let got = world.post(&query, json!({ "sql": many })).await;
     assert_eq!((got.status, got.code()), (413, "result-too-large"));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_imported_exports_as_the_same_content() {
+    let world = World::start().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("in.db");
+    let made = rusqlite::Connection::open(&file).expect("SQLite opens");
+    made.execute_batch(
+        "pragma page_size=8192; create table t(a primary key, b) without rowid;
+         with recursive n(x) as (select 1 union all select x + 1 from n limit 5000)
+         insert into t select x, hex(randomblob(20)) from n;",
+    )
+    .expect("SQLite writes");
+    drop(made);
+    let bytes = std::fs::read(&file).expect("the file");
+    let path = "/v1/namespaces/default/databases/in";
+    let send = |bytes: Vec<u8>| {
+        read(
+            world
+                .ask(Method::POST, &format!("{path}/import"))
+                .body(bytes),
+        )
+    };
+    let got = send(bytes.clone()).await;
+    assert_eq!(
+        (got.status, got.body["page_size"].as_u64()),
+        (201, Some(8192)),
+        "{got:?}"
+    );
+    assert_eq!(send(bytes.clone()).await.code(), "name-taken");
+    let response = world
+        .ask(Method::GET, &format!("{path}/export"))
+        .send()
+        .await
+        .expect("an answer");
+    let out = folder.path().join("out.db");
+    std::fs::write(&out, response.bytes().await.expect("the file")).expect("written");
+    let sum = |file: &std::path::Path| -> (i64, String) {
+        let database = rusqlite::Connection::open(file).expect("SQLite opens");
+        let check: String = database
+            .query_row("pragma integrity_check", [], |row| row.get(0))
+            .expect("a check");
+        assert_eq!(check, "ok");
+        let sql = "select count(*), group_concat(a || b) from t";
+        database
+            .query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .expect("a sum")
+    };
+    assert_eq!(sum(&file), sum(&out));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_file_is_refused_and_creates_nothing() {
+    let world = World::start().await;
+    let good = {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("in.db");
+        let made = rusqlite::Connection::open(&file).expect("SQLite opens");
+        made.execute_batch("create table t(a); insert into t values(zeroblob(20000));")
+            .expect("written");
+        drop(made);
+        std::fs::read(&file).expect("the file")
+    };
+    let truncated = good[..good.len() - 4096].to_vec();
+    for bytes in [
+        Vec::new(),
+        b"not a database".to_vec(),
+        vec![7; 8192],
+        truncated,
+    ] {
+        let length = bytes.len();
+        let request = world
+            .ask(Method::POST, "/v1/namespaces/default/databases/bad/import")
+            .body(bytes);
+        let got = read(request).await;
+        assert_eq!(
+            (got.status, got.code()),
+            (422, "import-invalid"),
+            "{length} bytes"
+        );
+    }
+    let got = world.get("/v1/namespaces/default/databases/bad").await;
+    assert_eq!((got.status, got.code()), (404, "database-not-found"));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_resolves_to_the_commit_at_or_before_it() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    let last = world.run(&database, "insert into t values(1)").await;
+    let last = last.header("db-bookmark").expect("a bookmark").to_owned();
+    let got = world
+        .get(&format!(
+            "{database}/bookmarks?timestamp=2999-01-01T00:00:00Z"
+        ))
+        .await;
+    assert_eq!(
+        got.body["bookmark"].as_str(),
+        Some(last.as_str()),
+        "{got:?}"
+    );
+    assert_eq!(got.body["exact"], false);
+    let got = world
+        .get(&format!("{database}/bookmarks?timestamp=yesterday"))
+        .await;
+    assert_eq!(got.code(), "invalid-request");
+    assert_eq!(
+        world.get(&format!("{database}/bookmarks")).await.code(),
+        "invalid-request"
+    );
+    let got = world
+        .get(&format!("{database}/export?bookmark=nonsense"))
+        .await;
+    assert_eq!((got.status, got.code()), (422, "bookmark-malformed"));
+    let history = world.get(&format!("{database}/history")).await;
+    let items = history.body["items"].as_array().expect("items");
+    assert_eq!(items.len(), 3, "creation and two commits");
+    assert!(
+        items
+            .iter()
+            .any(|item| item["bookmark"].as_str() == Some(last.as_str()))
+    );
     world.stop().await;
 }

@@ -1,15 +1,23 @@
 //! `tidelog store check`.
 
-use serde_json::json;
+use std::sync::Arc;
 
-use super::open_store;
+use serde_json::json;
+use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
+use tidelog_archive::{SystemClock, SystemEntropy};
+
 use crate::cli::exit::Failure;
 use crate::cli::output::Output;
 use crate::time;
 
 /// `tidelog store check`: proves that the store does what Tidelog needs, and leaves nothing in it.
 pub(in crate::cli) async fn check(url: &str, output: &Output) -> Result<(), Failure> {
-    let fitness = open_store(url)?.probe().await?;
+    let options = StoreOptions {
+        settings: StoreSettings::default(),
+        clock: Arc::new(SystemClock::new()),
+        entropy: Arc::new(SystemEntropy),
+    };
+    let fitness = Store::open(url, options)?.probe().await?;
     let (ours, theirs) = (fitness.wall, fitness.store_time);
     let apart = ours.micros().abs_diff(theirs.micros()) / 1000;
     let document = json!({

@@ -1,16 +1,21 @@
 //! `tidelog history --store`: the newest commits of a database, each with its bookmark.
 
 use serde_json::{Value as Json, json};
-use tidelog_archive::plan::{PlanError, Target};
+use tidelog_engine::bucket::Bucket;
 use tidelog_wal::TxId;
 
-use super::Bucket;
 use crate::cli::args::HistoryOptions;
 use crate::cli::exit::Failure;
 use crate::cli::output::{Output, cell, table};
-use crate::time;
+use crate::routes::shape;
 
-const HEADINGS: [&str; 3] = ["bookmark", "committed_at", "pages"];
+const HEADINGS: [&str; 5] = [
+    "bookmark",
+    "committed_at",
+    "kind",
+    "pages_changed",
+    "page_count",
+];
 
 /// Lists commits, newest first.
 pub(in crate::cli) async fn history(
@@ -19,48 +24,20 @@ pub(in crate::cli) async fn history(
     output: &Output,
 ) -> Result<(), Failure> {
     let bucket = Bucket::open(url).await?;
-    let row = bucket.find(&options.database).await?;
-    let mut history = bucket.history(row.namespace, row.id).await?;
-    let newest = match options.to {
-        Some(to) => Target::Position(to),
-        None => Target::Head,
-    };
-    let oldest = options.from.map_or(TxId::FIRST, |from| from.txid);
-    let mut at = Some(
-        history
-            .resolve(&bucket.store, newest, bucket.terms())
-            .await?,
-    );
-    let mut items: Vec<Json> = Vec::new();
-    while let Some(commit) = at.filter(|commit| commit.position.txid >= oldest) {
-        if items.len() >= options.limit {
-            break;
-        }
-        items.push(json!({
-            "bookmark": commit.position.to_string(),
-            "committed_at": time::format(commit.time),
-            "pages": commit.n.get(),
-        }));
-        let earlier = commit
-            .position
-            .txid
-            .prev()
-            .filter(|txid| *txid > TxId::ZERO);
-        at = match earlier {
-            None => None,
-            Some(txid) => {
-                match history
-                    .resolve(&bucket.store, Target::TxId(txid), bucket.terms())
-                    .await
-                {
-                    Ok(found) => Some(found),
-                    // What has left the window ends the list; it is no failure of it.
-                    Err(PlanError::Expired { .. } | PlanError::BeforeHistory { .. }) => None,
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        };
-    }
+    let name = &options.database;
+    let database = bucket.find(&name.namespace, &name.database).await?;
+    let mut history = bucket.history(&database).await?;
+    let head = history.head().map_or(TxId::ZERO, |head| head.txid);
+    let last = options.to.map_or(head, |to| to.txid.min(head));
+    let limit = u64::try_from(options.limit).unwrap_or(u64::MAX);
+    let newest = TxId::new(last.get().saturating_sub(limit)).next();
+    let first = options
+        .from
+        .map_or(TxId::FIRST, |from| from.txid)
+        .max(newest);
+    let first = first.max(history.horizon);
+    let commits = history.commits(bucket.store(), first, last).await?;
+    let items: Vec<Json> = commits.iter().rev().map(shape::commit).collect();
     let rows: Vec<Vec<String>> = items
         .iter()
         .map(|item| {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 use serde_json::json;
 use tidelog_archive::restore::{FileSink, PageSink, RestoreSettings, execute};
+use tidelog_engine::bucket::Bucket;
 
-use super::Bucket;
 use crate::cli::args::RestoreOptions;
 use crate::cli::exit::Failure;
 use crate::cli::output::{Output, bytes};
@@ -55,13 +55,11 @@ pub(in crate::cli) async fn restore(
     let out = &options.out;
     refuse_existing(out, options.force)?;
     let bucket = Bucket::open(url).await?;
-    let row = bucket.find(&options.database).await?;
-    let mut history = bucket.history(row.namespace, row.id).await?;
-    let target = history
-        .resolve(&bucket.store, options.at.target(), bucket.terms())
-        .await?;
-    let plan = history.plan(target, None).await?;
-    let size = u64::from(target.n.get()) * u64::from(row.page_size);
+    let name = &options.database;
+    let database = bucket.find(&name.namespace, &name.database).await?;
+    let plan = bucket.plan(&database, options.at.target()).await?;
+    let target = plan.target;
+    let size = target.n.bytes(plan.page_size);
     let unwritable =
         |error: io::Error| Failure::failed(format!("cannot write {}: {error}", out.display()));
     let made = beside(out);
@@ -75,7 +73,7 @@ pub(in crate::cli) async fn restore(
         bar: output.bar(size, "restoring"),
     };
     let (watched, report) =
-        execute(&bucket.store, &plan, watched, RestoreSettings::default()).await?;
+        execute(bucket.store(), &plan, watched, RestoreSettings::default()).await?;
     watched.bar.finish_and_clear();
     drop(watched);
     place(&made, out, options.force).map_err(unwritable)?;

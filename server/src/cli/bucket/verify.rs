@@ -3,8 +3,8 @@
 use serde_json::{Value as Json, json};
 use tidelog_archive::restore::FileSink;
 use tidelog_archive::scrub::{self, scrub};
+use tidelog_engine::bucket::Bucket;
 
-use super::Bucket;
 use crate::cli::args::{Level, VerifyOptions};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::Output;
@@ -16,25 +16,13 @@ pub(in crate::cli) async fn verify(
     output: &Output,
 ) -> Result<(), Failure> {
     let bucket = Bucket::open(url).await?;
-    let mut wanted = Vec::new();
-    if let Some(name) = &options.database {
-        let row = bucket.find(name).await?;
-        wanted.push((name.to_string(), row.namespace, row.id));
+    let wanted = if let Some(name) = &options.database {
+        vec![bucket.find(&name.namespace, &name.database).await?]
     } else {
-        let root = &bucket.root;
-        wanted.push((
-            "system".to_owned(),
-            root.system_namespace,
-            root.system_database,
-        ));
-        for (namespace, row) in bucket.catalog().await? {
-            wanted.push((
-                format!("{}/{}", namespace.name, row.name),
-                row.namespace,
-                row.id,
-            ));
-        }
-    }
+        let mut all = vec![bucket.system()];
+        all.extend(bucket.databases().await?);
+        all
+    };
     let level = match options.level {
         Level::Objects => scrub::Level::Objects,
         Level::Chain => scrub::Level::Chain,
@@ -44,10 +32,12 @@ pub(in crate::cli) async fn verify(
     let scratch = tempfile::tempdir()
         .map_err(|error| Failure::failed(format!("cannot make a temporary folder: {error}")))?;
     let (mut items, mut lines, mut damaged) = (Vec::<Json>::new(), Vec::new(), 0_usize);
-    for (name, namespace, id) in wanted {
-        let history = bucket.history(namespace, id).await?;
+    for database in wanted {
+        let name = format!("{}/{}", database.namespace, database.name);
+        let id = database.id;
+        let history = bucket.history(&database).await?;
         let mut files = 0_u64;
-        let report = scrub(&bucket.store, history, level, || {
+        let report = scrub(bucket.store(), history, level, || {
             files += 1;
             FileSink::create(&scratch.path().join(format!("{id}-{files}")))
         });

@@ -1,0 +1,70 @@
+//! Whole databases in and out, as plain SQLite files.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use futures::TryStreamExt;
+use tidelog_engine::bucket::At;
+use tokio_util::io::ReaderStream;
+
+use super::{databases, time};
+use crate::http::staging::disk;
+use crate::http::{Answer, Call};
+use crate::problem::{Code, Problem};
+
+/// Bytes read from the file at a time.
+const PIECE: usize = 1 << 18;
+
+/// `GET export`: the database at a bookmark or a time, or as it stands. No reader is held while it streams.
+pub(super) async fn export(mut call: Call) -> Result<Answer, Problem> {
+    let bookmark = time::bookmark(&mut call, "bookmark")?;
+    let timestamp = call.query.time("timestamp")?;
+    if bookmark.is_some() && timestamp.is_some() {
+        let detail = "give a bookmark or a timestamp, not both";
+        return Err(Problem::invalid(Code::InvalidRequest, "/timestamp", detail));
+    }
+    call.finish()?;
+    let at = bookmark
+        .map(At::Bookmark)
+        .or(timestamp.map(At::Time))
+        .unwrap_or(At::Latest);
+    let database = call.database().await?;
+    let folder = tempfile::Builder::new()
+        .prefix("export-")
+        .tempdir_in(&call.app.scratch)
+        .map_err(|error| disk(&error))?;
+    let path = folder.path().join("database");
+    let position = database.export(at, &path).await?;
+    let file = tokio::fs::File::open(&path)
+        .await
+        .map_err(|error| disk(&error))?;
+    let length = file.metadata().await.map_err(|error| disk(&error))?.len();
+    // The folder lives as long as the stream that reads from it.
+    let stream = ReaderStream::with_capacity(file, PIECE).inspect_ok(move |_| {
+        let _ = &folder;
+    });
+    let durable = database.bookmark().await?.durable_bookmark;
+    Ok(
+        Answer::other("application/vnd.sqlite3", Body::from_stream(stream))
+            .header(header::CONTENT_LENGTH, HeaderValue::from(length))
+            .header(
+                header::CONTENT_DISPOSITION,
+                HeaderValue::from_static("attachment; filename=\"database.sqlite\""),
+            )
+            .at(Some(position), durable),
+    )
+}
+
+/// `POST import`: a new database from a file; a name in use is refused.
+pub(super) async fn import(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let file = call
+        .file
+        .take()
+        .ok_or_else(|| Problem::new(Code::Internal, "an import came without its file"))?;
+    let (engine, namespace) = (&call.app.engine, call.namespace()?);
+    let database = engine
+        .database_import(namespace, &call.name("db")?, &file.path)
+        .await?;
+    tracing::info!(bytes = file.bytes, "a database was imported");
+    databases::created(&database).await
+}
