@@ -17,6 +17,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use tidelog_wal::chain;
 use tidelog_wal::cursor::{Commit, PublishedCursor, WalError};
@@ -146,6 +147,29 @@ impl Scratch {
         }
         self.batch.bytes.clear();
         self.batch.commits.clear();
+    }
+}
+
+/// Buffers kept for the next pass, so that a commit that is awaited allocates none.
+#[derive(Debug, Default)]
+pub(crate) struct Scratches {
+    kept: Mutex<Vec<Scratch>>,
+}
+
+/// Buffers kept at most: one for each thread that captures at once.
+const SCRATCHES_KEPT: usize = 8;
+
+impl Scratches {
+    /// Runs `work` with buffers.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = lock().pop().unwrap_or_default();
+        let result = work(&mut scratch);
+        let mut kept = lock();
+        if kept.len() < SCRATCHES_KEPT {
+            kept.push(scratch);
+        }
+        result
     }
 }
 

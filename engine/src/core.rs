@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tidelog_archive::env::{Clock, Entropy, SystemClock, SystemEntropy};
 use tidelog_wal::{DatabaseId, Term};
 
+use crate::capture::Scratches;
 use crate::disk::{Disk, StdDisk};
 use crate::journal::Journal;
 use crate::pump::Pump;
@@ -45,6 +46,7 @@ pub(crate) struct Core {
     pub(crate) pump: Pump,
     pub(crate) remote: Remote,
     pub(crate) tails: Tails,
+    pub(crate) scratches: Scratches,
 }
 
 impl Core {

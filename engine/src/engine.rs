@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tidelog_archive::root::Root;
 use tidelog_archive::store::Store;
 use tidelog_wal::delta::Delta;
 use tidelog_wal::record::{RecordHeader, RecordKind, TimeFlag};
@@ -130,19 +131,17 @@ impl Engine {
         );
         let (stop, stopped) = watch::channel(false);
         let (settle, inbox) = mpsc::unbounded_channel();
-        for section in &tail {
-            registry.note_tail(section.meta.database, section.meta.end());
-        }
         // The receiver is at hand: it cannot fail.
         let _ = settle.send(tail);
         let shipper = Shipper {
             core: Arc::clone(&core),
             store: core.remote.store.clone(),
             settle,
+            stop: stopped,
         };
         let settler = Settler::new(Arc::clone(&core), Arc::clone(&registry), terms, inbox);
         let mut tasks = Tasks {
-            shipper: Some(tokio::spawn(shipper.run(stopped))),
+            shipper: Some(tokio::spawn(shipper.run())),
             ..Tasks::default()
         };
         tasks
@@ -177,18 +176,44 @@ impl Engine {
         let engine = Self {
             inner: Arc::new(inner),
         };
-        if fresh {
-            engine
-                .make_database(
-                    root.system_namespace,
-                    root.system_database,
-                    &NewDatabase::named("system"),
-                )
-                .await?;
-        }
+        engine.make_system(&root, fresh).await?;
         engine.inner.system.prepare().await?;
         engine.spawn_idle_sweep();
         Ok(engine)
+    }
+
+    /// Makes the system database, if this start or one before it that died has not come to it.
+    async fn make_system(&self, root: &Root, fresh: bool) -> Result<(), Error> {
+        let (namespace, id) = (root.system_namespace, root.system_database);
+        let core = Arc::clone(&self.inner.core);
+        if !fresh {
+            match core.remote.owned_manifest(namespace, id).await {
+                Err(error) if error.code() == Code::DatabaseNotFound => {}
+                Err(error) => return Err(error),
+                Ok(loaded) => {
+                    let state = DbState::read(core.parts.disk.as_ref(), &core.database_folder(id))?;
+                    let stored = loaded
+                        .manifest
+                        .settled_position()
+                        .or_else(|| core.tails.newest(id));
+                    let journaled = self.inner.registry.has_journaled(id);
+                    if state.is_some() || stored.is_some() || journaled {
+                        return Ok(());
+                    }
+                    // Only its manifest was made.
+                    let meta = DbMeta {
+                        id,
+                        namespace,
+                        page_size: loaded.manifest.page_size,
+                        seed: loaded.manifest.seed,
+                    };
+                    return blocking(move || first_commit(&core, meta, AutoVacuum::None)).await;
+                }
+            }
+        }
+        self.make_database(namespace, id, &NewDatabase::named("system"))
+            .await?;
+        Ok(())
     }
 
     /// Sentences for the person who started the node.
@@ -516,8 +541,7 @@ fn first_commit(core: &Core, meta: DbMeta, auto_vacuum: AutoVacuum) -> Result<()
         clean: true,
         durable: None,
     };
-    crash_point!("create.before_state");
-    state.write(core.parts.disk.as_ref(), &folder)?;
+    // The record first: files without it would be a history that begins with a hole.
     let append = Append {
         txid: TxId::FIRST,
         wal: WalPosition::default(),
@@ -525,6 +549,8 @@ fn first_commit(core: &Core, meta: DbMeta, auto_vacuum: AutoVacuum) -> Result<()
         payload: Payload::Record(&record),
     };
     core.journal.append(&database, &[append])?;
+    crash_point!("create.before_state");
+    state.write(core.parts.disk.as_ref(), &folder)?;
     core.journal.set_checkpointed(meta.id, TxId::FIRST);
     Ok(())
 }

@@ -275,7 +275,6 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
         clean: true,
         durable: None,
     };
-    state.write(core.parts.disk.as_ref(), &core.database_folder(meta.id))?;
     let database = ChunkDatabase {
         id: meta.id,
         namespace: meta.namespace,
@@ -290,13 +289,13 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
         payload: Payload::Record(&bytes),
     };
     core.journal.append(&database, &[append])?;
+    state.write(core.parts.disk.as_ref(), &core.database_folder(meta.id))?;
     core.journal.set_checkpointed(meta.id, TxId::FIRST);
     Ok(())
 }
 
 /// The last value a pragma answers, stepped to its end: an unfinished one holds its transaction open.
 fn last<T: rusqlite::types::FromSql>(connection: &Connection, sql: &str) -> rusqlite::Result<T> {
-    eprintln!("DEBUG {sql}");
     let mut prepared = connection.prepare(sql)?;
     let mut rows = prepared.query([])?;
     let mut value = None;

@@ -11,7 +11,7 @@ use tidelog_archive::manifest::Loaded;
 use tidelog_archive::plan::{self, History, Layer, Plan, PlanError, Resolved, TailSection, Target};
 use tidelog_archive::restore::{FileSink, RestoreError, RestoreSettings, execute};
 use tidelog_archive::store::Store;
-use tidelog_wal::{DatabaseId, Term, TxId};
+use tidelog_wal::{DatabaseId, Position, Term, TxId};
 
 use crate::capture::Head;
 use crate::core::Core;
@@ -63,6 +63,16 @@ impl Tails {
         }
     }
 
+    /// The newest commit of a database in them.
+    pub(crate) fn newest(&self, id: DatabaseId) -> Option<Position> {
+        let tails = self.lock();
+        let sections = tails.get(&id)?;
+        sections
+            .iter()
+            .map(|section| section.meta.end())
+            .max_by_key(|end| end.txid)
+    }
+
     /// The sections of a database.
     pub(crate) fn of(&self, id: DatabaseId) -> Vec<TailSection> {
         self.lock().get(&id).cloned().unwrap_or_default()
@@ -71,7 +81,7 @@ impl Tails {
 
 /// Turns a failure to find a point in time into the engine's, with the nearest usable point.
 pub(crate) fn plan_error(error: PlanError) -> Error {
-    let bookmark = |position: &tidelog_wal::Position| position.to_string();
+    let bookmark = |position: &Position| position.to_string();
     let (code, members) = match &error {
         PlanError::Unknown { .. } => (Code::BookmarkUnknown, vec![]),
         PlanError::Foreign { nearest, .. } => (

@@ -26,8 +26,6 @@ pub(crate) struct Slot {
     open: tokio::sync::Mutex<Option<Arc<OpenDb>>>,
     /// Commits of earlier lives that its files may lack, for the first open.
     journaled: Mutex<Vec<Journaled>>,
-    /// How far closed terms' journal objects reach, beyond what is settled.
-    tail: Mutex<Option<Position>>,
     /// This life owns its manifest and has compared its files with the store.
     owned: AtomicBool,
 }
@@ -62,13 +60,9 @@ impl Registry {
             .unwrap_or_else(PoisonError::into_inner) = commits;
     }
 
-    /// Notes that a closed term's journal holds the database up to `position`.
-    pub(crate) fn note_tail(&self, id: DatabaseId, position: Position) {
-        let slot = self.slot(id);
-        let mut tail = lock(&slot.tail);
-        if tail.is_none_or(|known| known.txid < position.txid) {
-            *tail = Some(position);
-        }
+    /// Whether an earlier life journaled commits that the files may lack.
+    pub(crate) fn has_journaled(&self, id: DatabaseId) -> bool {
+        !lock(&self.slot(id).journaled).is_empty()
     }
 
     /// Says that this life made the database: nothing in the store is older.
@@ -103,7 +97,12 @@ impl Registry {
         if !slot.owned.load(Ordering::Acquire) {
             let loaded = self.core.remote.owned_manifest(namespace, id).await?;
             let settled = loaded.manifest.settled_position();
-            let stored = newer(settled, *lock(&slot.tail));
+            if state.is_none() && !journaled.is_empty() {
+                // The files were never finished; their commits are on their way to the store.
+                let journal = &self.core.journal;
+                journal.wait_shipped(journal.appended_lsn()).await?;
+            }
+            let stored = newer(settled, self.core.tails.newest(id));
             let local = journaled
                 .last()
                 .map(|j| j.head)

@@ -65,6 +65,8 @@ pub(crate) struct Built {
 pub(crate) struct Shipper {
     pub(crate) core: Arc<Core>,
     pub(crate) store: Store,
+    /// The node is stopping: a store that does not answer then is not waited for.
+    pub(crate) stop: watch::Receiver<bool>,
     /// Told of every stored section, in order.
     pub(crate) settle: tokio::sync::mpsc::UnboundedSender<Vec<ShippedSection>>,
 }
@@ -73,7 +75,8 @@ type Put = JoinHandle<Result<(SealedChunk, Vec<ShippedSection>), Error>>;
 
 impl Shipper {
     /// Runs until `stop` is true and everything is shipped, or the journal is poisoned.
-    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(self) {
+        let mut stop = self.stop.clone();
         let shipper = Arc::new(self);
         let mut puts: FuturesOrdered<Put> = FuturesOrdered::new();
         loop {
@@ -160,6 +163,11 @@ impl Shipper {
                 }
                 Err(error) => {
                     tracing::warn!(%key, %error, "journal object not stored yet");
+                    if *self.stop.borrow() {
+                        let what = "the store does not answer: what is not shipped stays in the \
+                                    journal folder and is shipped after the next start";
+                        return Err(Error::new(Code::StorageUnavailable, what).caused_by(error));
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
                 }

@@ -73,17 +73,14 @@ async fn an_imported_database_is_changed_listed_and_exported_at_every_bookmark()
         bookmarks.push(run(&database, &format!("DELETE FROM t WHERE a % 40 = {i}")).await);
     }
     let scratch = tempfile::tempdir().expect("tempdir");
-    for (i, bookmark) in bookmarks.iter().enumerate() {
+    for (i, bookmark) in (0_i64..).zip(&bookmarks) {
         let out = scratch.path().join(format!("{i}.db"));
         let position = database
             .export(At::Bookmark(*bookmark), &out)
             .await
             .expect("export");
         assert_eq!(position, *bookmark);
-        assert_eq!(
-            query::<i64>(&out, "SELECT count(*) FROM t"),
-            5000 - 125 * i as i64
-        );
+        assert_eq!(query::<i64>(&out, "SELECT count(*) FROM t"), 5000 - 125 * i);
         assert_eq!(query::<String>(&out, "PRAGMA integrity_check"), "ok");
         assert_eq!(query::<i64>(&out, "PRAGMA page_size"), 8192);
     }

@@ -305,8 +305,9 @@ impl OpenDb {
 
     /// Captures what is committed, on this thread.
     pub(crate) fn capture_now(&self) -> Result<Head, Error> {
-        let mut scratch = Scratch::default();
-        self.capture_with(&mut scratch)
+        self.core
+            .scratches
+            .with(|scratch| self.capture_with(scratch))
     }
 
     /// Captures what is committed and appends it to the journal; answers the newest captured state.

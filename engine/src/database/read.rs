@@ -55,7 +55,12 @@ impl ReaderPermit {
         };
         let result = (|| {
             sqlite
-                .as_engine(|c| c.prepare_cached("BEGIN")?.execute([]))
+                .as_engine(|c| {
+                    c.prepare_cached("BEGIN")?.execute([])?;
+                    // Reads the schema cookie: statements prepared under a stale schema would be called wrong.
+                    c.prepare_cached("SELECT 1 FROM sqlite_schema LIMIT 1")?
+                        .exists([])
+                })
                 .map_err(|error| sql_error(&sqlite, error))?;
             sqlite.permit(Permission::READ);
             sqlite.set_deadline(deadline);

@@ -67,7 +67,8 @@ impl Pending {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Issues the ticket of a commit. Called behind the write gate, in order.
+    /// Issues the ticket of the commit to come. Called behind the write gate, before COMMIT, since capture may
+    /// run at once. If nothing is committed the ticket is dropped; the number belongs to the next commit.
     pub(crate) fn issue(&self, database: &Arc<OpenDb>, txid: TxId) -> Ticket {
         let cell = Arc::new(OnceLock::new());
         self.lock().tickets.push_back((txid, Arc::clone(&cell)));
@@ -117,7 +118,8 @@ impl Pending {
                         position: commit.head.position(),
                         lsn,
                     };
-                    cell.set(resolved).expect("a commit is captured once");
+                    // A dropped ticket of the same number may stand beside the one that was handed out.
+                    cell.get_or_init(|| resolved);
                 }
             }
         }

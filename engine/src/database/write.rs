@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tidelog_wal::record::Annotation;
+use tidelog_wal::shm::WalIndexHeader;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::OpenDb;
 use super::ticket::Ticket;
-use crate::capture::Scratch;
 use crate::crash_point;
 use crate::error::{Code, Error};
 use crate::sql::connection::{Purpose, Sqlite, open};
@@ -103,12 +103,17 @@ impl Gate {
                 }
             };
             crash_point!("commit.before");
+            // Before COMMIT: capture may see the commit before this thread goes on.
+            let ticket = database
+                .pending
+                .issue(database, database.committed_txid(&before).next());
             let committed = sqlite.as_engine(|c| c.prepare_cached("COMMIT")?.execute([]));
             if let Err(error) = committed {
                 return Err(self.commit_failed(sqlite, error));
             }
             crash_point!("commit.after");
-            self.ticket(&before).map(|ticket| Written { value, ticket })
+            self.committed(&before, ticket)
+                .map(|ticket| Written { value, ticket })
         })
     }
 
@@ -120,22 +125,36 @@ impl Gate {
         let database = &self.database;
         database.with_writer(|sqlite| {
             let before = database.header()?;
+            let ticket = database
+                .pending
+                .issue(database, database.committed_txid(&before).next());
             let value = work(sqlite)?;
-            self.ticket(&before).map(|ticket| Written { value, ticket })
+            self.committed(&before, ticket)
+                .map(|ticket| Written { value, ticket })
         })
     }
 
-    fn ticket(&self, before: &tidelog_wal::shm::WalIndexHeader) -> Result<Option<Ticket>, Error> {
+    /// The ticket, if anything was committed; sees to it that capture follows.
+    fn committed(&self, before: &WalIndexHeader, ticket: Ticket) -> Result<Option<Ticket>, Error> {
         let database = &self.database;
         let after = database.header()?;
-        if after.change == before.change {
-            return Ok(None);
-        }
         let txid = database.committed_txid(&after);
-        let ticket = database.pending.issue(database, txid);
+        match after.change.wrapping_sub(before.change) {
+            0 => return Ok(None),
+            1 => {}
+            more => {
+                let what = format!("one transaction counted as {more} commits up to {txid}");
+                let error = Error::internal(what);
+                database.poison(&error);
+                return Err(error);
+            }
+        }
         let behind = txid.since(database.head().txid).unwrap_or(0);
         if database.wants_restart(after.max_frame) {
-            database.restart_wal(&mut Scratch::default())?;
+            database
+                .core
+                .scratches
+                .with(|scratch| database.restart_wal(scratch))?;
         } else if behind > RUN_AHEAD_COMMITS {
             database.capture_now()?;
         } else {

@@ -19,6 +19,7 @@ use super::identity::{FolderLock, Identity};
 use super::inherit::{Inherited, inherit};
 use super::tail::unsettled;
 use super::terms::{Closed, close_earlier, term_error};
+use crate::capture::Scratches;
 use crate::core::{Core, Parts};
 use crate::crash_point;
 use crate::error::{Code, Error};
@@ -153,6 +154,7 @@ pub(crate) async fn start(
         pump: Pump::default(),
         remote,
         tails: Tails::default(),
+        scratches: Scratches::default(),
     });
     let inherited = inherit(&core, &found, &fences)?;
     if inherited.reappended > 0 {
