@@ -60,6 +60,8 @@ pub(crate) struct Pending {
 struct Queue {
     tickets: VecDeque<(TxId, Arc<OnceLock<Resolved>>)>,
     annotations: VecDeque<(TxId, Vec<Annotation>)>,
+    /// The newest commit that was captured: the pump may capture one before its ticket is issued.
+    newest: Option<(TxId, Resolved)>,
 }
 
 impl Pending {
@@ -69,8 +71,17 @@ impl Pending {
 
     /// Issues the ticket of a commit. Called behind the write gate, in order.
     pub(crate) fn issue(&self, database: &Arc<OpenDb>, txid: TxId) -> Ticket {
-        let cell = Arc::new(OnceLock::new());
-        self.lock().tickets.push_back((txid, Arc::clone(&cell)));
+        let mut queue = self.lock();
+        // Behind the gate no later commit can have been captured: it is the newest, or not captured yet.
+        let cell = match queue.newest {
+            Some((at, resolved)) if at == txid => Arc::new(OnceLock::from(resolved)),
+            _ => {
+                let cell = Arc::new(OnceLock::new());
+                queue.tickets.push_back((txid, Arc::clone(&cell)));
+                cell
+            }
+        };
+        drop(queue);
         Ticket {
             database: Arc::clone(database),
             txid,
@@ -107,16 +118,17 @@ impl Pending {
         let first_lsn = last_lsn + 1 - commits.len() as u64;
         for (lsn, commit) in (first_lsn..).zip(commits) {
             let txid = commit.head.txid;
+            let resolved = Resolved {
+                position: commit.head.position(),
+                lsn,
+            };
+            queue.newest = Some((txid, resolved));
             while let Some((at, cell)) = queue.tickets.pop_front() {
                 if at > txid {
                     queue.tickets.push_front((at, cell));
                     break;
                 }
                 if at == txid {
-                    let resolved = Resolved {
-                        position: commit.head.position(),
-                        lsn,
-                    };
                     cell.set(resolved).expect("a commit is captured once");
                 }
             }
