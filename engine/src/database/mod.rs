@@ -80,7 +80,11 @@ impl Ledger {
 
     /// Says that everything up to `position` is stored.
     pub(crate) fn set_durable(&self, position: Position) {
-        self.lock().durable = Some(position);
+        let mut inner = self.lock();
+        // A state file may be older than what was shipped since it was written.
+        if inner.durable.is_none_or(|known| known.txid < position.txid) {
+            inner.durable = Some(position);
+        }
     }
 
     /// The newest Position that is stored, when the journal is shipped up to `shipped_lsn`.
