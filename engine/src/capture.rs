@@ -318,22 +318,22 @@ impl Capture {
         })
     }
 
-    /// Captures every commit that is published and not captured yet into `scratch.batch`.
+    /// Captures every commit that `header` publishes and that is not captured yet into `scratch.batch`.
     ///
     /// An error leaves the capture unusable: the database must be opened anew.
     pub fn pass(
         &mut self,
         files: &DbFiles,
+        header: WalIndexHeader,
         scratch: &mut Scratch,
         pass: &mut Pass<'_>,
-    ) -> Result<WalIndexHeader, CaptureError> {
+    ) -> Result<(), CaptureError> {
         scratch.prepare(self.page_size);
-        let header = files.header()?;
         if header.salts != self.life.salts {
             self.begin_life(&header)?;
         }
         if header.max_frame == self.life.frame {
-            return Ok(header);
+            return Ok(());
         }
         self.check_backfill(&header)?;
         if header.page_size.is_some_and(|size| size != self.page_size) {
@@ -369,7 +369,7 @@ impl Capture {
         self.life.frame = header.max_frame;
         self.life.change = header.change;
         self.life.ended = false;
-        Ok(header)
+        Ok(())
     }
 
     fn begin_life(&mut self, header: &WalIndexHeader) -> Result<(), CaptureError> {

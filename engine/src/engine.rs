@@ -538,6 +538,7 @@ fn first_commit(core: &Core, meta: DbMeta, auto_vacuum: AutoVacuum) -> Result<()
         meta,
         incarnation,
         head,
+        wal: None,
         clean: true,
         durable: None,
     };

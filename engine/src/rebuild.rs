@@ -228,6 +228,7 @@ pub(crate) async fn restore_files(
         },
         incarnation,
         head,
+        wal: None,
         clean: true,
         durable: Some(head.position()),
     };

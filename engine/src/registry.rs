@@ -15,6 +15,7 @@ use crate::database::open::{Journaled, open_database};
 use crate::database::state::DbState;
 use crate::database::{Lease, Ledger, OpenDb};
 use crate::error::{Code, Error};
+use crate::node::inherit::journaled_of;
 use crate::rebuild::restore_files;
 use crate::ship::blocking;
 
@@ -94,7 +95,8 @@ impl Registry {
         let folder = self.core.database_folder(id);
         let mut state = DbState::read(self.core.parts.disk.as_ref(), &folder)?;
         let mut journaled = lock(&slot.journaled).clone();
-        if !slot.owned.load(Ordering::Acquire) {
+        let opened_before = slot.owned.load(Ordering::Acquire);
+        if !opened_before {
             let loaded = self.core.remote.owned_manifest(namespace, id).await?;
             let settled = loaded.manifest.settled_position();
             if state.is_none() && !journaled.is_empty() {
@@ -125,6 +127,9 @@ impl Registry {
         };
         let (core, ledger) = (Arc::clone(&self.core), Arc::clone(&slot.ledger));
         let database = blocking(move || {
+            if opened_before && !state.clean {
+                journaled = journaled_of(&core, id)?;
+            }
             journaled.retain(|commit| commit.head.txid > state.head.txid);
             open_database(&core, state, &journaled, ledger)
         })

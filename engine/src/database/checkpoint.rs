@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tidelog_wal::frame::FrameNo;
+use tidelog_wal::shm::WalIndexHeader;
 
 use std::sync::{MutexGuard, PoisonError};
 
-use super::OpenDb;
-use crate::capture::{CaptureError, Scratch};
+use super::{CaptureSlot, OpenDb};
+use crate::capture::{CaptureError, Scratch, salt_words};
 use crate::crash_point;
 use crate::error::{Code, Error};
+use crate::journal::chunk::WalPosition;
 use crate::sql::connection::Sqlite;
 
 /// What SQLite answers to `PRAGMA wal_checkpoint`.
@@ -66,7 +68,7 @@ impl OpenDb {
             .store(u64::from(next), Ordering::Relaxed);
         if ended {
             self.core.journal.set_checkpointed(self.meta.id, head.txid);
-            self.write_state(head, false)?;
+            self.write_state(head, Some(wal_position(&header)))?;
             self.core.journal.collect()?;
         }
         Ok(())
@@ -109,15 +111,20 @@ impl OpenDb {
         for connection in readers.into_iter().chain(writer) {
             connection.close().map_err(shut)?;
         }
-        let closed_clean = self.truncate(&checkpointer);
+        // Held until the descriptors are gone: the pump, which may have the database queued, must not take
+        // the emptied WAL for a discontinuity.
+        let mut slot = self.lock_capture();
+        let closed_clean = self.truncate(&checkpointer, &mut slot);
         checkpointer.close().map_err(shut)?;
         self.drop_files();
+        drop(slot);
         closed_clean
     }
 
-    fn truncate(&self, last: &Sqlite) -> Result<(), Error> {
-        let head = self.capture_now()?;
-        self.core.journal.sync_to(self.last_lsn())?;
+    fn truncate(&self, last: &Sqlite, slot: &mut CaptureSlot) -> Result<(), Error> {
+        self.capture_locked(slot, &mut Scratch::default(), false)?;
+        let head = *slot.capture.head();
+        self.core.journal.sync_to(slot.last_lsn)?;
         crash_point!("close.before_truncate");
         let done = checkpoint_pragma(last, "TRUNCATE").map_err(|e| self.checkpoint_failed(e))?;
         if !done {
@@ -126,9 +133,20 @@ impl OpenDb {
             ));
         }
         crash_point!("close.after_truncate");
-        self.write_state(head, true)?;
+        self.write_state(head, None)?;
         self.core.journal.set_checkpointed(self.meta.id, head.txid);
         self.core.journal.collect()
+    }
+}
+
+/// Where the end of the log stands.
+fn wal_position(header: &WalIndexHeader) -> WalPosition {
+    WalPosition {
+        salts: salt_words(header.salts),
+        frame: header.max_frame.get(),
+        checksum: [header.checksum.s0, header.checksum.s1],
+        change: header.change,
+        pages: header.n_pages.get(),
     }
 }
 

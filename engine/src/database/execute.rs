@@ -52,7 +52,15 @@ pub(crate) async fn execute(
     let durability = request.durability.unwrap_or(durability);
     let (results, ticket, replayed) = write(&lease, &request).await?;
     let position = match ticket {
-        None => lease.head().position(),
+        None => {
+            // Its answer counts as its commit's: a retry must not hear of more than is durable.
+            if replayed {
+                lease.wait_durable(lease.last_lsn(), durability).await?;
+            }
+            let database = Arc::clone(&lease);
+            let head = blocking(move || database.capture_now()).await?;
+            head.position()
+        }
         Some(ticket) => {
             let database = Arc::clone(&lease);
             blocking(move || database.capture_now()).await?;

@@ -80,7 +80,11 @@ impl Ledger {
 
     /// Says that everything up to `position` is stored.
     pub(crate) fn set_durable(&self, position: Position) {
-        self.lock().durable = Some(position);
+        let mut inner = self.lock();
+        // A state file may be older than what was shipped since it was written.
+        if inner.durable.is_none_or(|known| known.txid < position.txid) {
+            inner.durable = Some(position);
+        }
     }
 
     /// The newest Position that is stored, when the journal is shipped up to `shipped_lsn`.
@@ -333,6 +337,10 @@ impl OpenDb {
             .as_ref()
             .ok_or_else(|| Error::internal("the database is closed"))?;
         let spools = self.core.spools(self.meta.id);
+        let header = files
+            .header()
+            .map_err(|error| self.capture_failed(error.into()))?;
+        // After the header: what it publishes has its annotations queued by now.
         let mut annotations = self.pending.take_annotations();
         let mut pass = Pass {
             term: self.core.term(),
@@ -346,9 +354,9 @@ impl OpenDb {
             annotations: &mut annotations,
             recovering,
         };
-        let passed = slot.capture.pass(files, scratch, &mut pass);
+        let passed = slot.capture.pass(files, header, scratch, &mut pass);
         self.pending.return_annotations(annotations);
-        let header = passed.map_err(|error| self.capture_failed(error))?;
+        passed.map_err(|error| self.capture_failed(error))?;
         let batch = &scratch.batch;
         if batch.commits.is_empty() {
             return Ok(header);

@@ -38,6 +38,7 @@ use crate::capture::{Capture, Head, Scratch, salt_words};
 use crate::core::Core;
 use crate::error::{Code, Error};
 use crate::files::{DbFiles, DbPaths};
+use crate::journal::chunk::WalPosition;
 use crate::sql::connection::{Purpose, Sqlite, open};
 
 /// A commit that the local journal holds beyond the state file, for opening.
@@ -46,7 +47,7 @@ pub(crate) struct Journaled {
     /// The state after it.
     pub(crate) head: Head,
     /// Where the WAL stood.
-    pub(crate) wal: crate::journal::chunk::WalPosition,
+    pub(crate) wal: WalPosition,
     /// Its canonical record.
     pub(crate) record: RecordPlace,
 }
@@ -136,7 +137,8 @@ pub(crate) fn open_database(
     let mut scratch = Scratch::default();
     let actual = actual_digest(&state, &opened, &mut scratch)?;
     let newest = journaled.last().map_or(state.head, |j| j.head);
-    if let Some(frame) = same_life_frame(&opened, journaled.last())? {
+    let wal = journaled.last().map(|j| j.wal).or(state.wal);
+    if let Some(frame) = same_life_frame(&opened, wal)? {
         let open = assemble(core, &state, &folder, opened, newest, frame, ledger);
         return open.prove_by_capture(actual, &mut scratch);
     }
@@ -195,15 +197,15 @@ fn actual_digest(
     Ok((digest, pages))
 }
 
-/// The frame of the newest journaled commit, if it stands in the WAL that was recovered.
+/// The frame of the newest known commit, if it stands in the WAL that was recovered.
 ///
 /// The same salts and frame number under another checksum are another history (HAZARDS W2).
-fn same_life_frame(opened: &Opened, newest: Option<&Journaled>) -> Result<Option<FrameNo>, Error> {
+fn same_life_frame(opened: &Opened, newest: Option<WalPosition>) -> Result<Option<FrameNo>, Error> {
     let header = &opened.header;
-    let Some(newest) = newest.filter(|n| n.wal.salts == salt_words(header.salts)) else {
+    let Some(newest) = newest.filter(|wal| wal.salts == salt_words(header.salts)) else {
         return Ok(None);
     };
-    let frame = FrameNo::new(newest.wal.frame);
+    let frame = FrameNo::new(newest.frame);
     if frame == FrameNo::ZERO || frame > header.max_frame {
         return Ok(None);
     }
@@ -211,7 +213,7 @@ fn same_life_frame(opened: &Opened, newest: Option<&Journaled>) -> Result<Option
         .files
         .frame_checksum(frame, header.page_size)
         .map_err(|e| Error::io("read a WAL frame", e))?;
-    Ok((found == newest.wal.checksum).then_some(frame))
+    Ok((found == newest.checksum).then_some(frame))
 }
 
 fn assemble(
@@ -251,7 +253,8 @@ fn assemble(
         reader_slots: Arc::new(Semaphore::new(READERS_MAX)),
         capture: Mutex::new(CaptureSlot {
             capture,
-            last_lsn: 0,
+            // Earlier uses in this life may have journaled what is not synced yet.
+            last_lsn: core.journal.appended_lsn(),
         }),
         base: (head.txid, header.change),
         head: watch::Sender::new(head),
@@ -306,8 +309,9 @@ impl OpenDb {
         ))
     }
 
-    /// Writes the state file: the SQLite file holds everything up to `head`.
-    pub(crate) fn write_state(&self, head: Head, clean: bool) -> Result<(), Error> {
+    /// Writes the state file: the SQLite file holds everything up to `head`, whose frame of the WAL is `wal`;
+    /// `None` says that the WAL is empty.
+    pub(crate) fn write_state(&self, head: Head, wal: Option<WalPosition>) -> Result<(), Error> {
         let incarnation = self
             .database_file
             .parent()
@@ -318,7 +322,8 @@ impl OpenDb {
             meta: self.meta,
             incarnation,
             head,
-            clean,
+            wal,
+            clean: wal.is_none(),
             durable: self.durable(),
         };
         state.write(self.core.parts.disk.as_ref(), &self.folder)
@@ -392,9 +397,11 @@ fn roll_forward(
         .map_err(io)?;
     std::fs::copy(&old.database, &path.database).map_err(io)?;
     apply(&path.database, state, &merge, from, target)?;
+    crate::disk::sync_parent(&path.database).map_err(io)?;
     let mut state = DbState {
         incarnation: next,
         head: target,
+        wal: None,
         ..state.clone()
     };
     state.clean = false;

@@ -16,6 +16,7 @@ use super::DbMeta;
 use crate::capture::Head;
 use crate::disk::Disk;
 use crate::error::{Code, Error};
+use crate::journal::chunk::WalPosition;
 
 /// The only version of the state file.
 const VERSION: u32 = 1;
@@ -29,6 +30,9 @@ pub struct DbState {
     pub incarnation: String,
     /// The commit that the SQLite file holds, with all before it.
     pub head: Head,
+    /// Where `head` stood in the WAL, if its life may go on: a life that a reader kept from ending, or that
+    /// was recovered, gets its next frames behind it.
+    pub wal: Option<WalPosition>,
     /// The WAL is empty and the file is exactly at `head`.
     pub clean: bool,
     /// The newest Position known to be stored.
@@ -48,6 +52,9 @@ struct File {
     pages: u32,
     digest: String,
     time_us: u64,
+    /// Salts, frame and checksum.
+    #[serde(default)]
+    wal: Option<[u32; 5]>,
     clean: bool,
     durable: Option<String>,
 }
@@ -91,6 +98,10 @@ impl DbState {
             pages: self.head.pages.get(),
             digest: self.head.digest.to_string(),
             time_us: self.head.time.micros(),
+            wal: self.wal.map(|wal| {
+                let ([a, b], [c, d]) = (wal.salts, wal.checksum);
+                [a, b, wal.frame, c, d]
+            }),
             clean: self.clean,
             durable: self.durable.map(|position| position.to_string()),
         };
@@ -126,6 +137,12 @@ impl File {
                 digest: Digest::from_u64(hex(&self.digest)?),
                 time: Timestamp::from_micros(self.time_us),
             },
+            wal: self.wal.map(|[a, b, frame, c, d]| WalPosition {
+                salts: [a, b],
+                frame,
+                checksum: [c, d],
+                ..WalPosition::default()
+            }),
             clean: self.clean,
             durable: match &self.durable {
                 None => None,
@@ -162,6 +179,12 @@ mod tests {
                 digest: Digest::from_u64(6),
                 time: Timestamp::from_micros(7),
             },
+            wal: Some(WalPosition {
+                salts: [8, 9],
+                frame: 10,
+                checksum: [11, 12],
+                ..WalPosition::default()
+            }),
             clean: true,
             durable: None,
         };

@@ -108,16 +108,16 @@ impl Pending {
         let first_lsn = last_lsn + 1 - commits.len() as u64;
         for (lsn, commit) in (first_lsn..).zip(commits) {
             let txid = commit.head.txid;
+            let resolved = Resolved {
+                position: commit.head.position(),
+                lsn,
+            };
             while let Some((at, cell)) = queue.tickets.pop_front() {
                 if at > txid {
                     queue.tickets.push_front((at, cell));
                     break;
                 }
                 if at == txid {
-                    let resolved = Resolved {
-                        position: commit.head.position(),
-                        lsn,
-                    };
                     // A dropped ticket of the same number may stand beside the one that was handed out.
                     cell.get_or_init(|| resolved);
                 }

@@ -226,6 +226,11 @@ impl Journal {
         self.parts.term
     }
 
+    /// The bucket it belongs to.
+    pub const fn cluster(&self) -> ClusterId {
+        self.parts.cluster
+    }
+
     /// The journal folder.
     pub fn folder(&self) -> &Path {
         &self.parts.folder
@@ -573,6 +578,7 @@ impl Journal {
         let doomed: Vec<PathBuf> = {
             let mut state = lock(&self.state);
             let State {
+                open,
                 kept,
                 watermarks,
                 spools,
@@ -601,6 +607,7 @@ impl Journal {
                 .collect();
             spools.retain(|path, (id, txid, _)| {
                 let free = done(id, txid, false)
+                    && !open.heads.contains_key(id)
                     && !kept
                         .values()
                         .any(|c| !c.shipped && c.heads.contains_key(id));

@@ -85,6 +85,7 @@ pub struct Replay {
 pub fn replay(disk: &Arc<dyn Disk>, folder: &Path, cluster: ClusterId) -> Result<Replay, Error> {
     let mut found = Replay::default();
     let mut torn_term = None;
+    let mut last_seq = None;
     let mut next_lsn: HashMap<u32, u64> = HashMap::new();
     let files = disk
         .list(folder)
@@ -93,9 +94,12 @@ pub fn replay(disk: &Arc<dyn Disk>, folder: &Path, cluster: ClusterId) -> Result
         if path.extension().is_none_or(|e| e != "chunk") {
             continue;
         }
-        let bytes = disk
-            .read(&path)
-            .map_err(|e| Error::io(format!("read {}", path.display()), e))?;
+        let bytes = match disk.read(&path) {
+            Ok(bytes) => bytes,
+            // In a running life chunks are collected meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::io(format!("read {}", path.display()), error)),
+        };
         let header = match ChunkHeader::decode(&bytes) {
             Ok(header) => header,
             // A chunk whose header was not written yet holds nothing.
@@ -115,6 +119,11 @@ pub fn replay(disk: &Arc<dyn Disk>, folder: &Path, cluster: ClusterId) -> Result
         let expected = next_lsn
             .entry(header.term.get())
             .or_insert(header.first_lsn);
+        // Chunks are collected in any order: one that is missing was synced and stored, and all before it.
+        if last_seq != Some((header.term, header.seq.wrapping_sub(1))) {
+            *expected = (*expected).max(header.first_lsn);
+        }
+        last_seq = Some((header.term, header.seq));
         if torn_term == Some(header.term) || header.first_lsn != *expected {
             torn_term = Some(header.term);
             found.orphans.push(path);

@@ -13,8 +13,8 @@ use crate::core::Core;
 use crate::database::open::{Journaled, RecordPlace};
 use crate::error::{Code, Error};
 use crate::journal::chunk::{ChunkDatabase, Entries, Entry};
-use crate::journal::replay::{FoundRecord, Replay};
-use crate::journal::{Append, ChunkId, Payload};
+use crate::journal::replay::{FoundRecord, Replay, replay};
+use crate::journal::{Append, ChunkId, Payload, chunk_path};
 use crate::spool::spool_path;
 
 /// The journaled commits of a database, each once, in order, with whether it is stored.
@@ -42,6 +42,35 @@ fn head(record: &FoundRecord) -> Head {
     }
 }
 
+fn journaled_commit(core: &Core, id: DatabaseId, record: &FoundRecord, chunk: &Path) -> Journaled {
+    Journaled {
+        head: head(record),
+        wal: record.wal,
+        record: RecordPlace {
+            chunk: chunk.to_owned(),
+            range: record.range,
+            spool: record.spooled.map(|note| {
+                let folder = core.journal.folder();
+                (spool_path(folder, id, record.txid), note.len)
+            }),
+        },
+    }
+}
+
+/// Every commit of one database that stands in the journal folder, for opening it again in this life after
+/// it was not closed cleanly. Nobody has it open: nothing of it is being appended.
+pub(crate) fn journaled_of(core: &Core, id: DatabaseId) -> Result<Vec<Journaled>, Error> {
+    let journal = &core.journal;
+    let found = replay(&core.parts.disk, journal.folder(), journal.cluster())?;
+    let records = found.records.get(&id).map_or(&[][..], Vec::as_slice);
+    let commits = unify(id, records, |_| false)?;
+    let made = commits.values().map(|(record, _)| {
+        let path = chunk_path(journal.folder(), record.chunk);
+        journaled_commit(core, id, record, &path)
+    });
+    Ok(made.collect())
+}
+
 /// Takes over what `replay` found. `fences` holds the first missing number of each closed term.
 pub(crate) fn inherit(
     core: &Core,
@@ -62,22 +91,10 @@ pub(crate) fn inherit(
             let chunk = paths
                 .get(&record.chunk)
                 .ok_or_else(|| Error::internal("a found chunk"))?;
-            let record_head = head(record);
             if *stored {
-                found.stored.insert(*id, record_head);
+                found.stored.insert(*id, head(record));
             }
-            journaled.push(Journaled {
-                head: record_head,
-                wal: record.wal,
-                record: RecordPlace {
-                    chunk: (*chunk).clone(),
-                    range: record.range,
-                    spool: record.spooled.map(|note| {
-                        let folder = core.journal.folder();
-                        (spool_path(folder, *id, record.txid), note.len)
-                    }),
-                },
-            });
+            journaled.push(journaled_commit(core, *id, record, chunk));
         }
         found.journaled.insert(*id, journaled);
     }
