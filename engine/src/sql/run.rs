@@ -119,6 +119,13 @@ pub fn run(
     let mut prepared = connection
         .prepare_cached(&statement.sql)
         .map_err(|error| sql_error(sqlite, error))?;
+    // Blanks and comments prepare to nothing, which has no counters to ask.
+    if prepared.column_count() == 0 && prepared.readonly() && prepared.expanded_sql().is_none() {
+        return Err(Error::new(
+            Code::SqlError,
+            "the SQL text holds no statement",
+        ));
+    }
     bind(&mut prepared, &statement.params)?;
     let total_before = connection.total_changes();
     let mut result = StatementResult {

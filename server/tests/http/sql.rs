@@ -171,6 +171,8 @@ async fn sql_that_reaches_out_of_its_database_is_refused() {
         "commit",
         "savepoint x",
         "select 1; select 2",
+        "",
+        " -- nothing",
     ] {
         let got = world.post(&query, json!({ "sql": sql })).await;
         assert!((400..500).contains(&got.status), "{sql}: {got:?}");
