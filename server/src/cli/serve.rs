@@ -46,7 +46,7 @@ pub(super) async fn run(
         settings.data.display(),
         without_secret(&settings.store_url)
     ));
-    let data = settings.data.clone();
+    let (data, store_url) = (settings.data.clone(), settings.store_url.clone());
     let durability = settings.durability;
     let take_over = settings.take_over;
     let engine = Engine::start(settings, Parts::production()).await?;
@@ -59,6 +59,15 @@ pub(super) async fn run(
         .map_err(|error| Failure::failed(format!("{error}: {}", crate::problem::causes(&error))))?;
     for notice in said {
         output.remark(&notice);
+    }
+    if let Some(folder) = store_url
+        .strip_prefix("file://")
+        .filter(|folder| same_device(folder, &data))
+    {
+        output.remark(&format!(
+            "{folder} is on the same device as the data folder: `remote` means no more than `local` here, and \
+             losing the device loses both"
+        ));
     }
     output.remark(&format!(
         "a write is answered at `{durability}`: {}",
@@ -113,6 +122,14 @@ fn settings(options: &ServeOptions, store: Option<String>) -> Result<Settings, F
         settings.journal_max_bytes = bytes;
     }
     Ok(settings)
+}
+
+/// Whether a store folder lies on the device of the data folder.
+fn same_device(store: &str, data: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev()).ok();
+    let store = device(Path::new(store));
+    store.is_some() && store == device(data)
 }
 
 /// What a level promises, in a sentence.
