@@ -273,6 +273,7 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
         incarnation: proven.incarnation,
         head,
         clean: true,
+        wal: None,
         durable: None,
     };
     let database = ChunkDatabase {
