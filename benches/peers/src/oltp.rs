@@ -82,7 +82,7 @@ pub(crate) async fn run(options: Options) -> Value {
         let start = Instant::now();
         let mut last = None;
         for i in 0..commits {
-            let (_, ticket) = writer
+            let ((), ticket) = writer
                 .transaction(|connection| mix.apply(connection, u64::from(i)))
                 .expect("commit");
             last = ticket.or(last);
@@ -103,7 +103,7 @@ pub(crate) async fn run(options: Options) -> Value {
         "rate": rate,
         "seconds": took.as_secs_f64(),
         "commits_per_second": f64::from(commits) / took.as_secs_f64(),
-        "put_bytes_per_commit": bytes as f64 / f64::from(commits),
+        "put_bytes_per_commit": bytes / u64::from(commits.max(1)),
         "put_bytes_with_load": all,
         "recoverable_points": commits,
     })

@@ -18,11 +18,11 @@ fn beside(file: &Path, suffix: &str) -> PathBuf {
 
 /// Whether a WAL or rollback journal with content lies beside `file`.
 pub fn has_more(file: &Path) -> bool {
-    let more = |suffix: &&str| {
+    let more = |suffix: &str| {
         let found = fs::metadata(beside(file, suffix));
         found.is_ok_and(|found| found.len() > 0)
     };
-    BESIDE.iter().any(|suffix| more(&suffix))
+    BESIDE.into_iter().any(more)
 }
 
 /// Copies `file` with what lies beside it to `copy`, where SQLite recovers it into one file. The original is
