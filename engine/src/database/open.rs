@@ -281,7 +281,7 @@ impl OpenDb {
     /// Captures what lies behind the frame the capture was made with, and proves that it leads to the state
     /// whose digest and size were computed from the files.
     fn prove_by_capture(
-        self: Arc<Self>,
+        mut self: Arc<Self>,
         actual: (Digest, PageCount),
         scratch: &mut Scratch,
     ) -> Result<Arc<Self>, Error> {
@@ -297,6 +297,11 @@ impl OpenDb {
             if commits > 0 {
                 tracing::warn!(database = %self.meta.id, commits, "captured commits that were not journaled");
             }
+            // Numbers and the change counter go in step from the recovered head on, not from the journaled one.
+            let change = self.header()?.change;
+            let open = Arc::get_mut(&mut self)
+                .ok_or_else(|| Error::internal("a database is shared before it is open"))?;
+            open.base = (head.txid, change);
             return Ok(self);
         }
         let (id, at) = (self.meta.id, from.position());

@@ -4,14 +4,17 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
+//! | [`counting`] | a client whose rows say whether any is missing |
 //! | [`faultstore`] | an object store that fails before, after, or with the effect coming late |
 //! | [`proxy`], [`s3`] | a fault proxy for S3 and the S3 servers of a run |
 //! | [`oltp`] | the OLTP mix of the benches, that of the Litestream baseline |
 //! | [`history`] | random SQL workloads, each step a one-line reproduction |
 //! | [`oracle`] | the shadow of every state of a database, from its deltas alone |
 //! | [`recorder`] | follows a live plain SQLite database and says what each commit changed |
+//! | [`server`] | the real binary as a process |
 //! | [`sim`] | a clock that is stepped and chance that is seeded |
 
+pub mod counting;
 pub mod faultstore;
 pub mod history;
 pub mod oltp;
@@ -19,4 +22,5 @@ pub mod oracle;
 pub mod proxy;
 pub mod recorder;
 pub mod s3;
+pub mod server;
 pub mod sim;

@@ -1,0 +1,293 @@
+//! The real `tidelog` binary as a process: started on a free port, asked over HTTP, stopped, continued, killed.
+//!
+//! The binary stands in the folder above the one of the test executable. It is built when it is missing or
+//! older than a source of the four crates, so that a test alone never runs yesterday's server.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
+
+use reqwest::{Client, StatusCode};
+use serde_json::{Value as Json, json};
+
+/// How long a process may take for what takes a moment.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The crates the binary is made of.
+const CRATES: [&str; 4] = ["wal", "archive", "engine", "server"];
+
+/// Where a server finds its things, and how it is called.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    data: PathBuf,
+    store: String,
+    arguments: Vec<String>,
+}
+
+impl Launch {
+    /// A server whose data folder and file store stand below `home`.
+    pub fn below(home: &Path) -> Self {
+        let store = format!("file://{}", home.join("store").display());
+        Self::on(home.join("data"), store)
+    }
+
+    /// A server on a data folder and a store.
+    pub fn on(data: PathBuf, store: String) -> Self {
+        Self {
+            data,
+            store,
+            arguments: Vec::new(),
+        }
+    }
+
+    /// The same with more arguments to `serve`.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.arguments
+            .extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The URL of the store.
+    pub fn store(&self) -> &str {
+        &self.store
+    }
+
+    fn log(&self) -> PathBuf {
+        let mut log = self.data.as_os_str().to_owned();
+        log.push(".log");
+        log.into()
+    }
+
+    fn command(&self, port: u16) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .arg("serve")
+            .arg("--data")
+            .arg(&self.data)
+            .args(["--store", &self.store])
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(&self.arguments)
+            .env("TIDELOG_LOG", "error")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    /// Starts a server and waits until it judges requests.
+    pub async fn start(&self) -> Server {
+        let port = free_port();
+        let log = std::fs::File::create(self.log()).expect("a log file can be made");
+        let child = self.command(port).stderr(log).spawn();
+        let mut server = Server {
+            child: child.expect("the server starts"),
+            base: format!("http://127.0.0.1:{port}"),
+            token: String::new(),
+            client: Client::builder()
+                .timeout(PATIENCE)
+                .build()
+                .expect("a client can be made"),
+            log: self.log(),
+        };
+        let late = deadline(PATIENCE);
+        loop {
+            let ready = server
+                .client
+                .get(format!("{}/readyz", server.base))
+                .send()
+                .await;
+            if ready.is_ok_and(|answer| answer.status() == StatusCode::OK) {
+                break;
+            }
+            let ended = server.child.try_wait().expect("a child can be asked");
+            assert!(
+                ended.is_none() && !late(),
+                "the server is not ready ({ended:?}): {}",
+                server.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let token = std::fs::read_to_string(self.data.join("owner.token"));
+        token
+            .expect("a server keeps its owner token in a file")
+            .trim()
+            .clone_into(&mut server.token);
+        server
+    }
+
+    /// Starts a server that should not come up, and waits for its end: what it said, and whether it failed.
+    pub fn refused(&self) -> (bool, String) {
+        let child = self.command(free_port()).stderr(Stdio::piped()).spawn();
+        let output = finished(child.expect("the server starts"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (!output.status.success(), said)
+    }
+}
+
+/// A running server; it is killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    base: String,
+    token: String,
+    client: Client,
+    log: PathBuf,
+}
+
+/// How a client reaches a server; it outlives the process.
+#[derive(Debug, Clone)]
+pub struct Address {
+    base: String,
+    token: String,
+    client: Client,
+}
+
+impl Server {
+    /// How to reach it.
+    pub fn address(&self) -> Address {
+        Address {
+            base: self.base.clone(),
+            token: self.token.clone(),
+            client: self.client.clone(),
+        }
+    }
+
+    /// What it said on standard error so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().expect("SIGKILL is sent");
+        self.child.wait().expect("the child is reaped");
+    }
+
+    /// Sends a signal by its name: `STOP`, `CONT`, `TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status();
+        assert!(sent.expect("kill runs").success(), "kill -{name}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Address {
+    /// Sends a body to a path of the namespace `default`; `None` when no whole answer came.
+    pub async fn post(&self, path: &str, body: &Json) -> Option<(StatusCode, Json)> {
+        let url = format!("{}/v1/namespaces/default/{path}", self.base);
+        let request = self.client.post(url).bearer_auth(&self.token).json(body);
+        let answer = request.send().await.ok()?;
+        let status = answer.status();
+        Some((status, answer.json().await.ok()?))
+    }
+
+    /// Asks a path of the namespace `default`.
+    pub async fn get(&self, path: &str) -> Option<(StatusCode, Json)> {
+        let url = format!("{}/v1/namespaces/default/{path}", self.base);
+        let request = self.client.get(url).bearer_auth(&self.token);
+        let answer = request.send().await.ok()?;
+        let status = answer.status();
+        Some((status, answer.json().await.ok()?))
+    }
+
+    /// Runs a statement that has to work, and returns its rows.
+    pub async fn rows(&self, database: &str, sql: &str) -> Json {
+        let path = format!("databases/{database}/query");
+        let answer = self.post(&path, &json!({ "sql": sql })).await;
+        let (status, mut answer) = answer.expect("a server that runs answers");
+        assert_eq!(status, StatusCode::OK, "{database}: {sql}: {answer}");
+        answer["rows"].take()
+    }
+}
+
+/// A condition that holds once so much real time has gone by.
+pub fn deadline(within: Duration) -> impl Fn() -> bool {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test of real processes lives in real time"
+    )]
+    let begun = Instant::now();
+    move || begun.elapsed() > within
+}
+
+fn finished(mut child: Child) -> Output {
+    let late = deadline(PATIENCE);
+    while child.try_wait().expect("a child can be asked").is_none() {
+        if late() {
+            child.kill().expect("a child can be killed");
+            panic!("the process did not end within {PATIENCE:?}");
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    child
+        .wait_with_output()
+        .expect("a finished child has output")
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let test = std::env::current_exe().expect("a test knows its executable");
+        let profile = test.parent().and_then(Path::parent);
+        let profile = profile.expect("a test executable stands in target/PROFILE/deps");
+        let binary = profile.join("tidelog");
+        let built = std::fs::metadata(&binary).and_then(|found| found.modified());
+        let newest = newest_source().expect("the sources can be listed");
+        if built.is_ok_and(|built| built >= newest) {
+            return binary;
+        }
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.args(["build", "--package", "tidelog-server"]);
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        let status = build.current_dir(workspace()).status();
+        assert!(status.expect("cargo runs").success(), "the server builds");
+        binary
+    })
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn newest_source() -> io::Result<SystemTime> {
+    let mut newest = SystemTime::UNIX_EPOCH;
+    let mut folders: Vec<PathBuf> = CRATES
+        .iter()
+        .map(|name| workspace().join(name).join("src"))
+        .collect();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else {
+                newest = newest.max(entry.metadata()?.modified()?);
+            }
+        }
+    }
+    Ok(newest)
+}
