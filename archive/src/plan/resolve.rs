@@ -211,6 +211,19 @@ impl History {
         if term > terms.highest_claimed || term == Term::NONE {
             return Err(PlanError::Unknown { position });
         }
+        // A journal section may hold commits of several terms, those that went out again after a crash: where
+        // each begins shows only in its records.
+        let mixed = self.pieces.iter().any(|piece| {
+            (piece.first..=piece.last).contains(&txid)
+                && piece.run.first_term != piece.run.last_term
+                && (piece.run.first_term..=piece.run.last_term).contains(&term)
+        });
+        if mixed {
+            let found = self.by_txid(store, txid, terms).await?;
+            if found.position == position {
+                return Ok(found);
+            }
+        }
         let at = self.terms.iter().position(|start| start.term == term);
         let Some(at) = at else {
             // Claimed, and this database was not written in it as far as anything stored tells.
