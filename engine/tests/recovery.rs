@@ -77,16 +77,15 @@ impl Node {
             Ok(found) => found,
             Err(_) => engine.namespace_create("acme").await.expect("namespace"),
         };
-        let database = match engine.database(namespace.id, "orders").await {
-            Ok(found) => found,
-            Err(_) => {
-                let new = NewDatabase {
-                    page_size: PageSize::new(1024).expect("1024"),
-                    ..NewDatabase::named("orders")
-                };
-                let made = engine.database_create(namespace.id, new).await;
-                made.expect("create")
-            }
+        let database = if let Ok(found) = engine.database(namespace.id, "orders").await {
+            found
+        } else {
+            let new = NewDatabase {
+                page_size: PageSize::new(1024).expect("1024"),
+                ..NewDatabase::named("orders")
+            };
+            let made = engine.database_create(namespace.id, new).await;
+            made.expect("create")
         };
         Self {
             folder: folder.to_owned(),
@@ -337,7 +336,7 @@ async fn crashes(seed: u64) {
     node.run(create, Durability::Remote).await;
     for round in 1..=ROUNDS {
         let next = folder.path().join(round.to_string());
-        node = crash(node, &mut rng, &next).await;
+        node = Box::pin(crash(node, &mut rng, &next)).await;
     }
     node.engine.shutdown().await.expect("shutdown");
 }
