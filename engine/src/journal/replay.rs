@@ -13,7 +13,7 @@ use tidelog_wal::record::RecordHeader;
 use tidelog_wal::{Chain, ClusterId, DatabaseId, Digest, PageCount, Term, Timestamp, TxId};
 
 use super::ChunkId;
-use super::chunk::{ChunkDatabase, ChunkHeader, Entries, Entry, WalPosition};
+use super::chunk::{ChunkDatabase, ChunkHeader, Entries, Entry, HEADER_LEN, WalPosition};
 use crate::disk::Disk;
 use crate::error::{Code, Error};
 
@@ -102,8 +102,9 @@ pub fn replay(disk: &Arc<dyn Disk>, folder: &Path, cluster: ClusterId) -> Result
         };
         let header = match ChunkHeader::decode(&bytes) {
             Ok(header) => header,
-            // A chunk whose header was not written yet holds nothing.
-            Err(_) if bytes.len() <= super::chunk::HEADER_LEN => {
+            // A chunk whose header never reached the disk holds nothing, and ends its life's log.
+            Err(_) if never_written(&bytes) => {
+                torn_term = term_of(&path).or(torn_term);
                 found.orphans.push(path);
                 continue;
             }
@@ -141,6 +142,19 @@ pub fn replay(disk: &Arc<dyn Disk>, folder: &Path, cluster: ClusterId) -> Result
         }
     }
     Ok(found)
+}
+
+/// Whether power was lost before the header of a chunk was on the disk.
+fn never_written(bytes: &[u8]) -> bool {
+    let header = bytes.get(..HEADER_LEN);
+    header.is_none_or(|header| header.iter().all(|byte| *byte == 0))
+}
+
+/// The term in the name of a chunk file ([`super::chunk_path`]).
+fn term_of(path: &Path) -> Option<Term> {
+    let name = path.file_stem()?.to_str()?;
+    let (term, _) = name.split_once('-')?;
+    u32::from_str_radix(term, 16).ok().map(Term::new)
 }
 
 /// Reads one chunk into the index; answers the length of its whole part.
@@ -217,4 +231,78 @@ fn read_chunk(
     chunk.len = start as u64;
     found.chunks.push(chunk);
     Ok(start as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use tidelog_wal::record::{RecordKind, TimeFlag};
+    use tidelog_wal::{DigestSeed, NamespaceId, PageSize};
+
+    use super::super::chunk::EntryAt;
+    use super::super::chunk_path;
+    use super::*;
+    use crate::disk::StdDisk;
+
+    const CLUSTER: ClusterId = ClusterId::from_bytes([9; 16]);
+
+    fn chunk(seq: u64, lsn: u64) -> Vec<u8> {
+        let term = Term::FIRST;
+        let mut file = ChunkHeader {
+            term,
+            seq,
+            first_lsn: lsn,
+            cluster: CLUSTER,
+        }
+        .encode()
+        .to_vec();
+        let database = ChunkDatabase {
+            id: DatabaseId::from_bytes([1; 16]),
+            namespace: NamespaceId::from_bytes([2; 16]),
+            page_size: PageSize::DEFAULT,
+            seed: DigestSeed::new(3),
+            chain_before: Chain::default(),
+        };
+        Entry::Database { slot: 0, database }.encode(&mut file);
+        let header = RecordHeader {
+            term,
+            txid: TxId::new(lsn),
+            time: Timestamp::from_micros(lsn),
+            wall: Timestamp::from_micros(lsn),
+            flag: TimeFlag::Live,
+            n_before: PageCount::new(1),
+            n_after: PageCount::new(1),
+            digest: Digest::from_u64(lsn),
+            annotations: Vec::new(),
+        };
+        let mut record = Vec::new();
+        header.encode(RecordKind::Delta, &mut record);
+        let at = EntryAt {
+            slot: 0,
+            lsn,
+            wal: WalPosition::default(),
+            chain: Chain::default(),
+        };
+        Entry::Record {
+            at,
+            record: &record,
+        }
+        .encode(&mut file);
+        file
+    }
+
+    #[test]
+    fn what_follows_a_chunk_that_never_reached_the_disk_does_not_count() {
+        let disk: Arc<dyn Disk> = Arc::new(StdDisk);
+        for lost in [Vec::new(), vec![0; 40], vec![0; 4096]] {
+            let folder = tempfile::tempdir().expect("tempdir");
+            let files = [chunk(1, 1), lost, chunk(3, 2)];
+            for (seq, bytes) in (1..).zip(&files) {
+                let path = chunk_path(folder.path(), (Term::FIRST, seq));
+                std::fs::write(path, bytes).expect("write");
+            }
+            let found = replay(&disk, folder.path(), CLUSTER).expect("replay");
+            assert_eq!(found.chunks.len(), 1);
+            assert_eq!(found.orphans.len(), 2);
+        }
+    }
 }
