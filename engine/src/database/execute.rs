@@ -63,7 +63,8 @@ pub(crate) async fn execute(
         }
         Some(ticket) => {
             let database = Arc::clone(&lease);
-            blocking(move || database.capture_now()).await?;
+            let captured = blocking(move || database.capture_now()).await;
+            captured.map_err(super::write::after_commit)?;
             acknowledge(&lease, &ticket, durability).await?
         }
     };

@@ -151,12 +151,13 @@ impl Gate {
         }
         let behind = txid.since(database.head().txid).unwrap_or(0);
         if database.wants_restart(after.max_frame) {
-            database
+            let restarted = database
                 .core
                 .scratches
-                .with(|scratch| database.restart_wal(scratch))?;
+                .with(|scratch| database.restart_wal(scratch));
+            restarted.map_err(after_commit)?;
         } else if behind > RUN_AHEAD_COMMITS {
-            database.capture_now()?;
+            database.capture_now().map_err(after_commit)?;
         } else {
             database.mark_dirty();
         }
@@ -197,6 +198,14 @@ impl Gate {
         self.database.poison(&error);
         error
     }
+}
+
+/// What fails behind a COMMIT does not undo it: the caller hears that it stands, not that it failed.
+pub(super) fn after_commit(error: Error) -> Error {
+    let what = "the write is committed, but what follows it failed; it shows when the database is read again";
+    Error::new(Code::OutcomeUnknown, what)
+        .with("committed", true)
+        .caused_by(error)
 }
 
 /// A writer may run ahead of capture by so many commits; then it captures them itself.
