@@ -13,10 +13,10 @@
 //! | 0 | 8 | magic `TIDELOG\0` |
 //! | 8 | 2 | format version, 1 |
 //! | 10 | 1 | object kind ([`ObjectKind`]) |
-//! | 11 | 1 | cipher id: 0 plain, 1 AES-256-GCM (reserved) |
+//! | 11 | 1 | cipher id: 0 plain, 1 AES-256-GCM ([`crate::seal`]) |
 //! | 12 | 4 | zero |
 //! | 16 | 16 | write id: random for every PUT of a create or if-match, so that bytes never repeat and an ambiguous PUT is resolved by reading it back |
-//! | 32 | 16 | key id, zero when plain |
+//! | 32 | 16 | key id: what seals index and blocks; zero when plain, or when a journal object's sections alone are sealed |
 //! | 48 | 16 | object nonce, zero when plain |
 //! | 64 | 16 | namespace id, zero for objects of the node |
 //! | 80 | 16 | database id, zero for objects of the node |
@@ -41,6 +41,8 @@
 //! states by the digest. Which object it is (kind, namespace, database) is part of what a reader expects:
 //! swapped objects are refused ([`Expect`]).
 //!
+//! Blocks and the index may be sealed; CRC-32 and BLAKE3 cover them as stored.
+//!
 //! Objects that are rewritten (root, manifest, term state) and small ones (claim, fence, index) carry one
 //! block, their payload, as body, and an empty index ([`encode_payload`]).
 
@@ -48,16 +50,14 @@ mod block;
 mod error;
 mod header;
 mod object;
-mod seal;
 mod trailer;
 mod writer;
 
 pub use block::{BlockEntry, BlockTable, BlockWriter};
 pub use error::{CorruptObject, FormatError};
 pub use header::{
-    Expect, HEADER_LEN, Header, KeyId, MAGIC, ObjectKind, ObjectNonce, VERSION, WriteId,
+    Cipher, Expect, HEADER_LEN, Header, KeyId, MAGIC, ObjectKind, ObjectNonce, VERSION, WriteId,
 };
 pub use object::{Object, TAIL_GUESS, TailRange, decode_payload, encode_payload};
-pub use seal::{BlockContext, Cipher};
 pub use trailer::{END_MAGIC, INDEX_LEN_MAX, TRAILER_LEN, Trailer};
 pub use writer::{Finished, ObjectWriter};

@@ -17,6 +17,8 @@ pub enum ErrorKind {
     Unavailable,
     /// Stored bytes are not what was written. Never retried into success.
     Corrupt,
+    /// Stored bytes are sealed, and the key that opens them is not at hand.
+    KeyUnavailable,
     /// The request itself is wrong: no retry helps.
     Invalid,
     /// A bound was reached: queue, disk, memory or number space.

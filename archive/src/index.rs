@@ -8,11 +8,10 @@ use bytes::Bytes;
 use tidelog_wal::codec::Reader;
 use tidelog_wal::{DatabaseId, DecodeError, NamespaceId};
 
-use crate::envelope::{
-    Expect, Finished, FormatError, ObjectKind, WriteId, decode_payload, encode_payload,
-};
+use crate::envelope::{Expect, Finished, FormatError, ObjectKind, decode_payload, encode_payload};
 use crate::manifest::{ImageEntry, IndexEntry, SegmentEntry, put_list, read_list, spanning};
 use crate::records::Run;
+use crate::seal::{Keyring, Stamp};
 
 /// The most entries of one index object.
 pub const ENTRIES_MAX: usize = 4096;
@@ -58,7 +57,7 @@ impl IndexObject {
         namespace: NamespaceId,
         database: DatabaseId,
         level: u8,
-        write_id: WriteId,
+        stamp: Stamp,
     ) -> Result<Finished, FormatError> {
         if !self.is_sound(level) {
             return Err(FormatError::Unwritable {
@@ -70,7 +69,7 @@ impl IndexObject {
         put_list(&mut out, &self.images);
         put_list(&mut out, &self.segments);
         let expect = Expect::database(ObjectKind::Index, namespace, database);
-        encode_payload(expect, write_id, out)
+        encode_payload(expect, stamp, out)
     }
 
     /// Reads the object that `entry` of the database's manifest names.
@@ -79,9 +78,10 @@ impl IndexObject {
         namespace: NamespaceId,
         database: DatabaseId,
         entry: &IndexEntry,
+        keys: &Keyring,
     ) -> Result<Self, FormatError> {
         let expect = Expect::database(ObjectKind::Index, namespace, database);
-        let (index, object) = decode_payload(bytes, expect, |_, payload| {
+        let (index, object) = decode_payload(bytes, expect, keys, |_, payload| {
             Self::from_payload(payload, entry.level)
         })?;
         object

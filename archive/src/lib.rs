@@ -16,6 +16,7 @@
 //! | [`restore`] | executing a plan: a new file, proven |
 //! | [`scrub`] | verifying a database from the bucket alone |
 //! | [`records`] | streams of commit records, as journal sections and segments hold them |
+//! | [`seal`] | encryption: data keys, master keys, sealed blocks |
 //! | [`root`], [`journal`], [`manifest`], [`index`], [`segment`], [`image`] | the objects themselves |
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,7 @@ pub mod records;
 pub mod restore;
 pub mod root;
 pub mod scrub;
+pub mod seal;
 pub mod segment;
 pub mod store;
 pub mod term;

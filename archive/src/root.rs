@@ -17,6 +17,7 @@ use tidelog_wal::{ClusterId, DatabaseId, DecodeError, NamespaceId, NodeId, Term}
 use crate::envelope::{
     Expect, Finished, FormatError, ObjectKind, VERSION, WriteId, decode_payload, encode_payload,
 };
+use crate::seal::{Keyring, Stamp};
 
 /// A node that has claimed terms in this prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,13 +83,15 @@ impl Root {
             out.extend_from_slice(node.node.as_bytes());
             put_varint(&mut out, u64::from(node.last_term.get()));
         }
-        encode_payload(Expect::node(ObjectKind::Root), write_id, out)
+        encode_payload(Expect::node(ObjectKind::Root), Stamp::plain(write_id), out)
     }
 
     /// Reads a root, with the write id of the PUT that wrote it. One of a newer format is refused by name.
     pub fn decode(bytes: &Bytes) -> Result<(Self, WriteId), FormatError> {
         let expect = Expect::node(ObjectKind::Root);
-        let (root, object) = decode_payload(bytes, expect, |_, payload| Self::payload(payload))?;
+        let (root, object) = decode_payload(bytes, expect, &Keyring::off(), |_, payload| {
+            Self::payload(payload)
+        })?;
         Ok((root, object.header.write_id))
     }
 

@@ -20,6 +20,7 @@ use tidelog_archive::journal::{
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::manifest::{IndexEntry, Manifest};
 use tidelog_archive::root::Root;
+use tidelog_archive::seal::{Keyring, Stamp};
 use tidelog_archive::segment::{Segment, SegmentWriter};
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::ObjectRef;
@@ -60,7 +61,14 @@ fn noise(commits: usize) -> History {
 fn segment_of(history: &History) -> (Bytes, ObjectRef) {
     let ids = (NAMESPACE, DATABASE);
     let size = history.page_size;
-    let mut writer = SegmentWriter::new(ids, size, SEED, history.start, ID, Compressor::new(3));
+    let mut writer = SegmentWriter::new(
+        ids,
+        size,
+        SEED,
+        history.start,
+        Stamp::plain(ID),
+        Compressor::new(3),
+    );
     for commit in &history.commits {
         writer.push(&commit.bytes).expect("record");
     }
@@ -70,7 +78,8 @@ fn segment_of(history: &History) -> (Bytes, ObjectRef) {
 }
 
 fn records_of(bytes: &Bytes, named: &ObjectRef) -> Vec<Vec<u8>> {
-    let segment = Segment::decode(bytes, NAMESPACE, DATABASE, named).expect("decode");
+    let segment =
+        Segment::decode(bytes, NAMESPACE, DATABASE, named, &Keyring::off()).expect("decode");
     let span = segment.all().expect("records");
     let range = usize::try_from(span.range.start).expect("small")
         ..usize::try_from(span.range.end).expect("small");
@@ -136,14 +145,17 @@ fn objects_of_the_node_are_read_and_written_as_ever() {
 fn journal_objects_are_read_and_written_as_ever() {
     let history = noise(5);
     let (seq, locals) = (Seq::new(9), (20, 24));
-    let mut builder = JournalObjectBuilder::new(TERM, seq, locals, ID, Compressor::new(3));
-    builder.section(history.section(1, 5)).expect("section");
+    let mut builder =
+        JournalObjectBuilder::new(TERM, seq, locals, Stamp::plain(ID), Compressor::new(3));
+    builder
+        .section(history.section(1, 5), None)
+        .expect("section");
     for commit in &history.commits {
         builder.push(&commit.bytes).expect("record");
     }
     let written = builder.finish().expect("finish").0.bytes;
     let bytes = same("journal", &written);
-    let object = JournalObject::decode(&bytes, TERM, seq).expect("decode");
+    let object = JournalObject::decode(&bytes, TERM, seq, &Keyring::off()).expect("decode");
     let section = &object.sections[0];
     assert_eq!(section.meta, history.section(1, 5));
     let stored = object.section_bytes(section).expect("whole");
@@ -198,7 +210,7 @@ fn images_are_read_and_written_as_ever() {
         n: count(pages.len()),
         digest: digest(history.page_size, &pages),
     };
-    let mut writer = ImageWriter::new(meta, ID, Compressor::new(3));
+    let mut writer = ImageWriter::new(meta, Stamp::plain(ID), Compressor::new(3));
     for (number, page) in (1..).zip(&pages) {
         writer
             .page(PageNo::new(number).expect("from 1"), page)
@@ -208,7 +220,8 @@ fn images_are_read_and_written_as_ever() {
     let bytes = same("image", &finished.bytes);
     let key = Key::image(NAMESPACE, DATABASE, meta.position.txid, nonce(1));
     let named = finished.object_ref(&key);
-    let image = Image::decode(&bytes, NAMESPACE, DATABASE, &named).expect("decode");
+    let image =
+        Image::decode(&bytes, NAMESPACE, DATABASE, &named, &Keyring::off()).expect("decode");
     assert_eq!(image.meta, meta);
     let entry = &image.table.blocks[0];
     let range = usize::try_from(entry.offset).expect("small")
@@ -228,8 +241,11 @@ fn images_are_read_and_written_as_ever() {
 #[test]
 fn manifests_and_index_objects_are_read_and_written_as_ever() {
     let manifest = full();
-    let bytes = same("manifest", &manifest.encode(ID).expect("encode").bytes);
-    let decoded = Manifest::decode(&bytes, NAMESPACE, DATABASE);
+    let bytes = same(
+        "manifest",
+        &manifest.encode(Stamp::plain(ID)).expect("encode").bytes,
+    );
+    let decoded = Manifest::decode(&bytes, NAMESPACE, DATABASE, &Keyring::off());
     assert_eq!(decoded, Ok((manifest, ID)));
 
     let index = IndexObject {
@@ -237,7 +253,9 @@ fn manifests_and_index_objects_are_read_and_written_as_ever() {
         images: vec![image(0)],
         segments: vec![segment(0), segment(1)],
     };
-    let finished = index.encode(NAMESPACE, DATABASE, 0, ID).expect("encode");
+    let finished = index
+        .encode(NAMESPACE, DATABASE, 0, Stamp::plain(ID))
+        .expect("encode");
     let (segments, images, total) = index.totals();
     let entry = IndexEntry {
         level: 0,
@@ -250,6 +268,6 @@ fn manifests_and_index_objects_are_read_and_written_as_ever() {
         blake3: finished.blake3,
     };
     let bytes = same("index", &finished.bytes);
-    let decoded = IndexObject::decode(&bytes, NAMESPACE, DATABASE, &entry);
+    let decoded = IndexObject::decode(&bytes, NAMESPACE, DATABASE, &entry, &Keyring::off());
     assert_eq!(decoded, Ok(index));
 }

@@ -8,6 +8,7 @@ use format_support::{DATABASE, Dice, NAMESPACE, SEED, count, digest, refuses_all
 use tidelog_archive::envelope::{Finished, FormatError, WriteId};
 use tidelog_archive::image::{Image, ImageMeta, ImageWriter};
 use tidelog_archive::key::{Key, KeyNonce};
+use tidelog_archive::seal::{Keyring, Stamp};
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::ObjectRef;
 use tidelog_wal::{
@@ -43,7 +44,7 @@ fn name(finished: &Finished) -> ObjectRef {
 fn write(size: u32, pages: &[Vec<u8>]) -> Finished {
     let size = PageSize::new(size).expect("a page size");
     let meta = meta(size, count(pages.len()), digest(size, pages));
-    let mut writer = ImageWriter::new(meta, WriteId([7; 16]), Compressor::new(3));
+    let mut writer = ImageWriter::new(meta, Stamp::plain(WriteId([7; 16])), Compressor::new(3));
     for (i, page) in pages.iter().enumerate() {
         writer
             .page(PageNo::new(i as u32 + 1).expect("from 1"), page)
@@ -54,7 +55,7 @@ fn write(size: u32, pages: &[Vec<u8>]) -> Finished {
 
 /// Reads every page; those left out are zeros.
 fn read(bytes: Vec<u8>, named: &ObjectRef) -> Result<Vec<Vec<u8>>, FormatError> {
-    let image = Image::decode(&bytes.into(), NAMESPACE, DATABASE, named)?;
+    let image = Image::decode(&bytes.into(), NAMESPACE, DATABASE, named, &Keyring::off())?;
     let mut pages = vec![vec![0; image.meta.page_size.bytes()]; image.meta.n.get() as usize];
     let whole = image.whole().expect("read whole").clone();
     for (number, entry) in image.table.blocks.iter().enumerate() {
@@ -120,14 +121,24 @@ fn the_lock_page_is_neither_stored_nor_counted() {
         Ok::<_, std::convert::Infallible>(SEED.page(p, image))
     })
     .expect("infallible");
-    let mut writer = ImageWriter::new(meta(size, n, digest), WriteId([7; 16]), Compressor::new(1));
+    let mut writer = ImageWriter::new(
+        meta(size, n, digest),
+        Stamp::plain(WriteId([7; 16])),
+        Compressor::new(1),
+    );
     writer
         .page(page(16_385), &content)
         .expect("the lock page is passed over");
     writer.page(page(16_386), &content).expect("page");
     let (finished, ..) = writer.finish().expect("the digest holds");
-    let image =
-        Image::decode(&finished.bytes, NAMESPACE, DATABASE, &name(&finished)).expect("read");
+    let image = Image::decode(
+        &finished.bytes,
+        NAMESPACE,
+        DATABASE,
+        &name(&finished),
+        &Keyring::off(),
+    )
+    .expect("read");
     assert_eq!(image.table.blocks.len(), 1);
     assert_eq!(image.block_of(page(16_386)), Some(0));
     assert_eq!(image.block_of(page(16_385)), None);
@@ -137,7 +148,7 @@ fn the_lock_page_is_neither_stored_nor_counted() {
 fn an_image_of_other_pages_than_promised_is_not_written() {
     let size = PageSize::new(512).expect("a page size");
     let meta = meta(size, count(2), Digest::from_u64(1));
-    let mut writer = ImageWriter::new(meta, WriteId([7; 16]), Compressor::new(3));
+    let mut writer = ImageWriter::new(meta, Stamp::plain(WriteId([7; 16])), Compressor::new(3));
     writer.page(PageNo::ONE, &[1; 512]).expect("page");
     assert!(writer.page(PageNo::ONE, &[1; 512]).is_err(), "twice");
     assert!(
@@ -158,7 +169,9 @@ fn objects_swapped_between_keys_and_databases_are_refused() {
         write(512, &holey(512, 5, &mut dice)),
         write(512, &holey(512, 6, &mut dice)),
     );
-    let decode = |bytes: &Bytes, database| Image::decode(bytes, NAMESPACE, database, &name(&a));
+    let decode = |bytes: &Bytes, database| {
+        Image::decode(bytes, NAMESPACE, database, &name(&a), &Keyring::off())
+    };
     let image = decode(&a.bytes, DATABASE).expect("its own");
     assert!(decode(&b.bytes, DATABASE).is_err());
     assert!(decode(&a.bytes, DatabaseId::from_bytes([1; 16])).is_err());

@@ -12,6 +12,7 @@ use tidelog_archive::journal::{
 };
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::root::{Root, RootNode};
+use tidelog_archive::seal::{Keyring, Stamp};
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::{ObjectRef, RecordBody};
 use tidelog_wal::{Chain, ClusterId, DatabaseId, NodeId, RecordKind, Term, Timestamp};
@@ -23,12 +24,12 @@ fn build(histories: &[(&History, u64, u64)]) -> Bytes {
         TERM,
         Seq::new(5),
         (10, 99),
-        WriteId([7; 16]),
+        Stamp::plain(WriteId([7; 16])),
         Compressor::new(3),
     );
     for (history, first, last) in histories {
         builder
-            .section(history.section(*first, *last))
+            .section(history.section(*first, *last), None)
             .expect("section");
         for txid in *first..=*last {
             builder.push(&history.at(txid).bytes).expect("record");
@@ -39,7 +40,7 @@ fn build(histories: &[(&History, u64, u64)]) -> Bytes {
 
 /// Reads every record: what a reader proves of an object.
 fn read(bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, FormatError> {
-    let object = JournalObject::decode(&Bytes::from(bytes), TERM, Seq::new(5))?;
+    let object = JournalObject::decode(&Bytes::from(bytes), TERM, Seq::new(5), &Keyring::off())?;
     let mut records = Vec::new();
     for section in &object.sections {
         let stored = object.section_bytes(section).expect("read whole");
@@ -85,7 +86,7 @@ fn a_record_may_span_blocks() {
     history.commit(pages.clone());
     history.commit(pages[..3].to_vec());
     let bytes = build(&[(&history, 1, 2)]);
-    let object = JournalObject::decode(&bytes, TERM, Seq::new(5)).expect("decode");
+    let object = JournalObject::decode(&bytes, TERM, Seq::new(5), &Keyring::off()).expect("decode");
     assert!(object.sections[0].table.blocks.len() > 3);
     let records = read(bytes.to_vec()).expect("read");
     assert_eq!(
@@ -98,7 +99,8 @@ fn a_record_may_span_blocks() {
 fn a_section_is_read_from_one_range_alone() {
     let (a, b) = two_histories();
     let bytes = build(&[(&a, 1, 30), (&b, 1, 10)]);
-    let whole = Object::open(&bytes, Expect::node(ObjectKind::Journal)).expect("open");
+    let whole =
+        Object::open(&bytes, Expect::node(ObjectKind::Journal), &Keyring::off()).expect("open");
     let named = ObjectRef {
         key: Key::Journal(TERM, Seq::new(5)).to_string(),
         len: bytes.len() as u64,
@@ -106,14 +108,15 @@ fn a_section_is_read_from_one_range_alone() {
     };
     let tail = bytes.slice(bytes.len() - 64..);
     let expect = Expect::node(ObjectKind::Journal);
-    let wanted = Object::open_tail(&bytes[..96], &tail, expect, &named)
+    let wanted = Object::open_tail(&bytes[..96], &tail, expect, &named, &Keyring::off())
         .expect("trailer")
         .expect_err("64 bytes do not hold the index");
     let tail = bytes.slice(wanted.0.start as usize..);
-    let object = Object::open_tail(&bytes[..96], &tail, expect, &named)
+    let object = Object::open_tail(&bytes[..96], &tail, expect, &named, &Keyring::off())
         .expect("trailer")
         .expect("index");
-    let object = JournalObject::from_object(&object, TERM, Seq::new(5)).expect("index");
+    let object =
+        JournalObject::from_object(&object, TERM, Seq::new(5), &Keyring::off()).expect("index");
     let section = &object.sections[1];
     let range = section.range();
     let stored = bytes.slice(range.start as usize..range.end as usize);
@@ -141,10 +144,10 @@ fn a_section_that_belies_its_records_is_refused() {
             TERM,
             Seq::new(5),
             (1, 4),
-            WriteId([7; 16]),
+            Stamp::plain(WriteId([7; 16])),
             Compressor::new(3),
         );
-        builder.section(meta).expect("section");
+        builder.section(meta, None).expect("section");
         for commit in &a.commits[..4] {
             builder.push(&commit.bytes).expect("record");
         }
@@ -161,17 +164,17 @@ fn a_builder_refuses_what_does_not_fit() {
             TERM,
             Seq::new(5),
             (1, 4),
-            WriteId([7; 16]),
+            Stamp::plain(WriteId([7; 16])),
             Compressor::new(3),
         )
     };
     assert!(new().push(b"x").is_err(), "no section");
     let mut short = new();
-    short.section(a.section(1, 4)).expect("section");
+    short.section(a.section(1, 4), None).expect("section");
     short.push(&a.at(1).bytes).expect("record");
     assert!(short.finish().is_err(), "one record instead of four");
     let mut large = new();
-    large.section(a.section(1, 1)).expect("section");
+    large.section(a.section(1, 1), None).expect("section");
     assert!(
         large.push(&vec![0; 3 << 20]).is_err(),
         "too large for a journal"
@@ -199,7 +202,7 @@ fn a_reference_steps_the_chain_to_that_of_the_record_it_names() {
     assert_eq!(history.at(3).position.chain, chain);
     assert_eq!(history.at(4).chain_before, chain);
     let bytes = build(&[(&history, 1, 4)]);
-    let object = JournalObject::decode(&bytes, TERM, Seq::new(5)).expect("decode");
+    let object = JournalObject::decode(&bytes, TERM, Seq::new(5), &Keyring::off()).expect("decode");
     let section = &object.sections[0];
     let stored = object.section_bytes(section).expect("whole");
     let mut reader = object.records(section, &stored);
@@ -215,8 +218,8 @@ fn a_reference_steps_the_chain_to_that_of_the_record_it_names() {
 fn an_object_of_another_place_is_refused() {
     let (a, _) = two_histories();
     let bytes = build(&[(&a, 1, 4)]);
-    assert!(JournalObject::decode(&bytes, Term::new(4), Seq::new(5)).is_err());
-    assert!(JournalObject::decode(&bytes, TERM, Seq::new(6)).is_err());
+    assert!(JournalObject::decode(&bytes, Term::new(4), Seq::new(5), &Keyring::off()).is_err());
+    assert!(JournalObject::decode(&bytes, TERM, Seq::new(6), &Keyring::off()).is_err());
     assert_eq!(slot_kind(&bytes), Ok(ObjectKind::Journal));
     let error = Claim::decode(&bytes, TERM).expect_err("no claim");
     assert_eq!(error.to_string(), "object kind is Journal, expected Claim");
@@ -314,10 +317,10 @@ fn newer_versions_and_sealed_objects_are_refused_by_name() {
         "object has format version 2, this program reads up to 1"
     );
     let mut sealed = bytes.to_vec();
-    sealed[11] = 1;
+    sealed[11] = 2;
     let error = Claim::decode(&sealed.into(), TERM).expect_err("sealed");
     assert!(
-        error.to_string().starts_with("sealed objects need a key"),
+        error.to_string().starts_with("sealed with cipher 2"),
         "{error}"
     );
     let mut newer_bucket = root();

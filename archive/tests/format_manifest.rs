@@ -15,6 +15,7 @@ use tidelog_archive::key::Key;
 use tidelog_archive::manifest::{
     IndexEntry, MANIFEST_LEN_MAX, Manifest, ManifestError, Marked, SegmentEntry, State, TermStart,
 };
+use tidelog_archive::seal::{Keyring, Stamp};
 use tidelog_wal::{DatabaseId, NamespaceId, NodeId, Term, Timestamp, TxId};
 
 const ID: WriteId = WriteId([7; 16]);
@@ -25,7 +26,7 @@ fn fold(manifest: &mut Manifest, store: &mut HashMap<String, Bytes>, counter: &m
         *counter += 1;
         nonce(1 << 40 | *counter)
     };
-    for object in manifest.fold(&mut next, || ID).expect("fold") {
+    for object in manifest.fold(&mut next, || Stamp::plain(ID)).expect("fold") {
         store.insert(object.key.to_string(), object.bytes);
     }
 }
@@ -33,8 +34,8 @@ fn fold(manifest: &mut Manifest, store: &mut HashMap<String, Bytes>, counter: &m
 /// All segments below an index entry, in order, and how deep the tree is.
 fn unfold(entry: &IndexEntry, store: &HashMap<String, Bytes>) -> (Vec<SegmentEntry>, usize) {
     let key = entry.key(NAMESPACE, DATABASE).to_string();
-    let object =
-        IndexObject::decode(&store[&key], NAMESPACE, DATABASE, entry).expect("index object");
+    let object = IndexObject::decode(&store[&key], NAMESPACE, DATABASE, entry, &Keyring::off())
+        .expect("index object");
     let mut segments = object.segments;
     let mut depth = 0;
     for child in &object.children {
@@ -50,8 +51,13 @@ fn a_manifest_round_trips_and_refuses_all_damage() {
     let mut manifest = full();
     let store = &mut HashMap::new();
     fold(&mut manifest, store, &mut 0);
-    let bytes = manifest.encode(ID).expect("encode").bytes;
-    let read = |bytes: Vec<u8>| match Manifest::decode(&bytes.into(), NAMESPACE, DATABASE) {
+    let bytes = manifest.encode(Stamp::plain(ID)).expect("encode").bytes;
+    let read = |bytes: Vec<u8>| match Manifest::decode(
+        &bytes.into(),
+        NAMESPACE,
+        DATABASE,
+        &Keyring::off(),
+    ) {
         Ok((manifest, id)) => {
             assert_eq!(id, ID);
             Ok(manifest)
@@ -62,16 +68,18 @@ fn a_manifest_round_trips_and_refuses_all_damage() {
     assert_eq!(read(bytes.to_vec()), Ok(manifest));
     refuses_all_damage(&bytes, read);
     let child = fork(segment(0).run.end());
-    let bytes = child.encode(ID).expect("encode").bytes;
-    let (found, _) = Manifest::decode(&bytes, NAMESPACE, child.database).expect("decode");
+    let bytes = child.encode(Stamp::plain(ID)).expect("encode").bytes;
+    let (found, _) =
+        Manifest::decode(&bytes, NAMESPACE, child.database, &Keyring::off()).expect("decode");
     assert_eq!(found, child);
     assert_eq!(found.settled_position(), Some(segment(0).run.end()));
 }
 
 #[test]
 fn a_manifest_of_another_database_or_tenant_is_refused() {
-    let bytes = full().encode(ID).expect("encode").bytes;
-    let decode = |namespace, database| Manifest::decode(&bytes, namespace, database);
+    let bytes = full().encode(Stamp::plain(ID)).expect("encode").bytes;
+    let decode =
+        |namespace, database| Manifest::decode(&bytes, namespace, database, &Keyring::off());
     assert!(decode(NAMESPACE, DATABASE).is_ok());
     assert!(decode(NAMESPACE, DatabaseId::from_bytes([9; 16])).is_err());
     assert!(decode(NamespaceId::from_bytes([9; 16]), DATABASE).is_err());
@@ -94,12 +102,19 @@ fn two_hundred_thousand_segments_fit_a_root_of_64_kib() {
             fold(&mut manifest, &mut store, &mut counter);
             manifest.version += 1;
             assert_eq!(manifest.check_follows(&before), Ok(()));
-            largest = largest.max(manifest.encode(ID).expect("encode").bytes.len());
+            largest = largest.max(
+                manifest
+                    .encode(Stamp::plain(ID))
+                    .expect("encode")
+                    .bytes
+                    .len(),
+            );
         }
     }
-    let bytes = manifest.encode(ID).expect("encode").bytes;
+    let bytes = manifest.encode(Stamp::plain(ID)).expect("encode").bytes;
     assert!(bytes.len().max(largest) <= MANIFEST_LEN_MAX, "{largest}");
-    let (manifest, _) = Manifest::decode(&bytes, NAMESPACE, DATABASE).expect("decode");
+    let (manifest, _) =
+        Manifest::decode(&bytes, NAMESPACE, DATABASE, &Keyring::off()).expect("decode");
     let mut all = Vec::new();
     for entry in &manifest.index {
         let (segments, depth) = unfold(entry, &store);
@@ -131,13 +146,20 @@ fn many_images_and_labels_make_it_fold_earlier() {
     }
     let before = manifest.clone();
     assert!(matches!(
-        before.encode(ID),
+        before.encode(Stamp::plain(ID)),
         Err(ManifestError::TooLarge { .. })
     ));
     fold(&mut manifest, &mut HashMap::new(), &mut 0);
     manifest.version += 1;
     assert_eq!(manifest.check_follows(&before), Ok(()));
-    assert!(manifest.encode(ID).expect("encode").bytes.len() <= MANIFEST_LEN_MAX);
+    assert!(
+        manifest
+            .encode(Stamp::plain(ID))
+            .expect("encode")
+            .bytes
+            .len()
+            <= MANIFEST_LEN_MAX
+    );
 }
 
 #[test]
@@ -148,7 +170,9 @@ fn every_flip_and_swap_of_an_index_object_is_refused() {
         images: vec![image(1)],
         children: Vec::new(),
     };
-    let finished = object.encode(NAMESPACE, DATABASE, 0, ID).expect("encode");
+    let finished = object
+        .encode(NAMESPACE, DATABASE, 0, Stamp::plain(ID))
+        .expect("encode");
     let (segments, images, bytes) = object.totals();
     let entry = IndexEntry {
         level: 0,
@@ -160,18 +184,26 @@ fn every_flip_and_swap_of_an_index_object_is_refused() {
         len: finished.len,
         blake3: finished.blake3,
     };
-    let read = |bytes: Vec<u8>| IndexObject::decode(&bytes.into(), NAMESPACE, DATABASE, &entry);
+    let read = |bytes: Vec<u8>| {
+        IndexObject::decode(&bytes.into(), NAMESPACE, DATABASE, &entry, &Keyring::off())
+    };
     assert_eq!(read(finished.bytes.to_vec()), Ok(object.clone()));
     refuses_all_damage(&finished.bytes, read);
     let mut other = object;
     other.images.clear();
-    let swapped = other.encode(NAMESPACE, DATABASE, 0, ID).expect("encode");
+    let swapped = other
+        .encode(NAMESPACE, DATABASE, 0, Stamp::plain(ID))
+        .expect("encode");
     assert!(read(swapped.bytes.to_vec()).is_err());
     let foreign = DatabaseId::from_bytes([9; 16]);
-    assert!(IndexObject::decode(&finished.bytes, NAMESPACE, foreign, &entry).is_err());
+    assert!(
+        IndexObject::decode(&finished.bytes, NAMESPACE, foreign, &entry, &Keyring::off()).is_err()
+    );
     other.segments.swap(0, 1);
     assert!(
-        other.encode(NAMESPACE, DATABASE, 0, ID).is_err(),
+        other
+            .encode(NAMESPACE, DATABASE, 0, Stamp::plain(ID))
+            .is_err(),
         "out of order"
     );
 }
@@ -212,7 +244,7 @@ fn a_manifest_that_contradicts_itself_is_neither_written_nor_read() {
         let mut manifest = full();
         assert_eq!(manifest.check_self(), Ok(()));
         change(&mut manifest);
-        let error = manifest.encode(ID).expect_err(what);
+        let error = manifest.encode(Stamp::plain(ID)).expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}");
     }
 }

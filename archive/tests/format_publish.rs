@@ -10,6 +10,7 @@ use format_support::{DATABASE, NAMESPACE};
 use tidelog_archive::envelope::WriteId;
 use tidelog_archive::key::{Key, NonceSource};
 use tidelog_archive::manifest::{Label, Loaded, Manifest, ManifestStore, Owner, PublishError};
+use tidelog_archive::seal::Stamp;
 use tidelog_archive::store::{Store, StoreOptions};
 use tidelog_archive::{ErrorKind, SystemEntropy};
 use tidelog_wal::{NodeId, Term};
@@ -148,7 +149,10 @@ async fn unsound_manifests_never_reach_the_store() {
         created.write_id
     );
     let key = Key::manifest(NAMESPACE, DATABASE).to_string();
-    let foreign = full().encode(WriteId([1; 16])).expect("encode").bytes;
+    let foreign = full()
+        .encode(Stamp::plain(WriteId([1; 16])))
+        .expect("encode")
+        .bytes;
     let mut damaged = foreign.to_vec();
     damaged[200] ^= 1;
     store.delete(&key).await.expect("delete");

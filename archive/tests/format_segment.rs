@@ -8,6 +8,7 @@ use format_support::{Commit, DATABASE, Dice, History, NAMESPACE, SEED, refuses_a
 use tidelog_archive::envelope::{Finished, FormatError, WriteId};
 use tidelog_archive::key::{Key, KeyNonce};
 use tidelog_archive::records::{RecordHead, RecordVisitor};
+use tidelog_archive::seal::{Keyring, Stamp};
 use tidelog_archive::segment::{Segment, SegmentMeta, SegmentWriter};
 use tidelog_wal::block::Compressor;
 use tidelog_wal::delta::PageDelta;
@@ -16,7 +17,7 @@ use tidelog_wal::{Chain, DatabaseId, NamespaceId, Position, Timestamp, TxId};
 
 fn writer(history: &History, chain_before: Chain) -> SegmentWriter {
     let ids = (NAMESPACE, history.database);
-    let id = WriteId([7; 16]);
+    let id = Stamp::plain(WriteId([7; 16]));
     SegmentWriter::new(
         ids,
         history.page_size,
@@ -95,12 +96,12 @@ impl RecordVisitor for Replay<'_> {
 }
 
 fn open(finished: &Finished, named: &ObjectRef) -> Segment {
-    Segment::decode(&finished.bytes, NAMESPACE, DATABASE, named).expect("decode")
+    Segment::decode(&finished.bytes, NAMESPACE, DATABASE, named, &Keyring::off()).expect("decode")
 }
 
 fn read(bytes: Vec<u8>, named: &ObjectRef) -> Result<usize, FormatError> {
     let bytes = Bytes::from(bytes);
-    let segment = Segment::decode(&bytes, NAMESPACE, DATABASE, named)?;
+    let segment = Segment::decode(&bytes, NAMESPACE, DATABASE, named, &Keyring::off())?;
     let span = segment.all().expect("a segment has records");
     let stored = bytes.slice(span.range.start as usize..span.range.end as usize);
     let mut reader = segment.records(&span, &stored);
@@ -235,8 +236,14 @@ fn a_record_of_many_blocks_streams_in_both_directions() {
         meta.run.last,
         KeyNonce::default(),
     );
-    let segment =
-        Segment::decode(&bytes, NAMESPACE, DATABASE, &finished.object_ref(&key)).expect("decode");
+    let segment = Segment::decode(
+        &bytes,
+        NAMESPACE,
+        DATABASE,
+        &finished.object_ref(&key),
+        &Keyring::off(),
+    )
+    .expect("decode");
     let span = segment.all().expect("records");
     let stored = bytes.slice(span.range.start as usize..span.range.end as usize);
     let mut replay = Replay::after(&history, 0);
@@ -255,8 +262,9 @@ fn objects_swapped_between_keys_databases_and_tenants_are_refused() {
     let history = History::random(512, 6, &mut Dice(2));
     let (finished, _, named) = write(&history, 1, 6);
     let (other, _, _) = write(&history, 1, 5);
-    let decode =
-        |bytes: &Bytes, namespace, database| Segment::decode(bytes, namespace, database, &named);
+    let decode = |bytes: &Bytes, namespace, database| {
+        Segment::decode(bytes, namespace, database, &named, &Keyring::off())
+    };
     assert!(decode(&finished.bytes, NAMESPACE, DATABASE).is_ok());
     assert!(
         decode(&other.bytes, NAMESPACE, DATABASE).is_err(),

@@ -10,6 +10,7 @@ use tidelog_archive::key::{Key, KeyNonce};
 use tidelog_archive::manifest::ImageEntry;
 use tidelog_archive::plan::{Direction, Start, Target};
 use tidelog_archive::restore::{FileSink, MemorySink, RestoreError, RestoreSettings, execute};
+use tidelog_archive::seal::Stamp;
 use tidelog_archive::segment::SegmentWriter;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::{ObjectRef, RecordBody};
@@ -179,7 +180,14 @@ async fn a_record_in_a_segment_part_is_fetched_through_its_reference() {
     let ids = (NAMESPACE, history.database);
     let size = history.page_size;
     let id = WriteId([7; 16]);
-    let mut writer = SegmentWriter::new(ids, size, SEED, real.chain_before, id, Compressor::new(1));
+    let mut writer = SegmentWriter::new(
+        ids,
+        size,
+        SEED,
+        real.chain_before,
+        Stamp::plain(id),
+        Compressor::new(1),
+    );
     writer.push(&real.bytes).expect("record");
     let finished = writer.finish().expect("finish").0;
     let txid = real.position.txid;

@@ -17,6 +17,7 @@ use tidelog_archive::env::SystemClock;
 use tidelog_archive::envelope::{Expect, ObjectKind, WriteId, encode_payload};
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::root::Root;
+use tidelog_archive::seal::Stamp;
 use tidelog_archive::store::{Store, StoreOptions};
 use tidelog_archive::term::{End, Shipped, Step, TermError, Terms};
 use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Seeded, Shared, script};
@@ -55,7 +56,11 @@ fn object(term: Term, seq: Seq) -> Bytes {
     let mut id = [0xee; 16];
     id[..8].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
     let payload = format!("{term}/{seq}").into_bytes();
-    let object = encode_payload(Expect::node(ObjectKind::Journal), WriteId(id), payload);
+    let object = encode_payload(
+        Expect::node(ObjectKind::Journal),
+        Stamp::plain(WriteId(id)),
+        payload,
+    );
     object.expect("it is small").bytes
 }
 
@@ -858,7 +863,7 @@ async fn foreign_and_damaged_slots_are_corrupt_by_name() {
     // A root in a journal's place.
     let foreign = encode_payload(
         Expect::node(ObjectKind::Root),
-        WriteId([4; 16]),
+        Stamp::plain(WriteId([4; 16])),
         b"x".to_vec(),
     );
     owner

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OpenFlags};
 use tidelog_archive::ErrorKind;
-use tidelog_archive::journal::JournalObject;
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::manifest::{Loaded, ManifestStore};
 use tidelog_archive::plan::{self, History, Layer, Plan, PlanError, TailSection, Target};
@@ -309,10 +308,7 @@ async fn walk(
             Step::Trimmed(_) => {}
             Step::End(end) => return Ok(end),
             Step::Object(seq, bytes) => {
-                let object = JournalObject::decode(&bytes, term, seq).map_err(|e| {
-                    let key = Key::Journal(term, seq);
-                    Error::new(Code::ObjectCorrupt, format!("{key}: {e}")).caused_by(e)
-                })?;
+                let object = crate::sealing::journal(terms.store(), &bytes, term, seq).await?;
                 for section in &object.sections {
                     let tail = tails.entry(section.meta.database).or_default();
                     tail.push(TailSection::of(&object, section));

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream;
-use tidelog_archive::envelope::{Finished, WriteId};
+use tidelog_archive::envelope::Finished;
 use tidelog_archive::image::{ImageMeta, ImageWriter};
 use tidelog_archive::manifest::{ImageEntry, Loaded, PublishError};
+use tidelog_archive::seal::Stamp;
 use tidelog_wal::PageNo;
 use tidelog_wal::block::Compressor;
 use tokio::sync::mpsc;
@@ -100,10 +101,10 @@ pub(crate) async fn write(core: &Arc<Core>, lease: &Lease) -> Result<ImageEntry,
     };
     let nonce = core.remote.nonces.next();
     let (pieces, taken) = mpsc::channel::<Result<Bytes, Error>>(PIECES_WAITING);
-    let write_id = WriteId(core.parts.entropy.bytes16());
+    let stamp = core.remote.stamp(meta.namespace, meta.database)?;
     let level = core.settings.settle_level;
     let writing = tokio::task::spawn_blocking(move || {
-        let written = copy(&snapshot, meta, write_id, level, &pieces);
+        let written = copy(&snapshot, meta, stamp, level, &pieces);
         let closed = snapshot.sqlite.close();
         let failed = |e| Error::new(Code::Internal, "end a snapshot").caused_by(e);
         written.and_then(|finished| closed.map_err(failed).map(|()| finished))
@@ -156,7 +157,7 @@ pub(crate) async fn publish(
 fn copy(
     snapshot: &Snapshot,
     meta: ImageMeta,
-    write_id: WriteId,
+    stamp: Stamp,
     level: i32,
     pieces: &mpsc::Sender<Result<Bytes, Error>>,
 ) -> Result<Finished, Error> {
@@ -168,7 +169,7 @@ fn copy(
             "the upload of an image ended early",
         )
     };
-    let mut writer = ImageWriter::new(meta, write_id, Compressor::new(level));
+    let mut writer = ImageWriter::new(meta, stamp, Compressor::new(level));
     snapshot.sqlite.as_engine(|connection| {
         let mut select = connection
             .prepare("SELECT pgno, data FROM sqlite_dbpage ORDER BY pgno")

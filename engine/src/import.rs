@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
-use tidelog_archive::envelope::WriteId;
 use tidelog_archive::image::{ImageMeta, ImageWriter};
 use tidelog_archive::key::Key;
 use tidelog_wal::block::Compressor;
@@ -194,9 +193,9 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
                 n: pages,
                 digest,
             };
-            let write_id = WriteId(core.parts.entropy.bytes16());
+            let stamp = core.remote.stamp(meta.namespace, meta.id)?;
             let compressor = Compressor::new(core.settings.settle_level);
-            let mut writer = ImageWriter::new(image, write_id, compressor);
+            let mut writer = ImageWriter::new(image, stamp, compressor);
             let gone = |_| {
                 Error::new(
                     Code::StorageUnavailable,

@@ -31,6 +31,7 @@ mod rebuild;
 mod registry;
 mod remote;
 pub mod request;
+mod sealing;
 pub mod settings;
 mod settle;
 mod ship;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream;
-use tidelog_archive::envelope::{Finished, WriteId};
+use tidelog_archive::envelope::Finished;
 use tidelog_archive::key::{DatabaseObject, Key};
 use tidelog_archive::manifest::SegmentEntry;
 use tidelog_archive::records::Run;
@@ -127,7 +127,7 @@ fn write(
         database.page_size,
         database.seed,
         record.chain_before,
-        WriteId(core.parts.entropy.bytes16()),
+        core.remote.stamp(database.namespace, database.id)?,
         Compressor::new(core.settings.settle_level.min(core.settings.journal_level)),
     );
     let (header, kind) = header_of(&record.header)?;

@@ -131,6 +131,7 @@ fn code_of(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::Corrupt | ErrorKind::NotFound => Code::ObjectCorrupt,
         ErrorKind::Unavailable => Code::StorageUnavailable,
+        ErrorKind::KeyUnavailable => Code::KeyUnavailable,
         ErrorKind::Exhausted => Code::DiskFull,
         ErrorKind::OutcomeUnknown => Code::OutcomeUnknown,
         _ => Code::Internal,

@@ -30,8 +30,8 @@ pub(crate) struct Remote {
     pub(crate) store: Store,
     pub(crate) nonces: NonceSource,
     owner: Owner,
-    clock: Arc<dyn Clock>,
-    entropy: Arc<dyn Entropy>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
     kept: Mutex<HashMap<DatabaseId, Loaded>>,
 }
 
@@ -92,6 +92,7 @@ impl Remote {
 
     /// Creates the manifest of a new database.
     pub(crate) async fn create_manifest(&self, meta: &DbMeta, name: &str) -> Result<(), Error> {
+        self.make_key(meta.namespace, meta.id).await?;
         let now = self.clock.wall();
         let manifest = Manifest {
             namespace: meta.namespace,
@@ -169,6 +170,7 @@ pub(crate) fn publish_error(what: &str, error: PublishError) -> Error {
     let code = match error.kind() {
         ErrorKind::Fenced => Code::WriterFenced,
         ErrorKind::Corrupt => Code::ObjectCorrupt,
+        ErrorKind::KeyUnavailable => Code::KeyUnavailable,
         ErrorKind::OutcomeUnknown => Code::OutcomeUnknown,
         ErrorKind::Unavailable => Code::StorageUnavailable,
         ErrorKind::NotFound => Code::DatabaseNotFound,

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidelog_archive::envelope::{Finished, WriteId};
+use tidelog_archive::envelope::Finished;
 use tidelog_archive::journal::JournalObject;
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::manifest::{ImageEntry, Loaded, PublishError, SegmentEntry};
@@ -32,6 +32,7 @@ use crate::journal::chunk::{Entries, Entry};
 use crate::part;
 use crate::registry::Registry;
 use crate::remote::publish_error;
+use crate::sealing;
 use crate::ship::{ShippedSection, blocking};
 use crate::trim::Trimmer;
 
@@ -240,6 +241,16 @@ async fn fetch(core: &Core, sections: &[ShippedSection], after: TxId) -> Result<
         if unusable && section.meta.last > after && !fetched.contains_key(&section.object) {
             let key = Key::Journal(section.object.0, Seq::new(section.object.1)).to_string();
             let bytes = core.remote.get(&key).await?;
+            let store = &core.remote.store;
+            let object =
+                sealing::journal(store, &bytes, section.object.0, Seq::new(section.object.1));
+            for found in object.await?.sections {
+                let meta = found.meta;
+                if meta.database == section.meta.database {
+                    let unlocked = store.unlock(meta.namespace, meta.database, meta.key_id);
+                    unlocked.await.map_err(sealing::key_error)?;
+                }
+            }
             fetched.insert(section.object, bytes);
         }
     }
@@ -311,13 +322,14 @@ impl SegmentBuild<'_> {
             self.took(&header);
             return Ok(());
         }
+        let stamp = core.remote.stamp(meta.namespace, meta.database)?;
         let writer = self.writer.get_or_insert_with(|| {
             SegmentWriter::new(
                 (meta.namespace, meta.database),
                 meta.page_size,
                 meta.seed,
                 chain_before,
-                WriteId(core.parts.entropy.bytes16()),
+                stamp,
                 Compressor::new(core.settings.settle_level),
             )
         });
@@ -393,8 +405,9 @@ fn from_object(
 ) -> Result<(), Error> {
     let (term, seq) = section.object;
     let key = Key::Journal(term, Seq::new(seq));
-    let damaged = |e| Error::new(Code::ObjectCorrupt, format!("journal object {key}")).caused_by(e);
-    let object = JournalObject::decode(bytes, term, Seq::new(seq)).map_err(damaged)?;
+    let damaged = |e| sealing::refused(&key.to_string(), e);
+    let object = JournalObject::decode(bytes, term, Seq::new(seq), build.core.remote.store.keys())
+        .map_err(damaged)?;
     let wanted = section.meta.database;
     let Some(found) = object.sections.iter().find(|s| s.meta.database == wanted) else {
         let what = format!("journal object {key} holds no section of database {wanted}");

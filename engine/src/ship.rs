@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
 use tidelog_archive::ErrorKind;
-use tidelog_archive::envelope::{KeyId, WriteId};
+use tidelog_archive::envelope::KeyId;
 use tidelog_archive::journal::{JournalObjectBuilder, SectionMeta};
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::store::{Store, StoreError};
@@ -254,17 +254,18 @@ pub(crate) fn build(core: &Core, sealed: &SealedChunk, parts: &Parts) -> Result<
     let io = |e| Error::io(format!("read {}", sealed.path.display()), e);
     let file = core.parts.disk.read(&sealed.path).map_err(io)?;
     let runs = group(&file, |lsn| parts.get(&lsn).cloned())?;
-    let write_id = WriteId(core.parts.entropy.bytes16());
+    let stamp = core.remote.journal_stamp()?;
     let compressor = Compressor::new(core.settings.journal_level);
     let locals = (sealed.first_lsn, sealed.last_lsn);
     let (term, seq) = (sealed.id.0, Seq::new(sealed.id.1));
-    let mut builder = JournalObjectBuilder::new(term, seq, locals, write_id, compressor);
+    let mut builder = JournalObjectBuilder::new(term, seq, locals, stamp, compressor);
     let format = |e| Error::internal("build a journal object").caused_by(e);
     let mut sections = Vec::new();
     let mut before = builder.stored_len();
     for run in &runs {
         let meta = section_meta(run)?;
-        builder.section(meta).map_err(format)?;
+        let key = core.remote.section_key(meta.namespace, meta.database)?;
+        builder.section(meta, key.as_deref()).map_err(format)?;
         for (_, record) in &run.records {
             builder.push(record).map_err(format)?;
         }

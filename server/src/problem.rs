@@ -73,6 +73,7 @@ codes! {
     WriterFenced 503 "writer-fenced" "Another server has taken over" false;
     DatabaseBusy 503 "database-busy" "Another writer holds the database" true;
     JournalFull 503 "journal-full" "The journal is full until the store answers" true;
+    KeyUnavailable 503 "key-unavailable" "The key that opens the data is not at hand" false;
     QueryTimeout 504 "query-timeout" "The statement took too long" false;
     DurabilityTimeout 504 "durability-timeout" "Committed, but not yet as safe as asked for" false;
     OutcomeUnknown 504 "outcome-unknown" "It is not known whether this took effect" false;
@@ -112,7 +113,9 @@ pub const fn status_of_kind(kind: ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
         ErrorKind::Conflict => StatusCode::CONFLICT,
-        ErrorKind::Fenced | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Fenced | ErrorKind::Unavailable | ErrorKind::KeyUnavailable => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         ErrorKind::Corrupt | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         ErrorKind::Invalid => StatusCode::BAD_REQUEST,
         ErrorKind::Exhausted => StatusCode::INSUFFICIENT_STORAGE,

@@ -15,8 +15,8 @@ use tidelog_wal::block::{BLOCK_RAW_MAX, Codec, Compressor, decompress};
 use tidelog_wal::codec::{Reader, put_varint};
 
 use super::error::{FormatError, at};
-use super::seal::{BlockContext, Cipher};
 use super::writer::ObjectWriter;
+use crate::seal::BlockSealer;
 
 /// The shortest entry in bytes, which bounds what a count may claim.
 const ENTRY_LEN_MIN: usize = 7;
@@ -42,11 +42,12 @@ impl BlockEntry {
         self.offset..self.offset + u64::from(self.stored_len)
     }
 
-    /// Opens the stored bytes of this block.
+    /// Opens the stored bytes of this block, number `block` of its object, which `sealer` opens; `None` if it is
+    /// plain.
     pub fn open(
         &self,
-        cipher: Cipher,
-        context: BlockContext,
+        sealer: Option<&BlockSealer>,
+        block: u64,
         stored: &[u8],
     ) -> Result<Vec<u8>, FormatError> {
         let found = crc32fast::hash(stored);
@@ -59,8 +60,16 @@ impl BlockEntry {
             })
             .shifted(self.offset));
         }
-        let compressed = cipher.open(context, stored)?;
-        let raw = decompress(self.codec, &compressed, self.raw_len as usize, 0);
+        let opened = sealer.map(|sealer| {
+            let offset = self.offset;
+            let what = "a block";
+            sealer
+                .open(block, stored)
+                .ok_or(FormatError::Unauthentic { offset, what })
+        });
+        let opened = opened.transpose()?;
+        let compressed = opened.as_deref().unwrap_or(stored);
+        let raw = decompress(self.codec, compressed, self.raw_len as usize, 0);
         at(self.offset, raw)
     }
 }
@@ -160,27 +169,18 @@ impl BlockWriter {
         }
     }
 
-    /// Appends `raw`, at most 256 KiB and not empty, as the next block of `object`, sealed for `database`.
+    /// Appends `raw`, at most 256 KiB and not empty, as the next block of `object`, sealed as the object is
+    /// ([`ObjectWriter::set_sealer`]).
     ///
     /// # Panics
     ///
     /// If `raw` is longer than a block may be.
-    pub fn write(
-        &mut self,
-        object: &mut ObjectWriter,
-        database: tidelog_wal::DatabaseId,
-        raw: &[u8],
-    ) -> BlockEntry {
-        let header = *object.header();
+    pub fn write(&mut self, object: &mut ObjectWriter, raw: &[u8]) -> BlockEntry {
         self.stored.clear();
         let codec = self.compressor.compress(raw, &mut self.stored);
-        let context = BlockContext {
-            kind: header.kind,
-            database,
-            nonce: header.nonce,
-            block: self.next,
-        };
-        header.cipher.seal(context, &mut self.stored, 0);
+        if let Some(sealer) = object.sealer() {
+            sealer.seal(self.next, &mut self.stored);
+        }
         self.next += 1;
         let length = |len: usize| u32::try_from(len).expect("a block is at most 256 KiB and a bit");
         let entry = BlockEntry {

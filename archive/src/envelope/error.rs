@@ -11,14 +11,29 @@ pub enum FormatError {
     /// The bytes are not of this format, damaged, or newer than this program.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// The object is sealed, and no key is at hand.
-    #[error("sealed objects need a key: cipher {cipher}, key id {key_id}")]
-    Sealed {
+    /// The object is sealed in a way this program does not know.
+    #[error("sealed with cipher {cipher}, which this program does not know")]
+    Cipher {
         /// The cipher's number.
         cipher: u8,
+    },
+    /// The object is sealed, and its key is not at hand.
+    #[error("sealed with data key {key_id}, which is not at hand")]
+    KeyUnavailable {
         /// Which key sealed it.
         key_id: KeyId,
     },
+    /// A sealed block is not what was sealed in this place of this object.
+    #[error("{what} from offset {offset} does not open with its key: changed, or of another place")]
+    Unauthentic {
+        /// Where it begins in the object.
+        offset: u64,
+        /// What does not open.
+        what: &'static str,
+    },
+    /// A plain object stands where only sealed ones were written.
+    #[error("the object is not sealed, and everything of this database is")]
+    NotSealed,
     /// The object is intact but is another one than was asked for.
     #[error("{what} is {found}, expected {expected}")]
     Foreign {
@@ -56,9 +71,14 @@ impl FormatError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Decode(DecodeError::Version { .. })
-            | Self::Sealed { .. }
+            | Self::Cipher { .. }
             | Self::Unwritable { .. } => ErrorKind::Invalid,
-            Self::Decode(_) | Self::Foreign { .. } | Self::Chain { .. } => ErrorKind::Corrupt,
+            Self::KeyUnavailable { .. } => ErrorKind::KeyUnavailable,
+            Self::Decode(_)
+            | Self::Foreign { .. }
+            | Self::Chain { .. }
+            | Self::Unauthentic { .. }
+            | Self::NotSealed => ErrorKind::Corrupt,
         }
     }
 

@@ -6,7 +6,7 @@ use tidelog_wal::codec::Reader;
 use tidelog_wal::{DatabaseId, DecodeError, NamespaceId};
 
 use super::error::FormatError;
-use super::seal::Cipher;
+use crate::seal::Stamp;
 
 /// How every object begins.
 pub const MAGIC: [u8; 8] = *b"TIDELOG\0";
@@ -47,6 +47,34 @@ bytes16! {
 bytes16! {
     /// Random for every sealed object; zero when plain.
     ObjectNonce
+}
+
+/// How blocks are sealed. Codes are kept stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cipher {
+    /// Not at all.
+    #[default]
+    Plain,
+    /// AES-256-GCM ([`crate::seal`]).
+    Aes256Gcm,
+}
+
+impl Cipher {
+    /// Its code in a header.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Plain => 0,
+            Self::Aes256Gcm => 1,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Self, FormatError> {
+        match code {
+            0 => Ok(Self::Plain),
+            1 => Ok(Self::Aes256Gcm),
+            cipher => Err(FormatError::Cipher { cipher }),
+        }
+    }
 }
 
 /// What an object is. Codes are kept stable.
@@ -160,14 +188,19 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header of a plain object.
-    pub fn plain(expect: Expect, write_id: WriteId) -> Self {
+    /// The header of the object that `stamp` is for.
+    pub fn new(expect: Expect, stamp: &Stamp) -> Self {
+        let plain = stamp.nonce == ObjectNonce::default();
         Self {
             kind: expect.kind,
-            cipher: Cipher::Plain,
-            write_id,
-            key_id: KeyId::default(),
-            nonce: ObjectNonce::default(),
+            cipher: if plain {
+                Cipher::Plain
+            } else {
+                Cipher::Aes256Gcm
+            },
+            write_id: stamp.write_id,
+            key_id: stamp.key.as_ref().map_or(KeyId::default(), |key| key.id),
+            nonce: stamp.nonce,
             namespace: expect.namespace,
             database: expect.database,
         }
@@ -193,7 +226,7 @@ impl Header {
         out
     }
 
-    /// Reads the header at the start of `bytes`. A sealed object is refused by name.
+    /// Reads the header at the start of `bytes`.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut reader = Reader::new(bytes);
         if reader.array()? != MAGIC {
@@ -213,16 +246,24 @@ impl Header {
             .into());
         }
         let kind = ObjectKind::from_code(reader.u8()?)?;
-        let cipher = reader.u8()?;
+        let cipher = Cipher::from_code(reader.u8()?)?;
         if reader.u32()? != 0 {
             return Err(FormatError::invalid(12, "reserved header bytes"));
         }
         let write_id = WriteId(reader.array()?);
         let key_id = KeyId(reader.array()?);
         let nonce = ObjectNonce(reader.array()?);
+        let keyed = key_id != KeyId::default() || nonce != ObjectNonce::default();
+        let sound = match cipher {
+            Cipher::Plain => !keyed,
+            Cipher::Aes256Gcm => nonce != ObjectNonce::default(),
+        };
+        if !sound {
+            return Err(FormatError::invalid(32, "key id or object nonce"));
+        }
         Ok(Self {
             kind,
-            cipher: Cipher::from_code(cipher, key_id)?,
+            cipher,
             write_id,
             key_id,
             nonce,

@@ -1,16 +1,17 @@
 //! Opens an object: whole, or from its head and tail.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tidelog_wal::DecodeError;
 use tidelog_wal::record::ObjectRef;
 
 use super::error::FormatError;
-use super::header::{Expect, HEADER_LEN, Header, WriteId};
-use super::seal::BlockContext;
+use super::header::{Expect, HEADER_LEN, Header};
 use super::trailer::{TRAILER_LEN, Trailer};
 use super::writer::{Finished, ObjectWriter};
+use crate::seal::{BlockSealer, INDEX_BLOCK, Keyring, Stamp};
 
 /// Bytes worth fetching from an object's end in one go: trailer and, mostly, all of the index.
 pub const TAIL_GUESS: u64 = 64 << 10;
@@ -25,8 +26,10 @@ pub struct Object {
     pub header: Header,
     /// Its trailer.
     pub trailer: Trailer,
-    /// Its index, proven by CRC-32.
+    /// Its index, proven by CRC-32, opened.
     pub index: Bytes,
+    /// What opens its blocks; `None` if they are plain, or sealed section by section.
+    pub sealer: Option<Arc<BlockSealer>>,
     /// All of its bytes, proven by BLAKE3, if it was opened whole.
     pub whole: Option<Bytes>,
 }
@@ -37,7 +40,7 @@ pub struct TailRange(pub Range<u64>);
 
 impl Object {
     /// Opens a whole object, proving every byte of it.
-    pub fn open(bytes: &Bytes, expect: Expect) -> Result<Self, FormatError> {
+    pub fn open(bytes: &Bytes, expect: Expect, keys: &Keyring) -> Result<Self, FormatError> {
         let header = Header::decode(bytes)?;
         header.check(expect)?;
         let len = bytes.len();
@@ -51,12 +54,7 @@ impl Object {
             .map_err(|_| FormatError::invalid(len - TRAILER_LEN, "index offset"))?;
         let index = bytes.slice(start..len - TRAILER_LEN);
         trailer.check_index(&index)?;
-        Ok(Self {
-            header,
-            trailer,
-            index,
-            whole: Some(bytes.clone()),
-        })
+        Self::unsealed(header, trailer, index, Some(bytes.clone()), keys)
     }
 
     /// Opens a whole object that `named` names, proving that it is that one.
@@ -64,8 +62,9 @@ impl Object {
         bytes: &Bytes,
         expect: Expect,
         named: &ObjectRef,
+        keys: &Keyring,
     ) -> Result<Self, FormatError> {
-        let object = Self::open(bytes, expect)?;
+        let object = Self::open(bytes, expect, keys)?;
         object.trailer.check_name(named)?;
         Ok(object)
     }
@@ -77,6 +76,7 @@ impl Object {
         tail: &Bytes,
         expect: Expect,
         named: &ObjectRef,
+        keys: &Keyring,
     ) -> Result<Result<Self, TailRange>, FormatError> {
         let header = Header::decode(head)?;
         header.check(expect)?;
@@ -91,12 +91,7 @@ impl Object {
         };
         let index = tail.slice(start..tail.len() - TRAILER_LEN);
         trailer.check_index(&index)?;
-        Ok(Ok(Self {
-            header,
-            trailer,
-            index,
-            whole: None,
-        }))
+        Self::unsealed(header, trailer, index, None, keys).map(Ok)
     }
 
     /// Where the body lies.
@@ -104,14 +99,33 @@ impl Object {
         HEADER_LEN as u64..self.trailer.index_offset
     }
 
-    /// The context of its block number `block`.
-    pub const fn context(&self, block: u64) -> BlockContext {
-        BlockContext {
-            kind: self.header.kind,
-            database: self.header.database,
-            nonce: self.header.nonce,
-            block,
-        }
+    /// Opens the index of a proven object.
+    fn unsealed(
+        header: Header,
+        trailer: Trailer,
+        index: Bytes,
+        whole: Option<Bytes>,
+        keys: &Keyring,
+    ) -> Result<Self, FormatError> {
+        let sealer = keys.opening(&header)?.map(Arc::new);
+        let index = match &sealer {
+            Some(sealer) if !index.is_empty() => {
+                let offset = trailer.index_offset;
+                let what = "the index";
+                let opened = sealer.open(INDEX_BLOCK, &index);
+                opened
+                    .ok_or(FormatError::Unauthentic { offset, what })?
+                    .into()
+            }
+            _ => index,
+        };
+        Ok(Self {
+            header,
+            trailer,
+            index,
+            sealer,
+            whole,
+        })
     }
 }
 
@@ -145,10 +159,10 @@ fn digest_mismatch(found: &blake3::Hash, expected: &[u8; 32]) -> FormatError {
     })
 }
 
-/// Writes a small object whose body is `payload` in one block and whose index is empty.
+/// Writes a small object whose body is `payload` in one block, sealed as `stamp` says, and whose index is empty.
 pub fn encode_payload(
     expect: Expect,
-    write_id: WriteId,
+    stamp: Stamp,
     payload: Vec<u8>,
 ) -> Result<Finished, FormatError> {
     if payload.len() > PAYLOAD_MAX {
@@ -157,15 +171,10 @@ pub fn encode_payload(
         });
     }
     let mut payload = payload;
-    let header = Header::plain(expect, write_id);
-    let context = BlockContext {
-        kind: header.kind,
-        database: header.database,
-        nonce: header.nonce,
-        block: 0,
-    };
-    header.cipher.seal(context, &mut payload, 0);
-    let mut writer = ObjectWriter::new(header);
+    let mut writer = ObjectWriter::new(expect, stamp);
+    if let Some(sealer) = writer.sealer() {
+        sealer.seal(0, &mut payload);
+    }
     writer.append(&payload);
     writer.finish(&[])
 }
@@ -174,12 +183,13 @@ pub fn encode_payload(
 pub fn decode_payload<T>(
     bytes: &Bytes,
     expect: Expect,
+    keys: &Keyring,
     decode: impl FnOnce(&Header, &[u8]) -> Result<T, DecodeError>,
 ) -> Result<(T, Object), FormatError> {
     if bytes.len() > PAYLOAD_MAX + HEADER_LEN + TRAILER_LEN {
         return Err(FormatError::invalid(0, "object length"));
     }
-    let object = Object::open(bytes, expect)?;
+    let object = Object::open(bytes, expect, keys)?;
     if !object.index.is_empty() {
         let offset = bytes.len() - TRAILER_LEN - object.index.len();
         return Err(FormatError::invalid(
@@ -190,7 +200,14 @@ pub fn decode_payload<T>(
     let stored = bytes
         .get(HEADER_LEN..bytes.len() - TRAILER_LEN)
         .unwrap_or_default();
-    let payload = object.header.cipher.open(object.context(0), stored)?;
-    let value = super::error::at(HEADER_LEN as u64, decode(&object.header, &payload))?;
+    let opened = object.sealer.as_ref().map(|sealer| {
+        let offset = HEADER_LEN as u64;
+        let what = "the payload";
+        let opened = sealer.open(0, stored);
+        opened.ok_or(FormatError::Unauthentic { offset, what })
+    });
+    let opened = opened.transpose()?;
+    let payload = opened.as_deref().unwrap_or(stored);
+    let value = super::error::at(HEADER_LEN as u64, decode(&object.header, payload))?;
     Ok((value, object))
 }

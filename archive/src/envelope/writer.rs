@@ -6,9 +6,10 @@ use bytes::Bytes;
 use tidelog_wal::record::ObjectRef;
 
 use super::error::FormatError;
-use super::header::Header;
+use super::header::{Expect, Header};
 use super::trailer::{INDEX_LEN_MAX, TRAILER_LEN, Trailer};
 use crate::key::Key;
+use crate::seal::{BlockSealer, INDEX_BLOCK, Stamp};
 
 /// Writes an object: header first, then what is appended, then index and trailer.
 ///
@@ -20,6 +21,10 @@ pub struct ObjectWriter {
     pending: Vec<u8>,
     /// Bytes handed out already.
     taken: u64,
+    /// Seals the index, and the blocks unless another is set.
+    own: Option<BlockSealer>,
+    /// Seals the blocks of a section.
+    section: Section,
 }
 
 impl fmt::Debug for ObjectWriter {
@@ -29,6 +34,16 @@ impl fmt::Debug for ObjectWriter {
             .field("offset", &self.offset())
             .finish_non_exhaustive()
     }
+}
+
+/// What seals the next block.
+enum Section {
+    /// The object has no sections.
+    None,
+    /// A section of a plain database.
+    Plain,
+    /// A section with a key of its own.
+    Sealed(BlockSealer),
 }
 
 /// What was written, and the last bytes of it.
@@ -54,13 +69,20 @@ impl Finished {
 }
 
 impl ObjectWriter {
-    /// A writer that has written the header.
-    pub fn new(header: Header) -> Self {
+    /// A writer that has written the header of the object that `stamp` is for.
+    pub fn new(expect: Expect, stamp: Stamp) -> Self {
+        let header = Header::new(expect, &stamp);
+        let own = stamp.key.map(|key| {
+            let ids = (header.namespace, header.database);
+            BlockSealer::new(&key.key, header.kind, header.nonce, ids)
+        });
         let mut writer = Self {
             header,
             hasher: blake3::Hasher::new(),
             pending: Vec::new(),
             taken: 0,
+            own,
+            section: Section::None,
         };
         writer.append(&header.encode());
         writer
@@ -69,6 +91,21 @@ impl ObjectWriter {
     /// The header it began with.
     pub const fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// What seals the next block; `None` if it is plain.
+    pub(crate) const fn sealer(&self) -> Option<&BlockSealer> {
+        match &self.section {
+            Section::None => self.own.as_ref(),
+            Section::Plain => None,
+            Section::Sealed(sealer) => Some(sealer),
+        }
+    }
+
+    /// From here on blocks are sealed by `sealer`: they belong to a section of its own. The index stays the
+    /// object's.
+    pub(crate) fn set_sealer(&mut self, sealer: Option<BlockSealer>) {
+        self.section = sealer.map_or(Section::Plain, Section::Sealed);
     }
 
     /// Bytes written so far: where the next ones will stand.
@@ -93,8 +130,13 @@ impl ObjectWriter {
         std::mem::take(&mut self.pending)
     }
 
-    /// Writes index and trailer.
+    /// Seals and writes the index, then the trailer. An empty index stays empty.
     pub fn finish(mut self, index: &[u8]) -> Result<Finished, FormatError> {
+        let mut stored = index.to_vec();
+        if let Some(own) = self.own.take().filter(|_| !index.is_empty()) {
+            own.seal(INDEX_BLOCK, &mut stored);
+        }
+        let index = stored.as_slice();
         let index_len = u32::try_from(index.len())
             .ok()
             .filter(|len| *len as usize <= INDEX_LEN_MAX)

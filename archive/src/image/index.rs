@@ -8,7 +8,8 @@ use tidelog_wal::{
     Position, Term, Timestamp, TxId,
 };
 
-use crate::envelope::{BlockTable, Cipher, Expect, FormatError, Object, ObjectKind};
+use crate::envelope::{BlockTable, Expect, FormatError, Object, ObjectKind};
+use crate::seal::Keyring;
 
 /// What an image says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +52,6 @@ pub struct Image {
     runs: Vec<PageRun>,
     /// Where each block's runs begin, and one more for the end.
     starts: Vec<usize>,
-    cipher: Cipher,
     object: Object,
 }
 
@@ -97,9 +97,10 @@ impl Image {
         namespace: NamespaceId,
         database: DatabaseId,
         named: &ObjectRef,
+        keys: &Keyring,
     ) -> Result<Self, FormatError> {
         let expect = Expect::database(ObjectKind::Image, namespace, database);
-        Self::from_object(Object::open_named(bytes, expect, named)?)
+        Self::from_object(Object::open_named(bytes, expect, named, keys)?)
     }
 
     /// Reads the index of an opened image.
@@ -170,7 +171,7 @@ impl Image {
         Ok(ImageBlock {
             runs: self.runs(block),
             page_size: self.meta.page_size,
-            raw: entry.open(self.cipher, self.object.context(block as u64), stored)?,
+            raw: entry.open(self.object.sealer.as_deref(), block as u64, stored)?,
         })
     }
 }
@@ -202,7 +203,6 @@ fn decode_index(object: Object) -> Result<Image, DecodeError> {
         table,
         runs,
         starts,
-        cipher: object.header.cipher,
         object,
     })
 }

@@ -7,9 +7,9 @@ use tidelog_wal::{Digest, PageCount, PageNo};
 
 use super::index::{ImageMeta, PageRun, encode_index};
 use crate::envelope::{
-    BlockTable, BlockWriter, Expect, Finished, FormatError, Header, ObjectKind, ObjectWriter,
-    WriteId,
+    BlockTable, BlockWriter, Expect, Finished, FormatError, ObjectKind, ObjectWriter,
 };
+use crate::seal::Stamp;
 
 /// Writes an image: pages ascending by [`page`](Self::page), those left out are all zeros; then
 /// [`finish`](Self::finish), which proves the digest. [`take`](Self::take) drains what is written.
@@ -30,11 +30,11 @@ pub struct ImageWriter {
 
 impl ImageWriter {
     /// A writer of the state that `meta` describes.
-    pub fn new(meta: ImageMeta, write_id: WriteId, compressor: Compressor) -> Self {
+    pub fn new(meta: ImageMeta, stamp: Stamp, compressor: Compressor) -> Self {
         let expect = Expect::database(ObjectKind::Image, meta.namespace, meta.database);
         let start = Digest::empty(meta.page_size);
         Self {
-            object: ObjectWriter::new(Header::plain(expect, write_id)),
+            object: ObjectWriter::new(expect, stamp),
             blocks: BlockWriter::new(compressor),
             table: BlockTable::default(),
             runs: Vec::new(),
@@ -100,9 +100,7 @@ impl ImageWriter {
         if self.raw.is_empty() {
             return;
         }
-        let entry = self
-            .blocks
-            .write(&mut self.object, self.meta.database, &self.raw);
+        let entry = self.blocks.write(&mut self.object, &self.raw);
         self.table.blocks.push(entry);
         self.runs.push(std::mem::take(&mut self.open));
         self.raw.clear();

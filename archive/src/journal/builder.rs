@@ -7,11 +7,12 @@ use tidelog_wal::codec::put_varint;
 use super::SECTIONS_MAX;
 use super::section::{Section, SectionMeta};
 use crate::envelope::{
-    BlockTable, BlockWriter, Expect, Finished, FormatError, Header, ObjectKind, ObjectWriter,
-    WriteId,
+    BlockTable, BlockWriter, Expect, Finished, FormatError, KeyId, ObjectKind, ObjectNonce,
+    ObjectWriter,
 };
 use crate::key::Seq;
 use crate::records::{RECORD_WHOLE_MAX, RecordCutter};
+use crate::seal::{BlockSealer, SealKey, Stamp};
 
 /// Builds a journal object: [`section`](Self::section), its records by [`push`](Self::push), the next
 /// section, and [`finish`](Self::finish).
@@ -42,16 +43,15 @@ impl JournalObjectBuilder {
         term: Term,
         seq: Seq,
         (first_local, last_local): (u64, u64),
-        write_id: WriteId,
+        stamp: Stamp,
         compressor: Compressor,
     ) -> Self {
-        let header = Header::plain(Expect::node(ObjectKind::Journal), write_id);
         Self {
             term,
             seq,
             first_local,
             last_local,
-            object: ObjectWriter::new(header),
+            object: ObjectWriter::new(Expect::node(ObjectKind::Journal), stamp),
             blocks: BlockWriter::new(compressor),
             sections: Vec::new(),
             open: None,
@@ -59,9 +59,22 @@ impl JournalObjectBuilder {
         }
     }
 
-    /// Ends the section before and begins one.
-    pub fn section(&mut self, meta: SectionMeta) -> Result<(), FormatError> {
+    /// Ends the section before and begins one, sealed with `key`, or plain without one.
+    pub fn section(&mut self, meta: SectionMeta, key: Option<&SealKey>) -> Result<(), FormatError> {
         self.close()?;
+        let header = *self.object.header();
+        if key.is_some() && header.nonce == ObjectNonce::default() {
+            return Err(FormatError::Unwritable {
+                what: "a sealed section in a plain journal object",
+            });
+        }
+        let meta = SectionMeta {
+            key_id: key.map_or(KeyId::default(), |key| key.id),
+            ..meta
+        };
+        let ids = (meta.namespace, meta.database);
+        self.object
+            .set_sealer(key.map(|key| BlockSealer::new(&key.key, header.kind, header.nonce, ids)));
         if meta.records().is_none() || self.sections.len() >= SECTIONS_MAX {
             return Err(FormatError::Unwritable {
                 what: "a section's txids are out of order, or there are too many sections",
@@ -69,7 +82,7 @@ impl JournalObjectBuilder {
         }
         self.open = Some(OpenSection {
             meta,
-            cutter: RecordCutter::new(meta.database),
+            cutter: RecordCutter::new(),
             table: BlockTable::default(),
             records: 0,
         });

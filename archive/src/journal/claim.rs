@@ -11,6 +11,7 @@ use crate::envelope::{
     Expect, Finished, FormatError, ObjectKind, WriteId, decode_payload, encode_payload,
 };
 use crate::key::Seq;
+use crate::seal::{Keyring, Stamp};
 
 /// Who claimed a term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,25 +37,30 @@ impl Claim {
         out.extend_from_slice(self.node.as_bytes());
         out.extend_from_slice(self.cluster.as_bytes());
         put_varint(&mut out, self.wall.micros());
-        encode_payload(Expect::node(ObjectKind::Claim), write_id, out)
+        encode_payload(Expect::node(ObjectKind::Claim), Stamp::plain(write_id), out)
     }
 
     /// Reads the claim of `term`.
     pub fn decode(bytes: &Bytes, term: Term) -> Result<Self, FormatError> {
-        let (claim, _) = decode_payload(bytes, Expect::node(ObjectKind::Claim), |_, payload| {
-            let mut reader = Reader::new(payload);
-            let term = Term::new(reader.varint_u32("term")?);
-            let previous = Term::new(reader.varint_u32("term")?);
-            let claim = Self {
-                term,
-                previous: (previous != Term::NONE).then_some(previous),
-                node: NodeId::from_bytes(reader.array()?),
-                cluster: ClusterId::from_bytes(reader.array()?),
-                wall: Timestamp::from_micros(reader.varint()?),
-            };
-            reader.finish()?;
-            Ok(claim)
-        })?;
+        let (claim, _) = decode_payload(
+            bytes,
+            Expect::node(ObjectKind::Claim),
+            &Keyring::off(),
+            |_, payload| {
+                let mut reader = Reader::new(payload);
+                let term = Term::new(reader.varint_u32("term")?);
+                let previous = Term::new(reader.varint_u32("term")?);
+                let claim = Self {
+                    term,
+                    previous: (previous != Term::NONE).then_some(previous),
+                    node: NodeId::from_bytes(reader.array()?),
+                    cluster: ClusterId::from_bytes(reader.array()?),
+                    wall: Timestamp::from_micros(reader.varint()?),
+                };
+                reader.finish()?;
+                Ok(claim)
+            },
+        )?;
         check_place((claim.term, Seq::CLAIM), (term, Seq::CLAIM))?;
         Ok(claim)
     }

@@ -11,6 +11,7 @@ use crate::envelope::{
     Expect, Finished, FormatError, ObjectKind, WriteId, decode_payload, encode_payload,
 };
 use crate::key::Seq;
+use crate::seal::{Keyring, Stamp};
 
 /// Who closed a term, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,23 +37,28 @@ impl Fence {
         put_varint(&mut out, u64::from(self.by_term.get()));
         out.extend_from_slice(self.by_node.as_bytes());
         put_varint(&mut out, self.wall.micros());
-        encode_payload(Expect::node(ObjectKind::Fence), write_id, out)
+        encode_payload(Expect::node(ObjectKind::Fence), Stamp::plain(write_id), out)
     }
 
     /// Reads the fence at `seq` of `term`.
     pub fn decode(bytes: &Bytes, term: Term, seq: Seq) -> Result<Self, FormatError> {
-        let (fence, _) = decode_payload(bytes, Expect::node(ObjectKind::Fence), |_, payload| {
-            let mut reader = Reader::new(payload);
-            let fence = Self {
-                term: Term::new(reader.varint_u32("term")?),
-                seq: Seq::new(reader.varint()?),
-                by_term: Term::new(reader.varint_u32("term")?),
-                by_node: NodeId::from_bytes(reader.array()?),
-                wall: Timestamp::from_micros(reader.varint()?),
-            };
-            reader.finish()?;
-            Ok(fence)
-        })?;
+        let (fence, _) = decode_payload(
+            bytes,
+            Expect::node(ObjectKind::Fence),
+            &Keyring::off(),
+            |_, payload| {
+                let mut reader = Reader::new(payload);
+                let fence = Self {
+                    term: Term::new(reader.varint_u32("term")?),
+                    seq: Seq::new(reader.varint()?),
+                    by_term: Term::new(reader.varint_u32("term")?),
+                    by_node: NodeId::from_bytes(reader.array()?),
+                    wall: Timestamp::from_micros(reader.varint()?),
+                };
+                reader.finish()?;
+                Ok(fence)
+            },
+        )?;
         check_place((fence.term, fence.seq), (term, seq))?;
         Ok(fence)
     }

@@ -10,10 +10,11 @@ use tidelog_wal::{DecodeError, Term};
 use super::section::Section;
 use super::{SECTIONS_MAX, check_place};
 use crate::envelope::{
-    BlockContext, BlockEntry, Cipher, Expect, FormatError, Object, ObjectKind, ObjectNonce, WriteId,
+    BlockEntry, Expect, FormatError, KeyId, Object, ObjectKind, ObjectNonce, WriteId,
 };
 use crate::key::Seq;
 use crate::records::{RUN_LEN_MIN, RawRecord, RecordReader};
+use crate::seal::{BlockSealer, Keyring};
 
 /// The shortest section in an index, which bounds what a count may claim.
 const SECTION_LEN_MIN: usize = 2 * 16 + 1 + 8 + 16 + RUN_LEN_MIN + 2;
@@ -33,28 +34,40 @@ pub struct JournalObject {
     pub last_local: u64,
     /// One a database.
     pub sections: Vec<Section>,
-    cipher: Cipher,
     nonce: ObjectNonce,
+    keys: Keyring,
     whole: Option<Bytes>,
 }
 
 impl JournalObject {
     /// Reads the whole object `seq` of `term`, proving every byte of it.
-    pub fn decode(bytes: &Bytes, term: Term, seq: Seq) -> Result<Self, FormatError> {
-        let object = Object::open(bytes, Expect::node(ObjectKind::Journal))?;
-        Self::from_object(&object, term, seq)
+    ///
+    /// Sections are opened with the keys that are in `keys` when their blocks are read.
+    pub fn decode(
+        bytes: &Bytes,
+        term: Term,
+        seq: Seq,
+        keys: &Keyring,
+    ) -> Result<Self, FormatError> {
+        let object = Object::open(bytes, Expect::node(ObjectKind::Journal), keys)?;
+        Self::from_object(&object, term, seq, keys)
     }
 
     /// Reads the index of an object opened by its tail.
-    pub fn from_object(object: &Object, term: Term, seq: Seq) -> Result<Self, FormatError> {
+    pub fn from_object(
+        object: &Object,
+        term: Term,
+        seq: Seq,
+        keys: &Keyring,
+    ) -> Result<Self, FormatError> {
         object.header.check(Expect::node(ObjectKind::Journal))?;
-        let journal = Self::index(object)
+        let journal = Self::index(object, keys)
             .map_err(|error| FormatError::from(error).shifted(object.trailer.index_offset))?;
         check_place((journal.term, journal.seq), (term, seq))?;
         Ok(journal)
     }
 
-    fn index(object: &Object) -> Result<Self, DecodeError> {
+    fn index(object: &Object, keys: &Keyring) -> Result<Self, DecodeError> {
         let body = object.body();
         let mut reader = Reader::new(&object.index);
         let term = Term::new(reader.varint_u32("term")?);
@@ -84,8 +97,8 @@ impl JournalObject {
             first_local,
             last_local,
             sections,
-            cipher: object.header.cipher,
             nonce: object.header.nonce,
+            keys: keys.clone(),
             whole: object.whole.clone(),
         })
     }
@@ -116,18 +129,25 @@ impl JournalObject {
         self.section_blocks(section, stored)
     }
 
-    const fn section_blocks<'a>(
-        &self,
-        section: &'a Section,
-        stored: &'a [u8],
-    ) -> SectionBlocks<'a> {
+    fn section_blocks<'a>(&self, section: &'a Section, stored: &'a [u8]) -> SectionBlocks<'a> {
         SectionBlocks {
             section,
             stored,
             next: 0,
-            cipher: self.cipher,
-            nonce: self.nonce,
+            sealer: self.sealer(section),
         }
+    }
+
+    /// What opens a section: its database's key, unless it is plain.
+    fn sealer(&self, section: &Section) -> Result<Option<BlockSealer>, FormatError> {
+        let meta = &section.meta;
+        if meta.key_id == KeyId::default() {
+            return Ok(None);
+        }
+        let ids = (meta.namespace, meta.database);
+        self.keys
+            .opener(ObjectKind::Journal, self.nonce, ids, meta.key_id)
+            .map(Some)
     }
 
     /// Reads the records of `section` from `stored`, the bytes of [`Section::range`].
@@ -181,8 +201,7 @@ struct SectionBlocks<'a> {
     section: &'a Section,
     stored: &'a [u8],
     next: usize,
-    cipher: Cipher,
-    nonce: ObjectNonce,
+    sealer: Result<Option<BlockSealer>, FormatError>,
 }
 
 impl SectionBlocks<'_> {
@@ -197,13 +216,9 @@ impl SectionBlocks<'_> {
                 have: 0,
             }))
             .map_err(|error| error.shifted(entry.offset))?;
-        let context = BlockContext {
-            kind: ObjectKind::Journal,
-            database: self.section.meta.database,
-            nonce: self.nonce,
-            block: self.section.first_block + self.next as u64,
-        };
-        entry.open(self.cipher, context, stored)
+        let block = self.section.first_block + self.next as u64;
+        let sealer = self.sealer.as_ref().map_err(Clone::clone)?;
+        entry.open(sealer.as_ref(), block, stored)
     }
 }
 

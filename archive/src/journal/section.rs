@@ -22,7 +22,7 @@ pub struct SectionMeta {
     pub page_size: PageSize,
     /// The seed of its digests.
     pub seed: DigestSeed,
-    /// The key its blocks are sealed with; zero when plain.
+    /// The key its blocks are sealed with; zero when plain. Set by whoever seals the section.
     pub key_id: KeyId,
     /// TxId of the first record.
     pub first: TxId,

@@ -16,6 +16,7 @@ use crate::envelope::{
     Expect, Finished, FormatError, ObjectKind, WriteId, decode_payload, encode_payload,
 };
 use crate::key::Seq;
+use crate::seal::{Keyring, Stamp};
 
 /// A term this one closed and must settle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,13 +63,19 @@ impl TermState {
             put_varint(&mut out, u64::from(inherited.term.get()));
             put_varint(&mut out, inherited.fence.map_or(0, Seq::get));
         }
-        encode_payload(Expect::node(ObjectKind::TermState), write_id, out)
+        encode_payload(
+            Expect::node(ObjectKind::TermState),
+            Stamp::plain(write_id),
+            out,
+        )
     }
 
     /// Reads the state of `term`, with the write id of the PUT that wrote it.
     pub fn decode(bytes: &Bytes, term: Term) -> Result<(Self, WriteId), FormatError> {
         let expect = Expect::node(ObjectKind::TermState);
-        let (state, object) = decode_payload(bytes, expect, |_, payload| Self::payload(payload))?;
+        let (state, object) = decode_payload(bytes, expect, &Keyring::off(), |_, payload| {
+            Self::payload(payload)
+        })?;
         check_place((state.term, Seq::CLAIM), (term, Seq::CLAIM))?;
         Ok((state, object.header.write_id))
     }

@@ -17,26 +17,27 @@ use crate::envelope::{
     Expect, Finished, FormatError, HEADER_LEN, Header, KeyId, ObjectKind, TRAILER_LEN, WriteId,
     decode_payload, encode_payload,
 };
+use crate::seal::{Keyring, SEAL_OVERHEAD, Stamp};
 
 /// The longest name hint and note of a label, in bytes.
 const TEXT_LEN_MAX: usize = 1024;
 
 impl Manifest {
     /// The object, if it is sound ([`Manifest::check_self`]) and small enough.
-    pub fn encode(&self, write_id: WriteId) -> Result<Finished, ManifestError> {
+    pub fn encode(&self, stamp: Stamp) -> Result<Finished, ManifestError> {
         self.check_self()?;
         let payload = self.payload();
-        let len = payload.len() + HEADER_LEN + TRAILER_LEN;
+        let len = payload.len() + HEADER_LEN + TRAILER_LEN + SEAL_OVERHEAD;
         if len > MANIFEST_LEN_MAX {
             return Err(ManifestError::TooLarge { len });
         }
         let expect = Expect::database(ObjectKind::Manifest, self.namespace, self.database);
-        Ok(encode_payload(expect, write_id, payload)?)
+        Ok(encode_payload(expect, stamp, payload)?)
     }
 
-    /// Bytes of the encoded object.
+    /// Bytes of the encoded object, sealed.
     pub fn encoded_len(&self) -> usize {
-        self.payload().len() + HEADER_LEN + TRAILER_LEN
+        self.payload().len() + HEADER_LEN + TRAILER_LEN + SEAL_OVERHEAD
     }
 
     /// Reads the manifest of a database, with the write id of the PUT that wrote it.
@@ -44,12 +45,13 @@ impl Manifest {
         bytes: &Bytes,
         namespace: NamespaceId,
         database: DatabaseId,
+        keys: &Keyring,
     ) -> Result<(Self, WriteId), ManifestError> {
         if bytes.len() > MANIFEST_LEN_MAX {
             return Err(ManifestError::TooLarge { len: bytes.len() });
         }
         let expect = Expect::database(ObjectKind::Manifest, namespace, database);
-        let (manifest, object) = decode_payload(bytes, expect, Self::from_payload)?;
+        let (manifest, object) = decode_payload(bytes, expect, keys, Self::from_payload)?;
         manifest.check_self()?;
         Ok((manifest, object.header.write_id))
     }

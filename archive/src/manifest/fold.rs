@@ -9,10 +9,11 @@ use bytes::Bytes;
 use super::MANIFEST_LEN_MAX;
 use super::entry::{ImageEntry, IndexEntry};
 use super::model::Manifest;
-use crate::envelope::{FormatError, WriteId};
+use crate::envelope::FormatError;
 use crate::index::IndexObject;
 use crate::key::{Key, KeyNonce};
 use crate::records::Run;
+use crate::seal::Stamp;
 
 /// The most segments a root lists.
 pub const SEGMENTS_MAX: usize = 256;
@@ -35,11 +36,11 @@ pub struct NewIndexObject {
 
 impl Manifest {
     /// Moves the oldest entries into index objects until the root is small enough, and hands those out.
-    /// Does nothing most of the time. `nonce` and `write_id` make the objects unique.
+    /// Does nothing most of the time. `nonce` and `stamp` make the objects unique.
     pub fn fold(
         &mut self,
         mut nonce: impl FnMut() -> KeyNonce,
-        mut write_id: impl FnMut() -> WriteId,
+        mut stamp: impl FnMut() -> Stamp,
     ) -> Result<Vec<NewIndexObject>, FormatError> {
         let mut made = Vec::new();
         while self.segments.len() > SEGMENTS_MAX
@@ -47,13 +48,13 @@ impl Manifest {
         {
             let count = SEGMENTS_FOLD.min(self.segments.len() / 2);
             let object = self.take_oldest(count);
-            made.push(self.place(&object, 0, nonce(), write_id())?);
+            made.push(self.place(&object, 0, nonce(), stamp())?);
         }
         for level in 0..crate::index::LEVEL_MAX {
             let of_level = |m: &Self| m.index.iter().filter(|e| e.level == level).count();
             while of_level(self) > INDEX_MAX {
                 let object = self.take_index(level);
-                made.push(self.place(&object, level + 1, nonce(), write_id())?);
+                made.push(self.place(&object, level + 1, nonce(), stamp())?);
             }
         }
         Ok(made)
@@ -90,12 +91,12 @@ impl Manifest {
         object: &IndexObject,
         level: u8,
         nonce: KeyNonce,
-        write_id: WriteId,
+        stamp: Stamp,
     ) -> Result<NewIndexObject, FormatError> {
         let run = object.run().ok_or(FormatError::Unwritable {
             what: "an index object without entries",
         })?;
-        let finished = object.encode(self.namespace, self.database, level, write_id)?;
+        let finished = object.encode(self.namespace, self.database, level, stamp)?;
         let (segments, images, bytes) = object.totals();
         let entry = IndexEntry {
             level,

@@ -13,10 +13,11 @@ use tidelog_wal::{DatabaseId, NamespaceId};
 use super::entry::IndexEntry;
 use super::fold::NewIndexObject;
 use super::invariants::ManifestError;
-use super::model::{Manifest, Owner};
+use super::model::{Manifest, Owner, State};
 use crate::envelope::{FormatError, WriteId};
 use crate::index::IndexObject;
 use crate::key::{Key, NonceSource};
+use crate::seal::{KeyError, KeyStore, Known, Stamp};
 use crate::store::{Store, StoreError, Version};
 use crate::{Entropy, ErrorKind};
 
@@ -34,6 +35,25 @@ pub enum PublishError {
         /// Why.
         #[source]
         source: StoreError,
+    },
+    /// The database's key is not at hand.
+    #[error("{key} cannot be sealed or opened")]
+    Key {
+        /// Which object.
+        key: String,
+        /// Why.
+        #[source]
+        source: KeyError,
+    },
+    /// The store shows an older version than it did before: the object was put back.
+    #[error("{key} went back from version {known} to {found}")]
+    WentBack {
+        /// Which manifest.
+        key: String,
+        /// The version that is known to have been written.
+        known: u64,
+        /// The version that stands there.
+        found: u64,
     },
     /// Stored bytes, or the manifest to be written, are refused.
     #[error("{key} is refused")]
@@ -79,6 +99,8 @@ impl PublishError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Store { source, .. } => source.kind(),
+            Self::Key { source, .. } => source.kind(),
+            Self::WentBack { .. } => ErrorKind::Corrupt,
             Self::Manifest { source, .. } => source.kind(),
             Self::Fenced { .. } => ErrorKind::Fenced,
             Self::Missing { .. } => ErrorKind::NotFound,
@@ -145,7 +167,12 @@ impl ManifestStore {
             Err(StoreError::NotFound { key }) => return Err(PublishError::Missing { key }),
             Err(source) => return Err(self.store_error(source)),
         };
-        let (manifest, write_id) = Manifest::decode(&bytes, self.namespace, self.database)
+        self.store
+            .unlock_head(&bytes)
+            .await
+            .map_err(|source| self.key_error(source))?;
+        let keys = self.store.keys();
+        let (manifest, write_id) = Manifest::decode(&bytes, self.namespace, self.database, keys)
             .map_err(|source| self.refused(source))?;
         Ok(Loaded {
             manifest,
@@ -164,9 +191,11 @@ impl ManifestStore {
                 at: tidelog_wal::TxId::ZERO,
             }));
         }
-        let write_id = WriteId(self.entropy.bytes16());
+        let mut manifest = manifest;
+        let stamp = self.sealing(&mut manifest).await?;
+        let write_id = stamp.write_id;
         let bytes = manifest
-            .encode(write_id)
+            .encode(stamp)
             .map_err(|source| self.refused(source))?
             .bytes;
         match self.store.create(&self.key, bytes).await {
@@ -237,14 +266,19 @@ impl ManifestStore {
         mut next: Manifest,
         nonces: &NonceSource,
     ) -> Result<Result<Loaded, Loaded>, PublishError> {
+        let stamp = self.sealing(&mut next).await?;
+        let key = stamp.key.clone();
         let folded = next
-            .fold(|| nonces.next(), || WriteId(self.entropy.bytes16()))
+            .fold(
+                || nonces.next(),
+                || Stamp::draw(self.entropy.as_ref(), key.clone()),
+            )
             .map_err(|error| self.refused(error.into()))?;
         next.check_follows(&current.manifest)
             .map_err(|source| self.refused(source))?;
-        let write_id = WriteId(self.entropy.bytes16());
+        let write_id = stamp.write_id;
         let bytes = next
-            .encode(write_id)
+            .encode(stamp)
             .map_err(|source| self.refused(source))?
             .bytes;
         for NewIndexObject { key, bytes } in folded {
@@ -261,6 +295,13 @@ impl ManifestStore {
             })),
             Err(source) => match self.ours(write_id, &source).await? {
                 Ok(loaded) => Ok(Ok(loaded)),
+                Err(Some(newer)) if newer.manifest.version < current.manifest.version => {
+                    Err(PublishError::WentBack {
+                        key: self.key.clone(),
+                        known: current.manifest.version,
+                        found: newer.manifest.version,
+                    })
+                }
                 Err(Some(newer)) if newer.write_id != current.write_id => Ok(Err(newer)),
                 Err(_) => Err(self.store_error(source)),
             },
@@ -299,12 +340,47 @@ impl ManifestStore {
             Ok(bytes) => bytes,
             Err(source) => return Err(PublishError::Store { key, source }),
         };
-        IndexObject::decode(&bytes, self.namespace, self.database, entry).map_err(
+        self.store
+            .unlock_head(&bytes)
+            .await
+            .map_err(|source| self.key_error(source))?;
+        let keys = self.store.keys();
+        IndexObject::decode(&bytes, self.namespace, self.database, entry, keys).map_err(
             |error: FormatError| PublishError::Manifest {
                 key,
                 source: error.into(),
             },
         )
+    }
+
+    /// How the next version is sealed; its key is noted in it. A database whose keys were destroyed gets a plain
+    /// tombstone: nothing secret may stand in it then.
+    async fn sealing(&self, next: &mut Manifest) -> Result<Stamp, PublishError> {
+        let keys = KeyStore::new(self.store.clone(), self.namespace, self.database);
+        keys.ensure()
+            .await
+            .map_err(|source| self.key_error(source))?;
+        let ring = self.store.keys();
+        let tombstone = matches!(next.state, State::Purged(_));
+        if tombstone && ring.known(self.database) == Known::Shredded {
+            return Ok(Stamp::draw(self.entropy.as_ref(), None));
+        }
+        let key = ring
+            .sealing(self.namespace, self.database)
+            .map_err(|source| self.key_error(source))?;
+        if let Some(key) = &key
+            && !next.key_ids.contains(&key.id)
+        {
+            next.key_ids.push(key.id);
+        }
+        Ok(Stamp::draw(self.entropy.as_ref(), key))
+    }
+
+    fn key_error(&self, source: KeyError) -> PublishError {
+        PublishError::Key {
+            key: self.key.clone(),
+            source,
+        }
     }
 
     fn store_error(&self, source: StoreError) -> PublishError {

@@ -12,6 +12,7 @@ use crate::envelope::{
 };
 use crate::journal::{JournalObject, Section};
 use crate::records::{RecordScanner, RecordVisitor};
+use crate::seal::KeyError;
 use crate::segment::Segment;
 use crate::store::{Store, StoreError};
 
@@ -30,6 +31,15 @@ pub enum ReadError {
         #[source]
         source: StoreError,
     },
+    /// Its key could not be read.
+    #[error("the key of {key} is not at hand")]
+    Key {
+        /// The object.
+        key: String,
+        /// Why.
+        #[source]
+        source: KeyError,
+    },
     /// Its bytes are refused.
     #[error(transparent)]
     Corrupt(#[from] CorruptObject),
@@ -41,6 +51,7 @@ impl ReadError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Store { source, .. } => source.kind(),
+            Self::Key { source, .. } => source.kind(),
             Self::Corrupt(error) => error.kind(),
         }
     }
@@ -74,6 +85,15 @@ pub(crate) async fn get_range(
     })
 }
 
+/// Sees to it that the key of the object beginning with `head` is at hand, if it can be had.
+async fn unlock(store: &Store, key: &str, head: &[u8]) -> Result<(), ReadError> {
+    let unlocked = store.unlock_head(head).await;
+    unlocked.map_err(|source| ReadError::Key {
+        key: key.to_owned(),
+        source,
+    })
+}
+
 /// Opens the object that `named` names: whole if it is small, else by head and tail.
 pub(crate) async fn open_object(
     store: &Store,
@@ -81,20 +101,23 @@ pub(crate) async fn open_object(
     expect: Expect,
 ) -> Result<Object, ReadError> {
     let refused = |error: FormatError| error.in_object(&named.key);
+    let keys = store.keys();
     if named.len <= WHOLE_MAX {
         let bytes = get(store, &named.key).await?;
-        return Ok(Object::open_named(&bytes, expect, named).map_err(refused)?);
+        unlock(store, &named.key, &bytes).await?;
+        return Ok(Object::open_named(&bytes, expect, named, keys).map_err(refused)?);
     }
     let guess = named.len - TAIL_GUESS..named.len;
     let (head, tail) = try_join!(
         get_range(store, &named.key, 0..HEADER_LEN as u64),
         get_range(store, &named.key, guess),
     )?;
-    match Object::open_tail(&head, &tail, expect, named).map_err(refused)? {
+    unlock(store, &named.key, &head).await?;
+    match Object::open_tail(&head, &tail, expect, named, keys).map_err(refused)? {
         Ok(object) => Ok(object),
         Err(wanted) => {
             let tail = get_range(store, &named.key, wanted.0).await?;
-            let opened = Object::open_tail(&head, &tail, expect, named).map_err(refused)?;
+            let opened = Object::open_tail(&head, &tail, expect, named, keys).map_err(refused)?;
             let short = || FormatError::invalid(0, "index offset").in_object(&named.key);
             Ok(opened.map_err(|_| short())?)
         }
@@ -128,8 +151,9 @@ pub(crate) async fn open_piece(store: &Store, piece: &Piece) -> Result<Opened, R
         }
         PieceSource::Section { key, term, seq } => {
             let bytes = get(store, key).await?;
-            let journal =
-                JournalObject::decode(&bytes, *term, *seq).map_err(|error| error.in_object(key))?;
+            unlock(store, key, &bytes).await?;
+            let journal = JournalObject::decode(&bytes, *term, *seq, store.keys())
+                .map_err(|error| error.in_object(key))?;
             let section = journal.sections.iter().find(|section| {
                 section.meta.database == piece.database && section.meta.run() == piece.run
             });
@@ -141,6 +165,14 @@ pub(crate) async fn open_piece(store: &Store, piece: &Piece) -> Result<Opened, R
                 };
                 return Err(error.in_object(key).into());
             };
+            let meta = &section.meta;
+            let unlocked = store
+                .unlock(meta.namespace, meta.database, meta.key_id)
+                .await;
+            unlocked.map_err(|source| ReadError::Key {
+                key: key.clone(),
+                source,
+            })?;
             Ok(Opened::Section(journal, section))
         }
     }

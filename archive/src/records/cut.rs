@@ -1,6 +1,5 @@
 //! Cuts a stream of records into blocks.
 
-use tidelog_wal::DatabaseId;
 use tidelog_wal::block::BLOCK_RAW_MAX;
 use tidelog_wal::codec::put_varint;
 
@@ -9,16 +8,20 @@ use crate::envelope::{BlockEntry, BlockWriter, ObjectWriter};
 /// Appends records to an object, block by block, with the memory of one block.
 #[derive(Debug)]
 pub struct RecordCutter {
-    database: DatabaseId,
     raw: Vec<u8>,
     raw_len: u64,
 }
 
+impl Default for RecordCutter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl RecordCutter {
-    /// A cutter at the start of a stream of `database`.
-    pub fn new(database: DatabaseId) -> Self {
+    /// A cutter at the start of a stream.
+    pub fn new() -> Self {
         Self {
-            database,
             raw: Vec::with_capacity(BLOCK_RAW_MAX),
             raw_len: 0,
         }
@@ -70,7 +73,7 @@ impl RecordCutter {
         written: &mut impl FnMut(BlockEntry),
     ) {
         if !self.raw.is_empty() {
-            written(blocks.write(object, self.database, &self.raw));
+            written(blocks.write(object, &self.raw));
             self.raw.clear();
         }
     }

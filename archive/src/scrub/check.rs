@@ -21,9 +21,13 @@ fn offset_of(error: &FormatError) -> Option<u64> {
             | DecodeError::Checksum { offset, .. }
             | DecodeError::Trailing { offset, .. },
         ) => Some(*offset as u64),
-        FormatError::Chain { offset, .. } => Some(*offset),
+        FormatError::Chain { offset, .. } | FormatError::Unauthentic { offset, .. } => {
+            Some(*offset)
+        }
         FormatError::Decode(DecodeError::Version { .. })
-        | FormatError::Sealed { .. }
+        | FormatError::Cipher { .. }
+        | FormatError::KeyUnavailable { .. }
+        | FormatError::NotSealed
         | FormatError::Foreign { .. }
         | FormatError::Unwritable { .. } => None,
     }
@@ -43,6 +47,11 @@ impl From<ReadError> for Finding {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Corrupt(corrupt) => corrupt.into(),
+            ReadError::Key { key, source } => Self {
+                key,
+                offset: None,
+                what: chain_of(&source),
+            },
             ReadError::Store { key, source } => Self {
                 key,
                 offset: None,

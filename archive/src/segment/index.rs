@@ -9,8 +9,9 @@ use tidelog_wal::{
     Chain, DatabaseId, DecodeError, DigestSeed, NamespaceId, PageSize, Timestamp, TxId,
 };
 
-use crate::envelope::{BlockTable, Cipher, Expect, FormatError, Object, ObjectKind};
+use crate::envelope::{BlockTable, Expect, FormatError, Object, ObjectKind};
 use crate::records::Run;
+use crate::seal::Keyring;
 
 /// What a segment says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +54,6 @@ pub struct Segment {
     pub table: BlockTable,
     /// Where reading can begin, ascending; the first is the start of the stream.
     pub marks: Vec<Mark>,
-    pub(super) cipher: Cipher,
     pub(super) object: Object,
 }
 
@@ -64,9 +64,10 @@ impl Segment {
         namespace: NamespaceId,
         database: DatabaseId,
         named: &ObjectRef,
+        keys: &Keyring,
     ) -> Result<Self, FormatError> {
         let expect = Expect::database(ObjectKind::Segment, namespace, database);
-        Self::from_object(Object::open_named(bytes, expect, named)?)
+        Self::from_object(Object::open_named(bytes, expect, named, keys)?)
     }
 
     /// Reads the index of an opened segment.
@@ -83,7 +84,6 @@ impl Segment {
             meta,
             table,
             marks,
-            cipher: header.cipher,
             object,
         })
     }

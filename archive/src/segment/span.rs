@@ -83,7 +83,7 @@ impl Segment {
             offset: 0,
             what: "block number",
         })?;
-        entry.open(self.cipher, self.object.context(block as u64), stored)
+        entry.open(self.object.sealer.as_deref(), block as u64, stored)
     }
 
     /// Opens block number `block` from `stored`, which begins at `base` of the object.

@@ -8,10 +8,10 @@ use tidelog_wal::{Chain, DatabaseId, DigestSeed, NamespaceId, PageSize, RecordKi
 
 use super::index::{BlockMark, SegmentMeta, encode_index};
 use crate::envelope::{
-    BlockEntry, BlockTable, BlockWriter, Expect, Finished, FormatError, Header, ObjectKind,
-    ObjectWriter, WriteId,
+    BlockEntry, BlockTable, BlockWriter, Expect, Finished, FormatError, ObjectKind, ObjectWriter,
 };
 use crate::records::{RECORD_LEN_MAX, RecordCutter, Run};
+use crate::seal::Stamp;
 
 /// Writes a segment: records by [`push`](Self::push), long ones by [`begin`](Self::begin) and
 /// [`part`](Self::part); then [`finish`](Self::finish). [`take`](Self::take) drains what is written.
@@ -48,7 +48,7 @@ impl SegmentWriter {
         page_size: PageSize,
         seed: DigestSeed,
         chain_before: Chain,
-        write_id: WriteId,
+        stamp: Stamp,
         compressor: Compressor,
     ) -> Self {
         let expect = Expect::database(ObjectKind::Segment, namespace, database);
@@ -57,9 +57,9 @@ impl SegmentWriter {
             database,
             page_size,
             seed,
-            object: ObjectWriter::new(Header::plain(expect, write_id)),
+            object: ObjectWriter::new(expect, stamp),
             blocks: BlockWriter::new(compressor),
-            cutter: RecordCutter::new(database),
+            cutter: RecordCutter::new(),
             table: BlockTable::default(),
             marks: Vec::new(),
             mark: BlockMark::default(),

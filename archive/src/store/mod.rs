@@ -36,6 +36,7 @@ use std::sync::Arc;
 use object_store::{ObjectMeta, ObjectStore};
 
 use crate::env::{Clock, Entropy};
+use crate::seal::Keyring;
 
 pub use error::{BoxError, StoreError};
 pub use file::FileStore;
@@ -68,6 +69,7 @@ impl Version {
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    keys: Keyring,
 }
 
 struct Inner {
@@ -123,7 +125,19 @@ impl Store {
                 entropy: options.entropy,
                 meter,
             }),
+            keys: Keyring::off(),
         }
+    }
+
+    /// The same store, read and written with these keys.
+    #[must_use]
+    pub fn with_keys(self, keys: Keyring) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// The keys it is read and written with.
+    pub const fn keys(&self) -> &Keyring {
+        &self.keys
     }
 
     /// The URL it was opened with.

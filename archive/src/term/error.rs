@@ -5,6 +5,7 @@ use tidelog_wal::Term;
 use crate::ErrorKind;
 use crate::envelope::{CorruptObject, FormatError};
 use crate::journal::Fence;
+use crate::seal::KeyError;
 use crate::store::StoreError;
 
 /// Why a step of the protocol did not come about.
@@ -21,6 +22,9 @@ pub enum TermError {
     /// A stored object is damaged, foreign, or newer than this program.
     #[error(transparent)]
     Corrupt(#[from] CorruptObject),
+    /// The key of a journal object is not at hand.
+    #[error("the key of a journal object is not at hand")]
+    Key(#[source] KeyError),
     /// Another life has closed this term: never write under it again.
     #[error("term {term} has been closed by term {}", by.by_term)]
     Fenced {
@@ -73,6 +77,7 @@ impl TermError {
         match self {
             Self::Store { source, .. } => source.kind(),
             Self::Corrupt(error) => error.kind(),
+            Self::Key(error) => error.kind(),
             Self::Fenced { .. } => ErrorKind::Fenced,
             Self::Missing { .. } => ErrorKind::Corrupt,
             Self::Unclaimed { .. } | Self::NoRoot => ErrorKind::NotFound,

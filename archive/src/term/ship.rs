@@ -44,7 +44,9 @@ impl Terms {
             let by = decode_fence(&found, term, seq)?;
             return Err(TermError::Fenced { term, by });
         }
-        let object = JournalObject::decode(&found, term, seq);
+        let unlocked = self.store.unlock_head(&found).await;
+        unlocked.map_err(TermError::Key)?;
+        let object = JournalObject::decode(&found, term, seq, self.store.keys());
         Ok(Shipped::Before(Box::new(
             object.map_err(|error| error.in_object(key))?,
         )))

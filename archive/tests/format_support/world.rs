@@ -12,6 +12,7 @@ use tidelog_archive::manifest::{
 };
 use tidelog_archive::plan::{History as Known, Layer, Plan, PlanError, TailSection, Target, Terms};
 use tidelog_archive::restore::{MemorySink, RestoreError, RestoreSettings, execute};
+use tidelog_archive::seal::{Keyring, Stamp};
 use tidelog_archive::segment::SegmentWriter;
 use tidelog_archive::store::{Store, StoreOptions};
 use tidelog_wal::block::Compressor;
@@ -76,8 +77,14 @@ impl World {
         let ids = (NAMESPACE, self.history.database);
         let chain = self.history.at(first).chain_before;
         let size = self.history.page_size;
-        let mut writer =
-            SegmentWriter::new(ids, size, SEED, chain, WriteId([7; 16]), Compressor::new(1));
+        let mut writer = SegmentWriter::new(
+            ids,
+            size,
+            SEED,
+            chain,
+            Stamp::plain(WriteId([7; 16])),
+            Compressor::new(1),
+        );
         for txid in first..=last {
             writer.push(&self.history.at(txid).bytes).expect("record");
         }
@@ -122,7 +129,7 @@ impl World {
             n: count(commit.pages.len()),
             digest: digest(self.history.page_size, &commit.pages),
         };
-        let mut writer = ImageWriter::new(meta, WriteId([7; 16]), Compressor::new(1));
+        let mut writer = ImageWriter::new(meta, Stamp::plain(WriteId([7; 16])), Compressor::new(1));
         for (number, page) in (1..).zip(&commit.pages) {
             writer
                 .page(PageNo::new(number).expect("from 1"), page)
@@ -155,16 +162,21 @@ impl World {
     /// Ships the records as a journal object.
     pub(crate) async fn ship(&mut self, seq: u64, first: u64, last: u64) {
         let (term, seq) = (Term::new(3), Seq::new(seq));
-        let mut builder =
-            JournalObjectBuilder::new(term, seq, (0, 1), WriteId([8; 16]), Compressor::new(1));
+        let mut builder = JournalObjectBuilder::new(
+            term,
+            seq,
+            (0, 1),
+            Stamp::plain(WriteId([8; 16])),
+            Compressor::new(1),
+        );
         builder
-            .section(self.history.section(first, last))
+            .section(self.history.section(first, last), None)
             .expect("section");
         for txid in first..=last {
             builder.push(&self.history.at(txid).bytes).expect("record");
         }
         let bytes = builder.finish().expect("finish").0.bytes;
-        let journal = JournalObject::decode(&bytes, term, seq).expect("decode");
+        let journal = JournalObject::decode(&bytes, term, seq, &Keyring::off()).expect("decode");
         self.tail
             .push(TailSection::of(&journal, &journal.sections[0]));
         let key = Key::Journal(term, seq).to_string();

@@ -5,14 +5,13 @@
 
 use std::collections::HashMap;
 
-use tidelog_archive::journal::JournalObject;
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::term::Terms;
 use tidelog_wal::Term;
 
 use super::terms::term_error;
 use crate::core::Core;
-use crate::error::{Code, Error};
+use crate::error::Error;
 use crate::ship::{ShippedSection, sections_of_chunk};
 
 /// The sections of every stored object of the closed terms, in order of (term, number).
@@ -52,9 +51,7 @@ async fn sections(
         Ok(bytes) => bytes,
         Err(error) => return Err(super::start::store_error("read a journal object", error)),
     };
-    let object = JournalObject::decode(&bytes, term, Seq::new(seq)).map_err(|e| {
-        Error::new(Code::ObjectCorrupt, format!("journal object {key}")).caused_by(e)
-    })?;
+    let object = crate::sealing::journal(terms.store(), &bytes, term, Seq::new(seq)).await?;
     Ok(object
         .sections
         .iter()

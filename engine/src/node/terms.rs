@@ -17,6 +17,7 @@ pub(crate) fn term_error(what: &str, error: TermError) -> Error {
     let code = match error.kind() {
         ErrorKind::Fenced => Code::WriterFenced,
         ErrorKind::Corrupt => Code::ObjectCorrupt,
+        ErrorKind::KeyUnavailable => Code::KeyUnavailable,
         ErrorKind::OutcomeUnknown => Code::OutcomeUnknown,
         ErrorKind::Unavailable => Code::StorageUnavailable,
         _ => Code::Internal,

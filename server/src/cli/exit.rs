@@ -26,7 +26,10 @@ impl Exit {
     pub(crate) fn of_kind(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::NotFound => Self::NotFound,
-            ErrorKind::Conflict | ErrorKind::Fenced | ErrorKind::Invalid => Self::Refused,
+            ErrorKind::Conflict
+            | ErrorKind::Fenced
+            | ErrorKind::Invalid
+            | ErrorKind::KeyUnavailable => Self::Refused,
             ErrorKind::Corrupt => Self::Damaged,
             ErrorKind::Unavailable
             | ErrorKind::Exhausted
@@ -38,6 +41,7 @@ impl Exit {
     /// The exit of an answer that a server refused with.
     pub(crate) fn of_problem(status: u16, code: &str) -> Self {
         match (status, code) {
+            (_, "key-unavailable") => Self::Refused,
             (_, "object-corrupt" | "database-corrupt" | "recovery-gap") => Self::Damaged,
             (404 | 410, _) => Self::NotFound,
             (400, _) => Self::Usage,
