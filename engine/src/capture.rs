@@ -26,7 +26,7 @@ use tidelog_wal::digest::PageHash;
 use tidelog_wal::frame::FrameNo;
 use tidelog_wal::header::Salts;
 use tidelog_wal::page::mask_page1;
-use tidelog_wal::record::{Annotation, RecordHeader, RecordKind, TimeFlag};
+use tidelog_wal::record::{Annotation, RecordHeader, RecordKind, RestoreNote, TimeFlag};
 use tidelog_wal::shm::WalIndexHeader;
 use tidelog_wal::{
     Chain, Digest, DigestSeed, PageCount, PageNo, PageSize, Position, Term, Timestamp, TxId,
@@ -173,6 +173,27 @@ impl Scratches {
     }
 }
 
+/// What the engine knows of a commit beside its pages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommitNote {
+    /// Goes into the record as it is.
+    pub annotations: Vec<Annotation>,
+    /// The commit is a rewind.
+    pub restore: Option<RestoreNote>,
+}
+
+impl From<Vec<Annotation>> for CommitNote {
+    fn from(annotations: Vec<Annotation>) -> Self {
+        Self {
+            annotations,
+            restore: None,
+        }
+    }
+}
+
+/// Notes of commits that are not captured yet, in order of TxId.
+pub type Notes = VecDeque<(TxId, CommitNote)>;
+
 /// What a pass is told beside the files.
 #[derive(Debug)]
 pub struct Pass<'a> {
@@ -184,8 +205,8 @@ pub struct Pass<'a> {
     pub flag: TimeFlag,
     /// Where large commits go.
     pub spools: &'a Spools,
-    /// Annotations of commits to come, in order of TxId.
-    pub annotations: &'a mut VecDeque<(TxId, Vec<Annotation>)>,
+    /// What is known of commits to come, in order of TxId.
+    pub notes: &'a mut Notes,
     /// The files were just opened: SQLite's change counter began anew and proves nothing yet.
     pub recovering: bool,
 }
@@ -488,6 +509,7 @@ impl Capture {
         pass: &mut Pass<'_>,
     ) -> Result<(), CaptureError> {
         let txid = self.head.txid.next();
+        let note = take_note(pass.notes, txid);
         let header = RecordHeader {
             term: pass.term,
             txid,
@@ -497,11 +519,17 @@ impl Capture {
             n_before: self.head.pages,
             n_after: pages,
             digest,
-            annotations: take_annotations(pass.annotations, txid),
+            annotations: note.annotations,
         };
         let batch = &mut scratch.batch;
         let start = batch.bytes.len();
-        header.encode(RecordKind::Delta, &mut batch.bytes);
+        match note.restore {
+            None => header.encode(RecordKind::Delta, &mut batch.bytes),
+            Some(restore) => {
+                header.encode(RecordKind::Restore, &mut batch.bytes);
+                restore.encode(&mut batch.bytes);
+            }
+        }
         let (chain, spooled) = match spool {
             None => {
                 batch.bytes.extend_from_slice(&scratch.body);
@@ -566,12 +594,12 @@ pub fn salt_words(salts: Salts) -> [u32; 2] {
     [word(0), word(4)]
 }
 
-fn take_annotations(queue: &mut VecDeque<(TxId, Vec<Annotation>)>, txid: TxId) -> Vec<Annotation> {
+fn take_note(queue: &mut Notes, txid: TxId) -> CommitNote {
     while queue.front().is_some_and(|(at, _)| *at < txid) {
         queue.pop_front();
     }
     match queue.front() {
-        Some((at, _)) if *at == txid => queue.pop_front().map(|(_, a)| a).unwrap_or_default(),
-        _ => Vec::new(),
+        Some((at, _)) if *at == txid => queue.pop_front().map(|(_, note)| note).unwrap_or_default(),
+        _ => CommitNote::default(),
     }
 }

@@ -7,6 +7,7 @@ use tidelog_archive::env::{Clock, Entropy, SystemClock, SystemEntropy};
 use tidelog_wal::{DatabaseId, Term};
 
 use crate::capture::Scratches;
+use crate::database::rolled_back::RolledBack;
 use crate::disk::{Disk, StdDisk};
 use crate::journal::Journal;
 use crate::pump::Pump;
@@ -47,6 +48,7 @@ pub(crate) struct Core {
     pub(crate) remote: Remote,
     pub(crate) tails: Tails,
     pub(crate) scratches: Scratches,
+    pub(crate) rolled_back: RolledBack,
 }
 
 impl Core {

@@ -28,6 +28,7 @@ use crate::journal::chunk::{ChunkDatabase, WalPosition};
 use crate::journal::{Append, Payload};
 use crate::node::identity::FolderLock;
 use crate::node::start::{Started, open_store, start};
+use crate::operations::{KEPT_MICROS, Running, recover_all};
 use crate::registry::Registry;
 use crate::request::{BookmarkInfo, Request, Response};
 use crate::settings::{Durability, Settings};
@@ -39,21 +40,27 @@ use crate::system::databases::{DatabasePatch, DatabaseRow, Namespace};
 use crate::system::names::check_name;
 use crate::system::tokens::{NewToken, Principal, TokenInfo};
 use crate::system::{Page, PageOf};
+use crate::travel::rewind::Plans;
 
 /// How often idle databases are looked for.
 const IDLE_SWEEP: Duration = Duration::from_secs(5);
+
+/// How long a stop waits for operations that were interrupted.
+const OPERATIONS_END: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) core: Arc<Core>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) system: System,
+    pub(crate) running: Running,
+    pub(crate) plans: Plans,
     jobs: Arc<Semaphore>,
     notices: Vec<String>,
     stop: watch::Sender<bool>,
     stopped: AtomicBool,
     tasks: std::sync::Mutex<Tasks>,
-    _lock: FolderLock,
+    lock: std::sync::Mutex<Option<FolderLock>>,
 }
 
 #[derive(Debug, Default)]
@@ -166,19 +173,25 @@ impl Engine {
             core,
             registry,
             system,
+            running: Running::default(),
+            plans: Plans::default(),
             jobs,
             notices,
             stop,
             stopped: AtomicBool::new(false),
             tasks: std::sync::Mutex::new(tasks),
-            _lock: lock,
+            lock: std::sync::Mutex::new(Some(lock)),
         };
         let engine = Self {
             inner: Arc::new(inner),
         };
         engine.make_system(&root, fresh).await?;
         engine.inner.system.prepare().await?;
+        for (id, key) in engine.inner.system.rolled_back_keys().await? {
+            engine.inner.core.rolled_back.add(id, &[key]);
+        }
         engine.spawn_idle_sweep();
+        engine.spawn_recovery();
         Ok(engine)
     }
 
@@ -237,6 +250,27 @@ impl Engine {
         self.inner.lock_tasks().others.push(sweep);
     }
 
+    /// Ends what an earlier life left open, beside serving.
+    fn spawn_recovery(&self) {
+        let engine = self.clone();
+        let mut stop = self.inner.stop.subscribe();
+        let recovery = tokio::spawn(async move {
+            let recovered = async {
+                recover_all(&engine).await?;
+                let now = engine.now().micros();
+                let old = Timestamp::from_micros(now.saturating_sub(KEPT_MICROS));
+                engine.inner.system.operations_prune(old).await
+            };
+            tokio::select! {
+                ended = recovered => if let Err(error) = ended {
+                    tracing::warn!(%error, "operations of earlier lives are not ended yet");
+                },
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        });
+        self.inner.lock_tasks().others.push(recovery);
+    }
+
     /// Stops: closes every database, ships what is pending, ends the threads. Settling goes on at the next
     /// start.
     pub async fn shutdown(&self) -> Result<(), Error> {
@@ -244,6 +278,12 @@ impl Engine {
             return Ok(());
         }
         let inner = &self.inner;
+        let deadline = tokio::time::Instant::now() + OPERATIONS_END;
+        for mut operation in inner.running.interrupt() {
+            operation
+                .wait(deadline.duration_since(tokio::time::Instant::now()))
+                .await;
+        }
         for (id, _) in inner.registry.open().await {
             inner.registry.close(id).await;
         }
@@ -278,6 +318,12 @@ impl Engine {
         })
         .await?;
         inner.core.journal.collect()?;
+        // Nothing of this life writes any more: the folder is free for the next one.
+        inner
+            .lock
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
         match inner.core.journal.poisoned() {
             None => Ok(()),
             Some(error) => Err(Error::new(error.code(), error.to_string())),
@@ -557,6 +603,11 @@ fn first_commit(core: &Core, meta: DbMeta, auto_vacuum: AutoVacuum) -> Result<()
 }
 
 impl Inner {
+    /// Turns true when the node stops.
+    pub(crate) fn stop_signal(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
     fn lock_tasks(&self) -> std::sync::MutexGuard<'_, Tasks> {
         self.tasks
             .lock()
@@ -598,6 +649,11 @@ impl Database {
     /// Its row in the system database, as it was read.
     pub const fn row(&self) -> &DatabaseRow {
         &self.row
+    }
+
+    /// The node it is served by.
+    pub(crate) const fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     pub(crate) async fn lease(&self) -> Result<Lease, Error> {

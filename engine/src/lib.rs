@@ -9,6 +9,8 @@
 //! | [`capture`] | committed WAL frames become commit records |
 //! | [`sql`] | opening connections, judging and running tenant SQL |
 //! | [`journal`] | the local log of commit records and its watermarks |
+//! | [`operations`] | long work as a resource |
+//! | [`travel`] | rewind and its records |
 //! | [`crash`] | named crash points |
 #![forbid(unsafe_code)]
 
@@ -25,6 +27,7 @@ mod image;
 mod import;
 pub mod journal;
 pub mod node;
+pub mod operations;
 mod part;
 mod pump;
 mod rebuild;
@@ -39,6 +42,7 @@ pub mod spool;
 pub mod sql;
 pub mod system;
 pub mod timeline;
+pub mod travel;
 mod trim;
 
 pub use core::Parts;

@@ -111,6 +111,8 @@ pub struct Settings {
     pub gate_queue_max: usize,
     /// How long a writer waits for the gate before `database-busy`.
     pub gate_timeout: Duration,
+    /// Restores in place of one database in ten minutes. Each is a commit as large as what it takes back.
+    pub restores_max: usize,
     /// zstd level of journal objects: on the path of every commit.
     pub journal_level: i32,
     /// zstd level of segments and images: once for each byte, off the path.
@@ -140,6 +142,7 @@ impl Default for Settings {
             spool_bytes: 1 << 20,
             gate_queue_max: 1024,
             gate_timeout: Duration::from_secs(5),
+            restores_max: 10,
             journal_level: 3,
             settle_level: 9,
         }

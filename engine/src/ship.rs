@@ -215,8 +215,9 @@ impl Shipper {
         let (sealed, sections) = put
             .map_err(|e| Error::internal("ship a chunk").caused_by(e))
             .flatten()?;
-        self.core.journal.set_shipped(&sealed);
+        // Before anybody is told that it is stored: who hears it looks for it here.
         self.core.tails.add(&sections);
+        self.core.journal.set_shipped(&sealed);
         // Nobody settles any more once the node stops: the next start finds the sections again.
         let _ = self.settle.send(sections);
         Ok(())

@@ -64,7 +64,8 @@ impl Database {
         Ok((lease, history))
     }
 
-    async fn resolve(&self, target: Target) -> Result<(Lease, History, Resolved), Error> {
+    /// The stored history, and what `target` means in it.
+    async fn resolve_target(&self, target: Target) -> Result<(Lease, History, Resolved), Error> {
         let (lease, mut history) = self.stored_history().await?;
         let store = &lease.core.remote.store;
         let resolved = history
@@ -73,9 +74,19 @@ impl Database {
         Ok((lease, history, resolved.map_err(plan_error)?))
     }
 
+    /// The stored history, and the state that is asked for.
+    pub(crate) async fn resolve(&self, at: At) -> Result<(Lease, History, Resolved), Error> {
+        self.resolve_target(at.target()).await
+    }
+
+    /// The state that is asked for.
+    pub async fn state_at(&self, at: At) -> Result<Resolved, Error> {
+        Ok(self.resolve(at).await?.2)
+    }
+
     /// The last commit at or before `time`.
     pub async fn bookmark_at(&self, time: Timestamp) -> Result<BookmarkAt, Error> {
-        let (lease, _, found) = self.resolve(Target::Time(time)).await?;
+        let (lease, _, found) = self.resolve(At::Time(time)).await?;
         Ok(BookmarkAt {
             bookmark: found.position,
             committed_at: found.time,
@@ -138,13 +149,13 @@ impl Database {
 
     /// The plan to a state: what preview shows and [`Database::export`] does.
     pub async fn plan(&self, at: At) -> Result<Plan, Error> {
-        let (_, mut history, resolved) = self.resolve(at.target()).await?;
+        let (_, mut history, resolved) = self.resolve(at).await?;
         history.plan(resolved, None).await.map_err(plan_error)
     }
 
     /// Writes a state as a plain SQLite file at `out`, which must not exist; proven before it has its name.
     pub async fn export(&self, at: At, out: &Path) -> Result<Position, Error> {
-        let (lease, mut history, resolved) = self.resolve(at.target()).await?;
+        let (lease, mut history, resolved) = self.resolve(at).await?;
         let plan = history.plan(resolved, None).await.map_err(plan_error)?;
         materialise(&lease.core.remote.store, &plan, out).await?;
         Ok(plan.target.position)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tidelog_archive::{Clock, Entropy, SystemClock, SystemEntropy};
 use tidelog_engine::Engine;
 
+use crate::http::streams::Streams;
 use crate::settings::Limits;
 
 /// The engine and what surrounds it.
@@ -21,6 +22,8 @@ pub struct App {
     pub clock: Arc<dyn Clock>,
     /// Chance.
     pub entropy: Arc<dyn Entropy>,
+    /// Event streams that are open.
+    pub(crate) event_streams: Streams,
 }
 
 impl App {
@@ -32,6 +35,7 @@ impl App {
             scratch,
             clock: Arc::new(SystemClock::new()),
             entropy: Arc::new(SystemEntropy),
+            event_streams: Streams::default(),
         }
     }
 

@@ -30,6 +30,7 @@ macro_rules! codes {
 codes! {
     InvalidRequest 400 "invalid-request" "The request is not valid" false;
     UnknownField 400 "unknown-field" "The request has a field that is not known here" false;
+    IdempotencyKeyRequired 400 "idempotency-key-required" "This call must carry an Idempotency-Key" false;
     Unauthenticated 401 "unauthenticated" "No valid token was given" false;
     TokenExpired 401 "token-expired" "The token has expired" false;
     TokenRevoked 401 "token-revoked" "The token has been revoked" false;
@@ -42,15 +43,28 @@ codes! {
     OperationNotFound 404 "operation-not-found" "There is no such operation" false;
     TokenNotFound 404 "token-not-found" "There is no such token" false;
     BookmarkUnknown 404 "bookmark-unknown" "The bookmark names a term that never was" false;
+    SnapshotNotFound 404 "snapshot-not-found" "There is no such snapshot" false;
+    RestoreNotFound 404 "restore-not-found" "There is no such restore" false;
+    ArchiveNotFound 404 "archive-not-found" "There is no such archive" false;
     MethodNotAllowed 405 "method-not-allowed" "The path does not take this method" false;
     NameTaken 409 "name-taken" "The name is in use" false;
     IdempotencyInProgress 409 "idempotency-in-progress" "The first call with this key still runs" true;
     DatabaseProtected 409 "database-protected" "The database is protected from deletion" false;
     Refused 409 "refused" "The server refuses to do this now" false;
+    OperationInProgress 409 "operation-in-progress" "Another operation of the database runs" true;
+    OperationNotCancellable 409 "operation-not-cancellable" "The operation can no longer be cancelled" false;
+    OperationCancelled 409 "operation-cancelled" "The operation was cancelled" false;
+    RestoreSuperseded 409 "restore-superseded" "Commits were made after the restore" false;
+    ForkParentPinned 409 "fork-parent-pinned" "Forks read through this database" false;
+    ArchiveHeld 409 "archive-held" "The archive is held" false;
+    SnapshotPinned 409 "snapshot-pinned" "The snapshot is pinned" false;
+    IdempotencyResultRolledBack 409 "idempotency-result-rolled-back" "What the first call did was rolled back by a restore" false;
     BookmarkExpired 410 "bookmark-expired" "The bookmark has left the retention window" false;
     BookmarkLost 410 "bookmark-lost" "The commit was never stored and its machine was lost" false;
     DatabasePurged 410 "database-purged" "The database has been purged" false;
+    SnapshotExpired 410 "snapshot-expired" "The snapshot has left the retention window" false;
     DatabaseMoved 412 "database-moved" "The database has moved since" false;
+    PlanStale 412 "plan-stale" "The plan is used up or the database has moved" false;
     BodyTooLarge 413 "body-too-large" "The body is too large" false;
     SqlTooLong 413 "sql-too-long" "The SQL text is too long" false;
     ResultTooLarge 413 "result-too-large" "The result is too large" false;
@@ -65,6 +79,7 @@ codes! {
     NameInvalid 422 "name-invalid" "The name is not allowed" false;
     IdempotencyKeyReused 422 "idempotency-key-reused" "The key was used for another request" false;
     SqlError 422 "sql-error" "SQLite refused the statement" false;
+    RestoreRateLimited 429 "restore-rate-limited" "Too many restores of one database" true;
     ObjectCorrupt 500 "object-corrupt" "A stored object is damaged" false;
     DatabaseCorrupt 500 "database-corrupt" "The database file is damaged" false;
     Internal 500 "internal" "The server failed" false;
@@ -74,6 +89,7 @@ codes! {
     DatabaseBusy 503 "database-busy" "Another writer holds the database" true;
     JournalFull 503 "journal-full" "The journal is full until the store answers" true;
     KeyUnavailable 503 "key-unavailable" "The key that opens the data is not at hand" false;
+    OperationInterrupted 503 "operation-interrupted" "The server stopped while the operation ran" true;
     QueryTimeout 504 "query-timeout" "The statement took too long" false;
     DurabilityTimeout 504 "durability-timeout" "Committed, but not yet as safe as asked for" false;
     OutcomeUnknown 504 "outcome-unknown" "It is not known whether this took effect" false;

@@ -222,6 +222,26 @@ impl RecordKind {
     }
 }
 
+/// What a rewind says beside its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestoreNote {
+    /// Where it started.
+    pub from: Position,
+    /// Whose state it restored.
+    pub to: Position,
+    /// What an undo goes back to.
+    pub undo: Position,
+}
+
+impl RestoreNote {
+    /// Appends the Positions as they stand in a restore record, before its pages.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        for position in [&self.from, &self.to, &self.undo] {
+            put_position(out, position);
+        }
+    }
+}
+
 impl RecordHeader {
     /// Appends the canonical bytes up to the body of a record of `kind`.
     pub fn encode(&self, kind: RecordKind, out: &mut Vec<u8>) {
@@ -363,9 +383,8 @@ impl<'a> CommitRecord<'a> {
                 undo,
                 pages,
             } => {
-                for position in [from, to, undo] {
-                    put_position(out, position);
-                }
+                let (from, to, undo) = (*from, *to, *undo);
+                RestoreNote { from, to, undo }.encode(out);
                 out.extend_from_slice(pages);
             }
         }

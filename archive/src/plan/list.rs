@@ -1,8 +1,8 @@
 //! Listing commits: what history knows of each, without its pages.
 
 use tidelog_wal::delta::PageDelta;
-use tidelog_wal::record::RecordKind;
-use tidelog_wal::{PageCount, Position, Timestamp, TxId};
+use tidelog_wal::record::{RecordKind, TimeFlag};
+use tidelog_wal::{Digest, PageCount, Position, Timestamp, TxId};
 
 use super::error::PlanError;
 use super::history::{History, Piece};
@@ -22,6 +22,10 @@ pub struct CommitInfo {
     pub kind: RecordKind,
     /// Pages of the database after it.
     pub n: PageCount,
+    /// Digest of the database after it.
+    pub digest: Digest,
+    /// It was captured when the database was opened again, not when it was made.
+    pub recovered: bool,
     /// Pages it changed, where they stand in its record.
     pub pages_changed: u64,
     /// Tagged values it carries.
@@ -55,6 +59,8 @@ impl RecordVisitor for Collect {
                 BodyHead::Reference { .. } => RecordKind::Reference,
             },
             n: header.n_after,
+            digest: header.digest,
+            recovered: header.flag == TimeFlag::Recovered,
             pages_changed: 0,
             annotations: header.annotations.clone(),
         });

@@ -44,10 +44,12 @@ pub(super) struct Applier<S> {
     pub(super) elsewhere: Vec<Elsewhere>,
     pub(super) commits: u64,
     backward: bool,
+    /// Deltas are wanted, not a state: there is no base in the sink.
+    merging: bool,
 }
 
 impl<S: PageSink> Applier<S> {
-    pub(super) fn new(sink: S, plan: &Plan, memory_bytes: usize) -> Self {
+    pub(super) fn new(sink: S, plan: &Plan, memory_bytes: usize, merging: bool) -> Self {
         let forward = plan.start.txid() <= plan.target.position.txid;
         let joint = match &plan.start {
             _ if !forward => Some(plan.target.position),
@@ -70,6 +72,7 @@ impl<S: PageSink> Applier<S> {
             elsewhere: Vec::new(),
             commits: 0,
             backward: !forward,
+            merging,
         }
     }
 
@@ -255,8 +258,8 @@ impl<S: PageSink> RecordVisitor for Applier<S> {
         self.commits += 1;
         match head.body {
             BodyHead::Delta | BodyHead::Restore { .. } | BodyHead::Fork { .. } => {}
-            BodyHead::Image(_) if self.backward => {
-                return Err(self.broken("an image cannot be stepped over backward", position.txid));
+            BodyHead::Image(_) if self.backward || self.merging => {
+                return Err(self.broken("an image is no delta to step over", position.txid));
             }
             BodyHead::Image(_) | BodyHead::Reference { .. } => {
                 if matches!(head.body, BodyHead::Image(_)) {

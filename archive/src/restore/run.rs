@@ -52,9 +52,33 @@ pub async fn execute<S: PageSink + 'static>(
     sink: S,
     settings: RestoreSettings,
 ) -> Result<(S, Report), RestoreError> {
+    run(store, plan, sink, settings, false).await
+}
+
+/// Gathers the XOR of every delta between the start of `plan`, which must be a file at hand
+/// ([`Start::Base`]), and its target into `sink`, which must be empty: a page there is then old XOR new, in
+/// either direction. Chain and joints are proven; the base is for the caller to prove, by the digests of both
+/// ends. The sink is not finished.
+pub async fn merge<S: PageSink + 'static>(
+    store: &Store,
+    plan: &Plan,
+    sink: S,
+    settings: RestoreSettings,
+) -> Result<(S, Report), RestoreError> {
+    run(store, plan, sink, settings, true).await
+}
+
+async fn run<S: PageSink + 'static>(
+    store: &Store,
+    plan: &Plan,
+    sink: S,
+    settings: RestoreSettings,
+    merging: bool,
+) -> Result<(S, Report), RestoreError> {
     let (units, inbox) = mpsc::channel(2);
     let worker = Worker {
-        applier: Applier::new(sink, plan, settings.gather_bytes_max),
+        applier: Applier::new(sink, plan, settings.gather_bytes_max, merging),
+        merging,
         plan: plan.clone(),
         store: store.clone(),
         runtime: Handle::current(),
@@ -125,6 +149,7 @@ async fn send(units: &mpsc::Sender<Message>, message: Message) -> Result<(), Res
 struct Worker<S> {
     applier: Applier<S>,
     plan: Plan,
+    merging: bool,
     store: Store,
     runtime: Handle,
     scanner: Option<RecordScanner>,
@@ -132,7 +157,7 @@ struct Worker<S> {
 
 impl<S: PageSink> Worker<S> {
     fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> Result<(S, Report), RestoreError> {
-        if matches!(self.plan.start, Start::Base(_)) {
+        if matches!(self.plan.start, Start::Base(_)) && !self.merging {
             self.applier.mask()?;
         }
         loop {
@@ -143,7 +168,11 @@ impl<S: PageSink> Worker<S> {
             }
         }
         self.applier.check_end(&self.plan)?;
-        self.applier.finish(&self.plan)?;
+        if self.merging {
+            self.applier.spill()?;
+        } else {
+            self.applier.finish(&self.plan)?;
+        }
         let report = Report {
             position: self.plan.target.position,
             commits: self.applier.commits,

@@ -139,6 +139,7 @@ async fn write(lease: &Lease, request: &Arc<Request>) -> Result<Done, Error> {
     let deadline = lease.core.deadline(request.limits.deadline);
     let (request, id) = (Arc::clone(request), lease.meta.id);
     let now = lease.core.parts.clock.wall();
+    let core = Arc::clone(&lease.core);
     blocking(move || {
         let mut budget = request.limits.result_bytes_max;
         if !request.transaction && request.idempotency.is_none() {
@@ -150,10 +151,11 @@ async fn write(lease: &Lease, request: &Arc<Request>) -> Result<Done, Error> {
             Some(deadline),
             request.access.annotations(),
             |sqlite| {
-                if let Some(key) = &request.idempotency
-                    && let Some(stored) = idempotency::find(sqlite, id, key, now)?
-                {
-                    return Ok((stored, true));
+                if let Some(key) = &request.idempotency {
+                    if let Some(stored) = idempotency::find(sqlite, id, key, now)? {
+                        return Ok((stored, true));
+                    }
+                    core.rolled_back.check(id, &idempotency::row_key(key))?;
                 }
                 sqlite.permit(permission);
                 let mut results = Vec::with_capacity(request.statements.len());

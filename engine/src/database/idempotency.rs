@@ -5,6 +5,7 @@
 //! database it was made in: exports, forks and archives carry the table along, and rows of another database
 //! are ignored and pruned. Rows live for 24 hours.
 
+use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tidelog_wal::{DatabaseId, Timestamp};
 
@@ -14,13 +15,13 @@ use crate::sql::connection::Sqlite;
 use crate::sql::run::{Column, StatementResult, Value, sql_error};
 
 /// How long an answer is kept.
-const KEEP_MICROS: u64 = 24 * 3600 * 1_000_000;
+pub(crate) const KEEP_MICROS: u64 = 24 * 3600 * 1_000_000;
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS _tidelog_requests(\
     key TEXT PRIMARY KEY, database BLOB NOT NULL, fingerprint BLOB NOT NULL, \
     at INTEGER NOT NULL, answer TEXT NOT NULL) WITHOUT ROWID";
 
-fn row_key(key: &IdempotencyKey) -> String {
+pub(crate) fn row_key(key: &IdempotencyKey) -> String {
     format!("{}\u{0}{}", key.scope, key.key)
 }
 
@@ -55,6 +56,26 @@ pub(crate) fn find(
         )),
         Some((_, answer)) => decode(&answer).map(Some),
     }
+}
+
+/// The keys of all answers that this database holds of its own.
+pub(crate) fn request_keys(connection: &Connection, id: DatabaseId) -> Result<Vec<String>, Error> {
+    let keys = (|| {
+        let made: bool = connection.query_row(
+            "SELECT EXISTS(SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = '_tidelog_requests')",
+            [],
+            |row| row.get(0),
+        )?;
+        if !made {
+            return Ok(Vec::new());
+        }
+        let mut select =
+            connection.prepare("SELECT key FROM _tidelog_requests WHERE database = ?1")?;
+        select
+            .query_map([id.as_bytes()], |row| row.get(0))?
+            .collect()
+    })();
+    keys.map_err(|e| Error::new(Code::Internal, "read the Idempotency-Keys").caused_by(e))
 }
 
 /// Stores the answer, and prunes what is too old or was made elsewhere.

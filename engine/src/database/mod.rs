@@ -12,6 +12,7 @@ pub(crate) mod execute;
 pub(crate) mod idempotency;
 pub mod open;
 pub mod read;
+pub(crate) mod rolled_back;
 pub mod state;
 pub mod ticket;
 pub mod write;
@@ -340,8 +341,8 @@ impl OpenDb {
         let header = files
             .header()
             .map_err(|error| self.capture_failed(error.into()))?;
-        // After the header: what it publishes has its annotations queued by now.
-        let mut annotations = self.pending.take_annotations();
+        // After the header: what it publishes has its notes queued by now.
+        let mut notes = self.pending.take_notes();
         let mut pass = Pass {
             term: self.core.term(),
             wall: self.core.parts.clock.wall(),
@@ -351,11 +352,11 @@ impl OpenDb {
                 TimeFlag::Live
             },
             spools: &spools,
-            annotations: &mut annotations,
+            notes: &mut notes,
             recovering,
         };
         let passed = slot.capture.pass(files, header, scratch, &mut pass);
-        self.pending.return_annotations(annotations);
+        self.pending.return_notes(notes);
         passed.map_err(|error| self.capture_failed(error))?;
         let batch = &scratch.batch;
         if batch.commits.is_empty() {

@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use tidelog_wal::record::Annotation;
 use tidelog_wal::{Position, TxId};
 
 use super::OpenDb;
-use crate::capture::Captured;
+use crate::capture::{Captured, CommitNote, Notes};
 use crate::error::Error;
 use crate::settings::Durability;
 
@@ -50,7 +49,7 @@ impl Ticket {
     }
 }
 
-/// Commits that wait to be captured: their tickets and annotations.
+/// Commits that wait to be captured: their tickets and notes.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     queue: Mutex<Queue>,
@@ -59,7 +58,7 @@ pub(crate) struct Pending {
 #[derive(Debug, Default)]
 struct Queue {
     tickets: VecDeque<(TxId, Arc<OnceLock<Resolved>>)>,
-    annotations: VecDeque<(TxId, Vec<Annotation>)>,
+    notes: Notes,
 }
 
 impl Pending {
@@ -80,25 +79,25 @@ impl Pending {
     }
 
     /// Says what the commit to come carries. Called behind the write gate, before COMMIT.
-    pub(crate) fn annotate(&self, txid: TxId, annotations: Vec<Annotation>) {
-        if !annotations.is_empty() {
-            let mut queue = self.lock();
-            // A transaction that was annotated and rolled back left a stale entry for this number.
-            queue.annotations.retain(|(at, _)| *at != txid);
-            queue.annotations.push_back((txid, annotations));
+    pub(crate) fn note(&self, txid: TxId, note: CommitNote) {
+        let mut queue = self.lock();
+        // A transaction that was noted and rolled back left a stale entry for this number.
+        queue.notes.retain(|(at, _)| *at != txid);
+        if note != CommitNote::default() {
+            queue.notes.push_back((txid, note));
         }
     }
 
-    pub(crate) fn take_annotations(&self) -> VecDeque<(TxId, Vec<Annotation>)> {
-        std::mem::take(&mut self.lock().annotations)
+    pub(crate) fn take_notes(&self) -> Notes {
+        std::mem::take(&mut self.lock().notes)
     }
 
-    /// Puts back annotations of commits that this pass did not see.
-    pub(crate) fn return_annotations(&self, mut rest: VecDeque<(TxId, Vec<Annotation>)>) {
+    /// Puts back notes of commits that this pass did not see.
+    pub(crate) fn return_notes(&self, mut rest: Notes) {
         if !rest.is_empty() {
             let mut queue = self.lock();
-            rest.append(&mut queue.annotations);
-            queue.annotations = rest;
+            rest.append(&mut queue.notes);
+            queue.notes = rest;
         }
     }
 

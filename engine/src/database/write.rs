@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::OpenDb;
 use super::ticket::Ticket;
+use crate::capture::CommitNote;
 use crate::crash_point;
 use crate::error::{Code, Error};
 use crate::sql::connection::{Purpose, Sqlite, open};
@@ -90,7 +91,7 @@ impl Gate {
                 .map_err(|error| sql_error(sqlite, error))?;
             database
                 .pending
-                .annotate(database.committed_txid(&before).next(), annotations);
+                .note(database.committed_txid(&before).next(), annotations.into());
             sqlite.permit(permission);
             sqlite.set_deadline(deadline);
             let outcome = work(sqlite);
@@ -132,6 +133,69 @@ impl Gate {
             self.committed(&before, ticket)
                 .map(|ticket| Written { value, ticket })
         })
+    }
+
+    /// The database it is the gate of.
+    pub(crate) const fn database(&self) -> &Arc<OpenDb> {
+        &self.database
+    }
+
+    /// Runs `work` in one IMMEDIATE transaction on a connection of its own that may write raw pages, and commits
+    /// it. An error of `work` rolls back. The connection is closed afterwards: its caches are not to be trusted
+    /// (HAZARDS W0c). Blocks.
+    pub(crate) fn raw_transaction<T>(
+        &self,
+        note: CommitNote,
+        work: impl FnOnce(&rusqlite::Connection) -> Result<T, Error>,
+    ) -> Result<Written<T>, Error> {
+        let database = &self.database;
+        database.check()?;
+        let clock = &database.core.parts.clock;
+        let sqlite = open(&database.database_file, Purpose::RawPages, clock).map_err(|e| {
+            Error::new(Code::Internal, "open a connection for raw pages").caused_by(e)
+        })?;
+        let before = database.header()?;
+        let txid = database.committed_txid(&before).next();
+        let ran = (|| {
+            sqlite
+                .as_engine(|c| c.execute_batch("BEGIN IMMEDIATE"))
+                .map_err(|error| sql_error(&sqlite, error))?;
+            database.pending.note(txid, note);
+            let value = match sqlite.as_engine(work) {
+                Ok(value) => value,
+                Err(error) => {
+                    self.roll_back(&sqlite);
+                    database.pending.note(txid, CommitNote::default());
+                    return Err(error);
+                }
+            };
+            crash_point!("raw.before_commit");
+            let ticket = database.pending.issue(database, txid);
+            match sqlite.as_engine(|c| c.execute_batch("COMMIT")) {
+                Ok(()) => Ok((value, ticket)),
+                Err(error) => Err(self.commit_failed(&sqlite, error)),
+            }
+        })();
+        let closed = sqlite.close();
+        let (value, ticket) = ran?;
+        let shut = |error| Error::new(Code::Internal, "close a connection").caused_by(error);
+        closed.map_err(shut).map_err(after_commit)?;
+        self.committed(&before, ticket)
+            .map(|ticket| Written { value, ticket })
+    }
+
+    /// Reads as the engine on a fresh connection, closed afterwards. Blocks.
+    pub(crate) fn fresh_read<T>(
+        &self,
+        work: impl FnOnce(&rusqlite::Connection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let database = &self.database;
+        let clock = &database.core.parts.clock;
+        let failed = |e| Error::new(Code::Internal, "open a reader").caused_by(e);
+        let sqlite = open(&database.database_file, Purpose::Reader, clock).map_err(failed)?;
+        let read = sqlite.as_engine(work);
+        sqlite.close().map_err(failed)?;
+        read
     }
 
     /// The ticket, if anything was committed; sees to it that capture follows.
@@ -201,7 +265,7 @@ impl Gate {
 }
 
 /// What fails behind a COMMIT does not undo it: the caller hears that it stands, not that it failed.
-pub(super) fn after_commit(error: Error) -> Error {
+pub(crate) fn after_commit(error: Error) -> Error {
     let what = "the write is committed, but what follows it failed; it shows when the database is read again";
     Error::new(Code::OutcomeUnknown, what)
         .with("committed", true)

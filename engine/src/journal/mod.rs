@@ -14,6 +14,7 @@
 
 pub mod chunk;
 pub mod replay;
+pub(crate) mod tail;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};

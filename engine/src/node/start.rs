@@ -22,6 +22,7 @@ use super::terms::{Closed, close_earlier, term_error};
 use crate::capture::Scratches;
 use crate::core::{Core, Parts};
 use crate::crash_point;
+use crate::database::rolled_back::RolledBack;
 use crate::error::{Code, Error};
 use crate::journal::replay::{Replay, replay};
 use crate::journal::{Journal, JournalParts};
@@ -155,6 +156,7 @@ pub(crate) async fn start(
         remote,
         tails: Tails::default(),
         scratches: Scratches::default(),
+        rolled_back: RolledBack::default(),
     });
     let inherited = inherit(&core, &found, &fences)?;
     if inherited.reappended > 0 {

@@ -40,6 +40,9 @@ pub enum Purpose {
     Writer,
     /// Checkpoints, and pins read snapshots for them. Runs no tenant SQL.
     Checkpointer,
+    /// Writes raw pages, behind the write gate. Runs no tenant SQL; not defensive, for `sqlite_dbpage` and
+    /// `schema_version` are refused or ignored otherwise.
+    RawPages,
 }
 
 /// A connection with its policy and deadline.
@@ -116,7 +119,8 @@ fn configure(
         return Err(refused("automatic checkpoints could not be switched off"));
     }
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    let defensive = purpose != Purpose::RawPages;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, defensive)?;
     connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
     if purpose == Purpose::Reader {

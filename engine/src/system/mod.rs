@@ -9,6 +9,7 @@
 
 pub mod databases;
 pub mod names;
+mod schema;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -24,28 +25,6 @@ use crate::settings::Durability;
 use crate::ship::blocking;
 use crate::sql::policy::Permission;
 use crate::sql::run::sql_error;
-
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS namespaces(
-  id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS databases(
-  id BLOB PRIMARY KEY, namespace BLOB NOT NULL REFERENCES namespaces(id), name TEXT NOT NULL,
-  page_size INTEGER NOT NULL, created INTEGER NOT NULL, deleted INTEGER, durability TEXT,
-  block_reads INTEGER NOT NULL DEFAULT 0, block_writes INTEGER NOT NULL DEFAULT 0,
-  delete_protection INTEGER NOT NULL DEFAULT 0, size_limit INTEGER) WITHOUT ROWID;
-CREATE UNIQUE INDEX IF NOT EXISTS databases_live ON databases(namespace, name) WHERE deleted IS NULL;
-CREATE TABLE IF NOT EXISTS tokens(
-  id BLOB PRIMARY KEY, namespace BLOB REFERENCES namespaces(id), hash BLOB NOT NULL UNIQUE,
-  display TEXT NOT NULL, kind TEXT NOT NULL, role TEXT NOT NULL, scopes TEXT NOT NULL,
-  databases TEXT, allow_ddl INTEGER NOT NULL, created INTEGER NOT NULL, expires INTEGER,
-  revoked INTEGER) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS tokens_of ON tokens(namespace, id);
-CREATE TABLE IF NOT EXISTS operations(
-  id TEXT PRIMARY KEY, namespace BLOB NOT NULL, database TEXT NOT NULL, type TEXT NOT NULL,
-  state TEXT NOT NULL, started INTEGER NOT NULL, ended INTEGER, result TEXT, error TEXT) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS operations_of ON operations(namespace, id);
-PRAGMA user_version=1;
-";
 
 /// Asks for a page of a list.
 #[derive(Debug, Clone, Default)]
@@ -112,17 +91,30 @@ impl System {
         }
     }
 
-    /// Makes the tables that are missing.
+    /// Makes the steps of the schema that are missing.
     pub(crate) async fn prepare(&self) -> Result<(), Error> {
         let version = self.read(|c| c.query_row("PRAGMA user_version", [], |r| r.get::<_, i64>(0)));
-        match version.await? {
-            1 => Ok(()),
-            0 => self.write(|c| c.execute_batch(SCHEMA)).await,
-            newer => Err(Error::new(
+        let version = version.await?;
+        let known = schema::STEPS.len();
+        let Some(missing) = usize::try_from(version)
+            .ok()
+            .and_then(|made| schema::STEPS.get(made..))
+        else {
+            return Err(Error::new(
                 Code::Refused,
-                format!("the system database has schema version {newer}, this program knows 1"),
-            )),
+                format!(
+                    "the system database has schema version {version}, this program knows {known}"
+                ),
+            ));
+        };
+        for (at, step) in (version + 1..).zip(missing) {
+            self.write(move |c| {
+                c.execute_batch(step)?;
+                c.pragma_update(None, "user_version", at)
+            })
+            .await?;
         }
+        Ok(())
     }
 
     async fn lease(&self) -> Result<Lease, Error> {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidelog_engine::system::Page;
 use tidelog_engine::system::tokens::Principal;
 use tidelog_engine::{Access as SqlAccess, Database, IdempotencyKey};
-use tidelog_wal::NamespaceId;
+use tidelog_wal::{NamespaceId, Position};
 
 use super::staging::Staged;
 use crate::app::App;
@@ -28,6 +29,10 @@ pub(crate) struct Call {
     pub(crate) body: Fields,
     /// The body of a file route.
     pub(crate) file: Option<Staged>,
+    /// The bookmark of `If-Match`, where the route takes it: the handler compares it with its effect.
+    pub(crate) if_match: Option<Position>,
+    /// How long an operation is waited for.
+    pub(crate) wait: Duration,
     /// For routes that keep the key with their effect.
     pub(crate) idempotency: Option<IdempotencyKey>,
 }

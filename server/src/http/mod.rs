@@ -12,9 +12,11 @@ pub(crate) mod call;
 pub(crate) mod edge;
 pub(crate) mod idempotency;
 pub(crate) mod pipeline;
+pub(crate) mod prefer;
 pub(crate) mod route;
 pub(crate) mod router;
 pub(crate) mod staging;
+pub(crate) mod streams;
 
 pub(crate) use answer::Answer;
 pub(crate) use call::Call;

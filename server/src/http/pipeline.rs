@@ -14,7 +14,7 @@ use tidelog_wal::Position;
 use super::answer::positions;
 use super::edge::RequestId;
 use super::staging::stage;
-use super::{Answer, BodyKind, Call, Route, auth, idempotency};
+use super::{Answer, BodyKind, Call, Route, auth, idempotency, prefer};
 use crate::app::App;
 use crate::fields::Fields;
 use crate::problem::{Code, Problem};
@@ -121,7 +121,7 @@ impl Incoming {
     async fn admitted(&self, principal: Option<Principal>, body: Body) -> Result<Answer, Problem> {
         let headers = &self.parts.headers;
         let key = idempotency::key(headers, &self.parts.method)?;
-        self.guard(principal.as_ref()).await?;
+        let if_match = self.guard(principal.as_ref()).await?;
         let query = Fields::of_query(self.parts.uri.query().unwrap_or_default())?;
         let (bytes, file) = match self.route.body {
             BodyKind::File => (Bytes::new(), Some(stage(&self.app, body).await?)),
@@ -155,6 +155,8 @@ impl Incoming {
             query,
             body: Fields::of_body(&bytes)?,
             file,
+            if_match,
+            wait: prefer::wait(headers)?,
             idempotency: None,
         };
         let Some(record) = record else {
@@ -169,9 +171,9 @@ impl Incoming {
     }
 
     /// `If-Match`: only if the database has not moved.
-    async fn guard(&self, principal: Option<&Principal>) -> Result<(), Problem> {
+    async fn guard(&self, principal: Option<&Principal>) -> Result<Option<Position>, Problem> {
         let Some(value) = self.parts.headers.get(header::IF_MATCH) else {
-            return Ok(());
+            return Ok(None);
         };
         if !self.route.conditional {
             return Err(Problem::new(
@@ -191,7 +193,7 @@ impl Incoming {
         })?;
         let current = self.place(principal).await.and_then(|place| place.now);
         if current == Some(wanted) {
-            return Ok(());
+            return Ok(Some(wanted));
         }
         let detail = format!("the database is no longer at {wanted}");
         let current = current.map(|current| current.to_string());

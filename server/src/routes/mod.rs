@@ -5,6 +5,7 @@ mod health;
 mod namespaces;
 mod operations;
 mod query;
+mod restores;
 pub(crate) mod shape;
 mod time;
 mod tokens;
@@ -26,6 +27,7 @@ const DATABASE: &str = "/v1/namespaces/{ns}/databases/{db}";
 const QUERY: &str = "/v1/namespaces/{ns}/databases/{db}/query";
 const BATCH: &str = "/v1/namespaces/{ns}/databases/{db}/batch";
 const TOKENS: &str = "/v1/namespaces/{ns}/tokens";
+const RESTORES: &str = "/v1/namespaces/{ns}/databases/{db}/restores";
 const OPERATIONS: &str = "/v1/namespaces/{ns}/operations";
 
 /// Every route.
@@ -153,6 +155,33 @@ pub(crate) fn table() -> Vec<Route> {
             handler!(tokens::revoke),
         ),
         Route::new(
+            Method::POST,
+            RESTORES,
+            role(Admin),
+            handler!(restores::create),
+        )
+        .body(BodyKind::Json)
+        .conditional(),
+        Route::new(
+            Method::GET,
+            RESTORES,
+            role(Viewer),
+            handler!(restores::list),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/restores/{restore}",
+            role(Viewer),
+            handler!(restores::show),
+        ),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/databases/{db}/restores/{restore}/undo",
+            role(Admin),
+            handler!(restores::undo),
+        )
+        .body(BodyKind::Json),
+        Route::new(
             Method::GET,
             OPERATIONS,
             role(Viewer),
@@ -169,6 +198,12 @@ pub(crate) fn table() -> Vec<Route> {
             "/v1/namespaces/{ns}/operations/{operation}/cancel",
             role(Operator),
             handler!(operations::cancel),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/operations/{operation}/events",
+            role(Viewer),
+            handler!(operations::events),
         ),
     ]
 }

@@ -1,34 +1,179 @@
-//! Operations: long work as a resource. Nothing of this release runs longer than its request, so there is none
-//! to show yet; the paths, their roles and their answers are what clients will meet.
+//! Operations: long work as a resource. Every call that may be long answers through [`outcome`]: the finished
+//! operation if it ends in time, else 202 and where to look.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use futures::stream;
+use serde_json::{Value as Json, json};
+use tidelog_engine::operations::{
+    Handle, Operation, OperationFilter, OperationState, OperationType,
+};
 
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
+use crate::time;
+
+/// How long an event stream is silent at most: a proxy closes one that says nothing.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// The least time between two events of one stream.
+const EVENT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An operation as the API shows it.
+pub(super) fn shown(operation: &Operation) -> Json {
+    let error = operation.error.as_ref().map(|failure| {
+        let mut document = failure.members.clone();
+        document.insert("code".to_owned(), json!(failure.code));
+        document.insert("detail".to_owned(), json!(failure.detail));
+        Json::Object(document)
+    });
+    json!({
+        "id": operation.id,
+        "type": operation.kind.as_str(),
+        "state": operation.state.as_str(),
+        "phase": operation.phase,
+        "progress_percent": operation.progress_percent(),
+        "bytes_done": operation.bytes_done,
+        "bytes_total": operation.bytes_total,
+        "eta_seconds": operation.eta_seconds(),
+        "started_at": time::format(operation.started_at),
+        "heartbeat_at": time::format(operation.heartbeat_at),
+        "ended_at": operation.ended_at.map(time::format),
+        "cancellable": operation.cancellable,
+        "result": operation.result,
+        "error": error,
+        "links": { "database": operation.database_name },
+    })
+}
+
+fn location(call: &Call, operation: &Operation) -> Option<HeaderValue> {
+    let namespace = call.names.get("ns")?;
+    let path = format!("/v1/namespaces/{namespace}/operations/{}", operation.id);
+    HeaderValue::try_from(path).ok()
+}
+
+/// Waits for an operation as long as the caller prefers (5 s unless it says) and answers it: 200 or `done` with
+/// `{operation, ...result}` once it succeeded, its own problem once it failed, else 202 with where to look.
+pub(super) async fn outcome(
+    call: &Call,
+    mut handle: Handle,
+    done: StatusCode,
+) -> Result<Answer, Problem> {
+    let operation = handle.wait(call.wait).await;
+    let mut answer = match operation.state {
+        OperationState::Failed | OperationState::Cancelled => {
+            return Err(problem(&operation));
+        }
+        OperationState::Succeeded => {
+            let mut document = json!({ "operation": shown(&operation) });
+            if let (Some(all), Some(Json::Object(result))) =
+                (document.as_object_mut(), operation.result.clone())
+            {
+                all.extend(result);
+            }
+            let mut answer = Answer::ok(document);
+            answer.status = done;
+            answer
+        }
+        OperationState::Running | OperationState::Cancelling => {
+            let mut answer = Answer::ok(json!({ "operation": shown(&operation) }));
+            answer.status = StatusCode::ACCEPTED;
+            answer
+        }
+    };
+    if let Some(place) = location(call, &operation) {
+        answer = answer.header(header::LOCATION, place);
+    }
+    Ok(answer)
+}
+
+/// What a caller is told of an operation that did not succeed.
+fn problem(operation: &Operation) -> Problem {
+    let (code, detail) = match &operation.error {
+        Some(failure) => (failure.code.as_str(), failure.detail.clone()),
+        None => (
+            "operation-cancelled",
+            "the operation was cancelled".to_owned(),
+        ),
+    };
+    let code = Code::parse(code).unwrap_or(Code::Internal);
+    let members = operation.error.iter().flat_map(|failure| &failure.members);
+    members
+        .fold(Problem::new(code, detail), |problem, (name, value)| {
+            problem.with(name, value.clone())
+        })
+        .with("operation", operation.id.clone())
+}
 
 pub(super) async fn list(mut call: Call) -> Result<Answer, Problem> {
-    let (_, link) = call.page()?;
-    call.query.word("state", |word| match word {
-        "queued" | "running" | "succeeded" | "failed" | "cancelling" | "cancelled" => Ok(()),
-        _ => Err(format!("{word:?} is not a state of an operation")),
-    })?;
-    call.query.text("type")?;
-    call.query.text("database")?;
+    let (page, link) = call.page()?;
+    let filter = OperationFilter {
+        state: call.query.word("state", |word| {
+            OperationState::parse(word)
+                .ok_or_else(|| format!("{word:?} is not a state of an operation"))
+        })?,
+        kind: call.query.word("type", |word| {
+            OperationType::parse(word).ok_or_else(|| format!("{word:?} is not a type of operation"))
+        })?,
+        database: call.query.text("database")?,
+    };
     call.finish()?;
-    Ok(Answer::page(&[], None, &link))
+    let engine = &call.app.engine;
+    let found = engine.operations(call.namespace()?, filter, page).await?;
+    let items: Vec<Json> = found.items.iter().map(shown).collect();
+    Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
 }
 
 pub(super) async fn show(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    Err(missing(&call.name("operation")?))
+    let id = call.name("operation")?;
+    let operation = call.app.engine.operation(call.namespace()?, &id).await?;
+    Ok(Answer::ok(shown(&operation)))
 }
 
 pub(super) async fn cancel(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    Err(missing(&call.name("operation")?))
+    let id = call.name("operation")?;
+    let engine = &call.app.engine;
+    let operation = engine.operation_cancel(call.namespace()?, &id).await?;
+    Ok(Answer::ok(shown(&operation)))
 }
 
-fn missing(id: &str) -> Problem {
-    Problem::new(
-        Code::OperationNotFound,
-        format!("there is no operation {id:?}"),
+/// The changes of an operation as server-sent events, until it has ended.
+pub(super) async fn events(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let id = call.name("operation")?;
+    let engine = &call.app.engine;
+    let handle = engine.operation_watch(call.namespace()?, &id).await?;
+    let place = call.app.event_streams.enter(call.principal()?.token.id)?;
+    let first = event(&handle.current());
+    let changes = stream::unfold(
+        (handle, place, Some(first)),
+        async |(mut handle, place, now)| {
+            if let Some(first) = now {
+                return Some((Ok::<_, std::io::Error>(first), (handle, place, None)));
+            }
+            let piece = match tokio::time::timeout(KEEP_ALIVE, handle.changed()).await {
+                Err(_) => Bytes::from_static(b": still here\n\n"),
+                Ok(None) => return None,
+                Ok(Some(operation)) => {
+                    if !operation.state.is_final() {
+                        tokio::time::sleep(EVENT_PAUSE).await;
+                    }
+                    event(&handle.current())
+                }
+            };
+            Some((Ok(piece), (handle, place, None)))
+        },
+    );
+    let buffering = HeaderName::from_static("x-accel-buffering");
+    Ok(
+        Answer::other("text/event-stream", Body::from_stream(changes))
+            .header(buffering, HeaderValue::from_static("no")),
     )
+}
+
+fn event(operation: &Operation) -> Bytes {
+    Bytes::from(format!("event: operation\ndata: {}\n\n", shown(operation)))
 }

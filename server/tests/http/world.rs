@@ -179,4 +179,5 @@ pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
         .replace("{db}", database)
         .replace("{token}", "tok_none")
         .replace("{operation}", "op_none")
+        .replace("{restore}", "rs_none")
 }

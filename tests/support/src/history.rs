@@ -157,6 +157,13 @@ struct Schema {
     indexes: BTreeSet<u32>,
 }
 
+/// The tables of a history at one of its steps.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    schema: Schema,
+    next_name: u32,
+}
+
 /// A seeded history without end.
 #[derive(Debug)]
 pub struct History {
@@ -170,6 +177,20 @@ pub struct History {
 }
 
 impl History {
+    /// The tables there are now.
+    pub fn tables(&self) -> Tables {
+        Tables {
+            schema: self.schema.clone(),
+            next_name: self.next_name,
+        }
+    }
+
+    /// Goes on from the tables there were, for a host that was put back there. Names are used again.
+    pub fn put_back_to(&mut self, earlier: &Tables) {
+        self.schema = earlier.schema.clone();
+        self.next_name = earlier.next_name;
+    }
+
     /// The history of this seed.
     pub fn new(seed: u64, options: Options) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);

@@ -1,0 +1,47 @@
+//! The tables of the system database, step by step.
+//!
+//! A step is never changed once released; `user_version` counts the steps that were made. A step is one
+//! transaction, so that a crash leaves whole steps.
+
+/// The steps, in order: the first takes an empty database to version 1.
+pub(super) const STEPS: &[&str] = &[
+    "
+CREATE TABLE namespaces(
+  id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE databases(
+  id BLOB PRIMARY KEY, namespace BLOB NOT NULL REFERENCES namespaces(id), name TEXT NOT NULL,
+  page_size INTEGER NOT NULL, created INTEGER NOT NULL, deleted INTEGER, durability TEXT,
+  block_reads INTEGER NOT NULL DEFAULT 0, block_writes INTEGER NOT NULL DEFAULT 0,
+  delete_protection INTEGER NOT NULL DEFAULT 0, size_limit INTEGER) WITHOUT ROWID;
+CREATE UNIQUE INDEX databases_live ON databases(namespace, name) WHERE deleted IS NULL;
+CREATE TABLE tokens(
+  id BLOB PRIMARY KEY, namespace BLOB REFERENCES namespaces(id), hash BLOB NOT NULL UNIQUE,
+  display TEXT NOT NULL, kind TEXT NOT NULL, role TEXT NOT NULL, scopes TEXT NOT NULL,
+  databases TEXT, allow_ddl INTEGER NOT NULL, created INTEGER NOT NULL, expires INTEGER,
+  revoked INTEGER) WITHOUT ROWID;
+CREATE INDEX tokens_of ON tokens(namespace, id);
+CREATE TABLE operations(
+  id TEXT PRIMARY KEY, namespace BLOB NOT NULL, database TEXT NOT NULL, type TEXT NOT NULL,
+  state TEXT NOT NULL, started INTEGER NOT NULL, ended INTEGER, result TEXT, error TEXT) WITHOUT ROWID;
+CREATE INDEX operations_of ON operations(namespace, id);
+",
+    // Operations became real: they name their database by id and carry what a next life needs to end them.
+    "
+DROP TABLE operations;
+CREATE TABLE operations(
+  id TEXT PRIMARY KEY, namespace BLOB NOT NULL, database BLOB, database_name TEXT, type TEXT NOT NULL,
+  state TEXT NOT NULL, note TEXT NOT NULL, token TEXT, started INTEGER NOT NULL, ended INTEGER,
+  phase TEXT, result TEXT, error TEXT) WITHOUT ROWID;
+CREATE INDEX operations_of ON operations(namespace, id);
+CREATE INDEX operations_open ON operations(state) WHERE ended IS NULL;
+CREATE TABLE restores(
+  id TEXT PRIMARY KEY, namespace BLOB NOT NULL, database BLOB NOT NULL, operation TEXT NOT NULL,
+  created INTEGER NOT NULL, ended INTEGER, token TEXT, reason TEXT, undo_of TEXT,
+  target TEXT NOT NULL, previous TEXT NOT NULL, bookmark TEXT, outcome TEXT NOT NULL,
+  preserved_as TEXT, pages_changed INTEGER, duration_us INTEGER, error TEXT) WITHOUT ROWID;
+CREATE INDEX restores_of ON restores(database, id);
+CREATE TABLE rolled_back_keys(
+  database BLOB NOT NULL, key TEXT NOT NULL, restore TEXT NOT NULL, until INTEGER NOT NULL,
+  PRIMARY KEY(database, key)) WITHOUT ROWID;
+",
+];

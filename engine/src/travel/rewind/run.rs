@@ -1,0 +1,481 @@
+//! Running a rewind: gather, note, catch up, change, wait.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value as Json, json};
+use tidelog_archive::plan::Start;
+use tidelog_archive::restore::{RestoreSettings, merge};
+use tidelog_wal::record::{RecordKind, RestoreNote, tag};
+use tidelog_wal::{Position, Timestamp, TxId};
+
+use super::apply::{Change, Source, Wanted};
+use super::plan::{RewindPlan, Way};
+use super::xors::PageXors;
+use super::{Accepted, moved, stale};
+use crate::bucket::At;
+use crate::capture::{CommitNote, Head};
+use crate::core::Core;
+use crate::crash_point;
+use crate::database::idempotency::{KEEP_MICROS, request_keys};
+use crate::database::write::{Gate, after_commit};
+use crate::database::{Lease, Ticket};
+use crate::engine::{Database, Engine};
+use crate::error::{Code, Error};
+use crate::operations::{Operation, Task};
+use crate::rebuild::{materialise, restore_error};
+use crate::settings::Durability;
+use crate::ship::blocking;
+use crate::system::Page;
+use crate::travel::restores::{Outcome, RestoreRecord, RolledBackKey};
+
+/// Commits that may be left for the gate: catching up before it goes on until so few are missing.
+const LEFT_FOR_GATE: u64 = 64;
+/// How often it catches up before the gate is taken all the same.
+const CATCH_UPS: usize = 5;
+
+/// What was gathered outside the gate.
+struct Gathered {
+    source: Source,
+    /// The commit up to which the source takes the log back; a whole file takes everything.
+    upto: Option<TxId>,
+    /// Lives as long as the file in it.
+    _scratch: Option<tempfile::TempDir>,
+}
+
+/// What the change came to.
+struct Changed {
+    from: Position,
+    ticket: Ticket,
+    pages: u64,
+    rolled_back: Vec<String>,
+}
+
+/// The restore of one accepted rewind, to its end.
+pub(super) async fn run(
+    database: &Database,
+    task: &Task,
+    id: String,
+    plan: RewindPlan,
+    accepted: Accepted,
+) -> Result<Json, Error> {
+    let engine = database.engine();
+    let clock = Arc::clone(&engine.inner.core.parts.clock);
+    let began = clock.monotonic_micros();
+    let lease = database.lease().await?;
+    task.phase("read_log", plan.plan.bytes)?;
+    let mut gathered = task.unless_stopped(gather(&lease, &plan)).await?;
+    task.phase("catch_up", 0)?;
+    for _ in 0..CATCH_UPS {
+        if !catch_up(&lease, &mut gathered).await? {
+            break;
+        }
+    }
+    let row = database.row();
+    let mut record = RestoreRecord {
+        id: id.clone(),
+        namespace: row.namespace,
+        database: row.id,
+        operation: task.id(),
+        created_at: clock.wall(),
+        ended_at: None,
+        token: accepted.rewind.token.clone(),
+        reason: accepted.rewind.reason.clone(),
+        undo_of: accepted.undo_of.as_ref().map(|undo| undo.id.clone()),
+        target: plan.target.position,
+        previous: lease.head().position(),
+        bookmark: None,
+        outcome: Outcome::Running,
+        preserved_as: accepted.rewind.preserve_as.clone(),
+        pages_changed: None,
+        duration_micros: None,
+        error: None,
+    };
+    let system = &engine.inner.system;
+    system.restore_put(&record, Vec::new()).await?;
+    crash_point!("restore.after_record");
+    let changed = change(&lease, task, gathered, &plan, &accepted).await;
+    crash_point!("restore.after_commit");
+    let outcome = match changed {
+        Ok(changed) => finish(database, &lease, &mut record, changed, &accepted).await,
+        Err(error) => Err(error),
+    };
+    let ended = clock.wall();
+    record.ended_at = Some(ended);
+    record.duration_micros = Some(clock.monotonic_micros().saturating_sub(began));
+    let (rolled_back, quick) = match outcome {
+        Ok(done) => {
+            record.outcome = Outcome::Succeeded;
+            done
+        }
+        Err(error) => {
+            // What stands behind the commit is not undone by an error that came later.
+            record.outcome = match record.bookmark {
+                Some(_) => Outcome::Succeeded,
+                None => Outcome::Failed,
+            };
+            record.error = Some(error.to_string());
+            system.restore_put(&record, Vec::new()).await?;
+            return Err(error);
+        }
+    };
+    let until = Timestamp::from_micros(ended.micros().saturating_add(KEEP_MICROS));
+    let keys = rolled_back.iter().map(|key| RolledBackKey {
+        key: key.clone(),
+        until,
+    });
+    system.restore_put(&record, keys.collect()).await?;
+    Ok(result(&record, &plan, quick.as_deref()))
+}
+
+fn result(record: &RestoreRecord, plan: &RewindPlan, quick_check: Option<&str>) -> Json {
+    let bookmark = record.bookmark.map(|at| at.to_string());
+    json!({
+        "restore": {
+            "id": record.id,
+            "from": record.previous.to_string(),
+            "to": record.target.to_string(),
+            "bookmark": bookmark,
+            "previous_bookmark": record.previous.to_string(),
+            "preserved_as": record.preserved_as,
+            "pages_changed": record.pages_changed,
+            "commits_undone": record.previous.txid.since(record.target.txid).unwrap_or(0),
+            "way": plan.way().as_str(),
+            "quick_check": quick_check,
+            "duration_ms": record.duration_micros.unwrap_or(0) / 1000,
+        },
+        "bookmark": bookmark,
+        "previous_bookmark": record.previous.to_string(),
+    })
+}
+
+fn scratch(core: &Core) -> PathBuf {
+    core.settings.data.join("scratch")
+}
+
+async fn gather(lease: &Lease, plan: &RewindPlan) -> Result<Gathered, Error> {
+    let core = &lease.core;
+    let store = &core.remote.store;
+    match (plan.way(), &plan.plan.start) {
+        (Way::Log, Start::Base(base)) => {
+            let xors = PageXors::new(plan.page_size, scratch(core));
+            let settings = RestoreSettings::default();
+            let merged = merge(store, &plan.plan, xors, settings).await;
+            let (xors, _) = merged.map_err(restore_error)?;
+            Ok(Gathered {
+                source: Source::Xors(xors),
+                upto: Some(base.txid),
+                _scratch: None,
+            })
+        }
+        _ => {
+            let io = |e| Error::io("make a scratch folder", e);
+            let folder = scratch(core);
+            std::fs::create_dir_all(&folder).map_err(io)?;
+            let folder = tempfile::Builder::new()
+                .prefix("restore-")
+                .tempdir_in(folder)
+                .map_err(io)?;
+            let path = folder.path().join("target");
+            materialise(store, &plan.plan, &path).await?;
+            Ok(Gathered {
+                source: Source::open(&path)?,
+                upto: None,
+                _scratch: Some(folder),
+            })
+        }
+    }
+}
+
+/// Adds the commits that were captured since to what is gathered; answers whether many were.
+async fn catch_up(lease: &Lease, gathered: &mut Gathered) -> Result<bool, Error> {
+    let (Some(upto), Source::Xors(_)) = (gathered.upto, &gathered.source) else {
+        return Ok(false);
+    };
+    let empty = Source::Xors(PageXors::new(lease.meta().page_size, PathBuf::new()));
+    let mut source = std::mem::replace(&mut gathered.source, empty);
+    let database = Arc::clone(lease);
+    let (source, last) = blocking(move || {
+        database.capture_now()?;
+        let last = add_journaled(&database, &mut source, upto)?;
+        Ok((source, last))
+    })
+    .await?;
+    gathered.source = source;
+    gathered.upto = Some(last);
+    Ok(last.since(upto).unwrap_or(0) > LEFT_FOR_GATE)
+}
+
+/// Adds the journaled commits after `upto`; answers the newest.
+fn add_journaled(
+    database: &crate::database::OpenDb,
+    source: &mut Source,
+    upto: TxId,
+) -> Result<TxId, Error> {
+    let Source::Xors(xors) = source else {
+        return Ok(upto);
+    };
+    let (id, size) = (database.meta().id, database.meta().page_size);
+    let journal = &database.core.journal;
+    let last = journal.pages_after((id, size), upto, &mut |page| {
+        xors.add(page).map_err(|e| Error::io("merge a delta", e))
+    })?;
+    Ok(last)
+}
+
+/// Takes the gate and puts the database to the state.
+async fn change(
+    lease: &Lease,
+    task: &Task,
+    gathered: Gathered,
+    plan: &RewindPlan,
+    accepted: &Accepted,
+) -> Result<Changed, Error> {
+    task.phase("wait_for_writers", 0)?;
+    let gate = lease.gate().await?;
+    task.phase("apply", 0)?;
+    task.point_of_no_return()?;
+    let database = Arc::clone(lease);
+    let wanted = Wanted {
+        n: plan.target.n,
+        digest: plan.target.digest,
+    };
+    let (to, current) = (plan.target.position, plan.current.position());
+    let planned = accepted.rewind.plan.is_some();
+    let (accepted, progressing) = (accepted.clone(), task.clone());
+    blocking(move || {
+        let Gathered {
+            mut source,
+            upto,
+            _scratch: scratch,
+        } = gathered;
+        let head = database.capture_now()?;
+        let now = head.position();
+        if accepted.rewind.only_at.is_some_and(|at| at != now) {
+            return Err(moved(&accepted, now));
+        }
+        if planned && current != now {
+            return Err(stale(now));
+        }
+        if let Some(upto) = upto {
+            let last = add_journaled(&database, &mut source, upto)?;
+            if last != head.txid {
+                let what = format!(
+                    "the journal folder ends at {last}, the database is at {}",
+                    head.txid
+                );
+                return Err(Error::internal(what));
+            }
+        }
+        let restore = RestoreNote {
+            from: now,
+            to,
+            undo: now,
+        };
+        let note = CommitNote {
+            annotations: accepted.rewind.annotations(),
+            restore: Some(restore),
+        };
+        let page = u64::from(database.meta().page_size.get());
+        let progress = |pages: u64| progressing.progress(pages * page);
+        let done = put_in_place(&gate, head, wanted, &source, note, &progress)?;
+        drop(scratch);
+        Ok(done)
+    })
+    .await
+    .map(|(from, ticket, pages, rolled_back)| Changed {
+        from,
+        ticket,
+        pages,
+        rolled_back,
+    })
+}
+
+/// Puts a database whose write gate is held from `head`, where it stands, to another state: one commit. Answers
+/// where it was, the commit's ticket, the pages changed, and the Idempotency-Keys whose effects are gone.
+pub(crate) fn put_in_place(
+    gate: &Gate,
+    head: Head,
+    to: Wanted,
+    source: &Source,
+    note: CommitNote,
+    progress: &dyn Fn(u64),
+) -> Result<(Position, Ticket, u64, Vec<String>), Error> {
+    let database = gate.database();
+    let (size, seed) = (database.meta().page_size, database.meta().seed);
+    let written = gate.raw_transaction(note, |connection| {
+        let keys = request_keys(connection, database.meta().id)?;
+        let change = Change {
+            connection,
+            size,
+            seed,
+            from: head,
+            to,
+        };
+        Ok((change.run(source, progress)?, keys))
+    })?;
+    let (pages, keys) = written.value;
+    let ticket = written
+        .ticket
+        .ok_or_else(|| Error::internal("a restore committed nothing"))?;
+    let proven = prove(gate, &ticket, to);
+    proven.map_err(after_commit)?;
+    // Behind the commit, on a connection that never saw the pages before.
+    let left = gate.fresh_read(|connection| request_keys(connection, database.meta().id));
+    let left = left.map_err(after_commit)?;
+    let gone = keys.into_iter().filter(|key| !left.contains(key));
+    Ok((head.position(), ticket, pages, gone.collect()))
+}
+
+/// The captured commit must be the state that was asked for.
+fn prove(gate: &Gate, ticket: &Ticket, to: Wanted) -> Result<(), Error> {
+    let database = gate.database();
+    let head = database.capture_now()?;
+    if head.txid == ticket.txid() && (head.pages, head.digest) == (to.n, to.digest) {
+        return Ok(());
+    }
+    let what = format!(
+        "the restore of database {} led to digest {} of {} pages, asked for were {} of {}",
+        database.meta().id,
+        head.digest,
+        head.pages.get(),
+        to.digest,
+        to.n.get()
+    );
+    let error = Error::new(Code::DatabaseCorrupt, what);
+    database.poison(&error);
+    Err(error)
+}
+
+/// Waits until the restore is stored, remembers the keys it took back, and checks the state if asked.
+async fn finish(
+    database: &Database,
+    lease: &Lease,
+    record: &mut RestoreRecord,
+    changed: Changed,
+    accepted: &Accepted,
+) -> Result<(Vec<String>, Option<String>), Error> {
+    record.previous = changed.from;
+    record.pages_changed = Some(changed.pages);
+    let position = changed.ticket.wait(Durability::Memory).await?;
+    record.bookmark = Some(position);
+    let core = &database.engine().inner.core;
+    core.rolled_back.add(record.database, &changed.rolled_back);
+    changed
+        .ticket
+        .wait(Durability::Remote)
+        .await
+        .map_err(|error| {
+            error
+                .with("bookmark", position.to_string())
+                .with("previous_bookmark", record.previous.to_string())
+        })?;
+    let quick = if accepted.rewind.quick_check {
+        Some(quick_check(lease).await?)
+    } else {
+        None
+    };
+    Ok((changed.rolled_back, quick))
+}
+
+async fn quick_check(lease: &Lease) -> Result<String, Error> {
+    let reader = lease.reader().await?;
+    blocking(move || {
+        reader.transaction(None, |sqlite| {
+            sqlite
+                .as_engine(|c| c.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))
+                .map_err(|error| crate::sql::run::sql_error(sqlite, error))
+        })
+    })
+    .await
+}
+
+impl super::Rewind {
+    fn annotations(&self) -> Vec<tidelog_wal::record::Annotation> {
+        let id = self
+            .token
+            .as_deref()
+            .and_then(crate::system::tokens::parse_token_id);
+        id.map(|id| tidelog_wal::record::Annotation {
+            tag: tag::TOKEN,
+            value: id.to_vec(),
+        })
+        .into_iter()
+        .collect()
+    }
+}
+
+/// Whether the restore of an operation that an earlier life left open stands, by the history itself.
+pub(super) async fn recover(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
+    let text = |name: &str| operation.note.get(name).and_then(Json::as_str);
+    let (Some(id), Some(name)) = (text("restore"), &operation.database_name) else {
+        return Ok(None);
+    };
+    let database = match engine.database(operation.namespace, name).await {
+        Ok(database) if Some(database.row().id) == operation.database => database,
+        Ok(_) => return Ok(None),
+        Err(error) if error.code() == Code::DatabaseNotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut record = match database.restore(id).await {
+        Ok(record) => record,
+        // It never came to its record: nothing was changed.
+        Err(error) if error.code() == Code::RestoreNotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let found = find_commit(&database, &record).await?;
+    record.ended_at = Some(engine.now());
+    if let Some((previous, bookmark)) = found {
+        record.outcome = Outcome::Succeeded;
+        record.previous = previous;
+        record.bookmark = Some(bookmark);
+    } else {
+        record.outcome = Outcome::Failed;
+        record.error = Some("the server stopped before anything was changed".to_owned());
+    }
+    engine.inner.system.restore_put(&record, Vec::new()).await?;
+    Ok(found.map(|_| {
+        let bookmark = record.bookmark.map(|at| at.to_string());
+        json!({
+            "restore": {
+                "id": record.id,
+                "from": record.previous.to_string(),
+                "to": record.target.to_string(),
+                "bookmark": bookmark,
+                "previous_bookmark": record.previous.to_string(),
+            },
+            "bookmark": bookmark,
+            "previous_bookmark": record.previous.to_string(),
+        })
+    }))
+}
+
+/// The commit of a restore: the first one behind its record that is marked as a rewind, or that was recovered
+/// without its mark and leads to the target's very state. Answers the state before it, and itself.
+async fn find_commit(
+    database: &Database,
+    record: &RestoreRecord,
+) -> Result<Option<(Position, Position)>, Error> {
+    let target = database.state_at(At::Bookmark(record.target)).await?;
+    let mut before = record.previous;
+    let mut cursor = None;
+    loop {
+        let page = Page { limit: 500, cursor };
+        let from = Some(record.previous.txid.next());
+        let page = database.history(from, None, page).await?;
+        for commit in &page.items {
+            let state = (commit.n, commit.digest);
+            // A large one stands elsewhere; one that was captured at an open lost its mark.
+            let unmarked = commit.recovered || commit.kind == RecordKind::Reference;
+            let restored = commit.kind == RecordKind::Restore || unmarked;
+            if restored && state == (target.n, target.digest) {
+                return Ok(Some((before, commit.position)));
+            }
+            before = commit.position;
+        }
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            return Ok(None);
+        }
+    }
+}

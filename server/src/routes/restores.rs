@@ -1,0 +1,169 @@
+//! Restores: putting a database back in place, what that would do, the list of them, and taking one back.
+
+use axum::http::StatusCode;
+use serde_json::{Value as Json, json};
+use tidelog_engine::bucket::At;
+use tidelog_engine::system::tokens::token_id_text;
+use tidelog_engine::travel::restores::RestoreRecord;
+use tidelog_engine::travel::rewind::{RestoreTarget, Rewind, RewindPlan};
+use tidelog_wal::Position;
+
+use super::operations::outcome;
+use crate::fields::Fields;
+use crate::http::{Answer, Call};
+use crate::problem::{Code, Problem};
+use crate::time;
+
+/// The longest reason in characters.
+const REASON_MAX: usize = 500;
+
+/// A bookmark among the fields of an object.
+pub(super) fn bookmark(fields: &mut Fields, name: &str) -> Result<Option<Position>, Problem> {
+    let Some(text) = fields.text(name)? else {
+        return Ok(None);
+    };
+    text.parse().map(Some).map_err(|_| {
+        let detail =
+            format!("{text:?} is not a bookmark: term(8)-txid(16)-chain(32), lower-case hex");
+        Problem::invalid(Code::BookmarkMalformed, &fields.at(name), detail)
+    })
+}
+
+/// The object `target`: exactly one of the ways to name a state.
+fn target(call: &mut Call) -> Result<RestoreTarget, Problem> {
+    let value = call.body.take("target").ok_or_else(|| {
+        let detail =
+            "target is required: {\"bookmark\": …}, {\"timestamp\": …} or {\"before_restore\": …}";
+        Problem::invalid(Code::InvalidRequest, "/target", detail)
+    })?;
+    let mut fields = Fields::of_value(value, "/target")?;
+    let bookmark = bookmark(&mut fields, "bookmark")?.map(|at| RestoreTarget::At(At::Bookmark(at)));
+    let timestamp = fields
+        .time("timestamp")?
+        .map(|at| RestoreTarget::At(At::Time(at)));
+    let before = fields.text("before_restore")?.map(RestoreTarget::Before);
+    fields.finish()?;
+    let mut named = [bookmark, timestamp, before].into_iter().flatten();
+    match (named.next(), named.next()) {
+        (Some(target), None) => Ok(target),
+        _ => {
+            let detail = "target names exactly one of bookmark, timestamp, before_restore";
+            Err(Problem::invalid(Code::InvalidRequest, "/target", detail))
+        }
+    }
+}
+
+fn plan_shown(plan: &RewindPlan) -> Json {
+    let size = plan.page_size;
+    json!({
+        "id": plan.id,
+        "bookmark": plan.target.position.to_string(),
+        "committed_at": time::format(plan.target.time),
+        "current_bookmark": plan.current.position().to_string(),
+        "commits_undone": plan.commits_undone(),
+        "way": plan.way().as_str(),
+        "bytes_to_fetch": plan.plan.bytes,
+        "objects_to_fetch": plan.plan.objects(),
+        "database_size": plan.current.pages.bytes(size),
+        "database_size_after": plan.target.n.bytes(size),
+        "estimated_ms": super::shape::millis(plan.estimate()),
+    })
+}
+
+pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
+    let plan = call.body.text("plan")?;
+    let target = match &plan {
+        // The plan says it all; a target beside it must not be ignored.
+        Some(_) if call.body.take("target").is_some() => {
+            let detail = "a plan names its target: leave target out";
+            return Err(Problem::invalid(Code::InvalidRequest, "/target", detail));
+        }
+        Some(_) => RestoreTarget::At(At::Latest),
+        None => target(&mut call)?,
+    };
+    call.body.word("mode", |word| match word {
+        "in_place" => Ok(()),
+        "new" => Err("mode new is a fork: POST to /forks".to_owned()),
+        _ => Err(format!("mode is in_place or new, not {word:?}")),
+    })?;
+    let dry_run = call.body.boolean("dry_run")?.unwrap_or(false);
+    let quick_check = call.body.word("verify", |word| match word {
+        "quick" => Ok(true),
+        "none" => Ok(false),
+        _ => Err(format!("verify is none or quick, not {word:?}")),
+    })?;
+    let reason = call.body.text("reason")?;
+    if reason
+        .as_ref()
+        .is_some_and(|text| text.chars().count() > REASON_MAX)
+    {
+        let detail = format!("a reason has at most {REASON_MAX} characters");
+        return Err(Problem::invalid(Code::InvalidRequest, "/reason", detail));
+    }
+    call.finish()?;
+    let database = call.database().await?;
+    if dry_run {
+        if plan.is_some() {
+            let detail = "a plan is run, not previewed again: leave dry_run out";
+            return Err(Problem::invalid(Code::InvalidRequest, "/dry_run", detail));
+        }
+        let plan = database.preview(&target).await?;
+        return Ok(Answer::ok(json!({ "plan": plan_shown(&plan) })));
+    }
+    let rewind = Rewind {
+        only_at: call.if_match,
+        plan,
+        quick_check: quick_check.unwrap_or(false),
+        reason,
+        token: Some(token_id_text(&call.principal()?.token.id)),
+        ..Rewind::to(target)
+    };
+    let handle = database.rewind(rewind).await?;
+    outcome(&call, handle, StatusCode::OK).await
+}
+
+fn shown(record: &RestoreRecord) -> Json {
+    json!({
+        "id": record.id,
+        "operation": record.operation,
+        "created_at": time::format(record.created_at),
+        "ended_at": record.ended_at.map(time::format),
+        "token": record.token,
+        "reason": record.reason,
+        "undo_of": record.undo_of,
+        "to": record.target.to_string(),
+        "from": record.previous.to_string(),
+        "previous_bookmark": record.previous.to_string(),
+        "bookmark": super::shape::position(record.bookmark),
+        "outcome": record.outcome.as_str(),
+        "preserved_as": record.preserved_as,
+        "pages_changed": record.pages_changed,
+        "duration_ms": record.duration_micros.map(|micros| micros / 1000),
+        "error": record.error,
+    })
+}
+
+pub(super) async fn list(mut call: Call) -> Result<Answer, Problem> {
+    let (page, link) = call.page()?;
+    call.finish()?;
+    let found = call.database().await?.restores(page).await?;
+    let items: Vec<Json> = found.items.iter().map(shown).collect();
+    Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
+}
+
+pub(super) async fn show(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let id = call.name("restore")?;
+    let record = call.database().await?.restore(&id).await?;
+    Ok(Answer::ok(shown(&record)))
+}
+
+/// `POST undo`: `{"force": "<present bookmark>"}` takes back what came after the restore, too.
+pub(super) async fn undo(mut call: Call) -> Result<Answer, Problem> {
+    let force = bookmark(&mut call.body, "force")?;
+    call.finish()?;
+    let id = call.name("restore")?;
+    let token = Some(token_id_text(&call.principal()?.token.id));
+    let handle = call.database().await?.undo(&id, force, token).await?;
+    outcome(&call, handle, StatusCode::OK).await
+}
