@@ -148,6 +148,32 @@ impl AuditDate {
         }
     }
 
+    /// The day of a time; the last of the year 9999 for what is later.
+    pub fn of(time: tidelog_wal::Timestamp) -> Self {
+        // Days since 0000-03-01: then the leap day is the last of its year, and the months have a pattern.
+        let days = time.micros() / 86_400_000_000 + 719_468;
+        let (era, of_era) = (days / 146_097, days % 146_097);
+        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted = (5 * of_year + 2) / 153;
+        let day = of_year - (153 * shifted + 2) / 5 + 1;
+        let month = if shifted < 10 {
+            shifted + 3
+        } else {
+            shifted - 9
+        };
+        let year = year_of_era + era * 400 + u64::from(month <= 2);
+        let small = |n: u64| u8::try_from(n).unwrap_or(u8::MAX);
+        let date = u16::try_from(year)
+            .ok()
+            .and_then(|year| Self::new(year, small(month), small(day)));
+        date.unwrap_or(Self {
+            year: 9999,
+            month: 12,
+            day: 31,
+        })
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
         let mut part = |len: usize| {
@@ -414,6 +440,23 @@ fn run_from(name: &str) -> Option<(TxId, TxId, KeyNonce)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_has_its_utc_day() {
+        for (seconds, day) in [
+            (0, "1970-01-01"),
+            (951_782_399, "2000-02-28"),
+            (951_782_400, "2000-02-29"),
+            (951_868_800, "2000-03-01"),
+            (1_735_689_599, "2024-12-31"),
+            (4_102_444_800, "2100-01-01"),
+            (4_107_542_400, "2100-03-01"),
+            (u64::MAX / 1_000_000, "9999-12-31"),
+        ] {
+            let time = tidelog_wal::Timestamp::from_micros(seconds * 1_000_000);
+            assert_eq!(AuditDate::of(time).to_string(), day);
+        }
+    }
 
     fn every_key() -> Vec<Key> {
         let namespace = NamespaceId::from_bytes([0xa; 16]);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tidelog_archive::env::{Clock, Entropy, SystemClock, SystemEntropy};
 use tidelog_wal::{DatabaseId, Term};
@@ -10,6 +11,7 @@ use crate::capture::Scratches;
 use crate::database::rolled_back::RolledBack;
 use crate::disk::{Disk, StdDisk};
 use crate::journal::Journal;
+use crate::meters::{Meters, NodeStatus};
 use crate::pump::Pump;
 use crate::rebuild::Tails;
 use crate::remote::Remote;
@@ -49,12 +51,31 @@ pub(crate) struct Core {
     pub(crate) tails: Tails,
     pub(crate) scratches: Scratches,
     pub(crate) rolled_back: RolledBack,
+    pub(crate) meters: Meters,
 }
 
 impl Core {
     /// This process life.
     pub(crate) const fn term(&self) -> Term {
         self.journal.term()
+    }
+
+    /// What the node has counted; open databases are the registry's to count.
+    pub(crate) fn status(&self) -> NodeStatus {
+        let (journal, meters) = (&self.journal, &self.meters);
+        NodeStatus {
+            journal_bytes: journal.bytes(),
+            journal_waiting_bytes: journal.unshipped_bytes(),
+            lag_commits: journal.appended_lsn().saturating_sub(journal.shipped_lsn()),
+            lag_micros: journal.lag_micros(),
+            since_flush_micros: journal.since_flush_micros(),
+            open_databases: 0,
+            jobs_waiting: meters.jobs_waiting.load(Ordering::Relaxed),
+            gates_waiting: meters.gates_waiting.load(Ordering::Relaxed),
+            oldest_restorable_micros: self.remote.oldest_restorable(),
+            capture: meters.capture.counts(),
+            settle: meters.settle.counts(),
+        }
     }
 
     /// The folder of a database.

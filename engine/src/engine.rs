@@ -7,27 +7,31 @@ use std::time::Duration;
 
 use tidelog_archive::root::Root;
 use tidelog_archive::store::Store;
+use tidelog_archive::term::Terms;
 use tidelog_wal::delta::Delta;
 use tidelog_wal::record::{RecordHeader, RecordKind, TimeFlag};
 use tidelog_wal::{
     DatabaseId, Digest, DigestSeed, NamespaceId, PageCount, PageNo, PageSize, Position, Term,
     Timestamp, TxId, chain,
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::capture::Head;
 use crate::core::{Core, Parts};
 use crate::crash_point;
+use crate::database::execute::{self, Bounds};
 use crate::database::state::DbState;
-use crate::database::{DbMeta, Lease, execute, incarnation_name};
+use crate::database::{DbMeta, Lease, incarnation_name};
 use crate::error::{Code, Error};
 use crate::files::DbPaths;
 use crate::import;
+use crate::jobs::Jobs;
 use crate::journal::chunk::{ChunkDatabase, WalPosition};
 use crate::journal::{Append, Payload};
 use crate::node::identity::FolderLock;
 use crate::node::start::{Started, open_store, start};
+use crate::node::terms::term_error;
 use crate::operations::{KEPT_MICROS, Running, recover_all};
 use crate::registry::Registry;
 use crate::request::{BookmarkInfo, Request, Response};
@@ -38,6 +42,7 @@ use crate::sql::connection::{AutoVacuum, create};
 use crate::system::System;
 use crate::system::databases::{DatabasePatch, DatabaseRow, Namespace};
 use crate::system::names::check_name;
+use crate::system::requests::Record;
 use crate::system::tokens::{NewToken, Principal, TokenInfo};
 use crate::system::{Page, PageOf};
 use crate::travel::rewind::Plans;
@@ -55,7 +60,8 @@ pub(crate) struct Inner {
     pub(crate) system: System,
     pub(crate) running: Running,
     pub(crate) plans: Plans,
-    jobs: Arc<Semaphore>,
+    jobs: Jobs,
+    terms: Terms,
     notices: Vec<String>,
     stop: watch::Sender<bool>,
     stopped: AtomicBool,
@@ -79,8 +85,8 @@ pub struct Engine {
 /// A database of a running node. Cheap to clone; opens on first use.
 #[derive(Debug, Clone)]
 pub struct Database {
-    engine: Engine,
-    row: DatabaseRow,
+    pub(crate) engine: Engine,
+    pub(crate) row: DatabaseRow,
 }
 
 /// A database to be made.
@@ -102,6 +108,24 @@ impl NewDatabase {
             page_size: PageSize::DEFAULT,
             auto_vacuum: AutoVacuum::None,
         }
+    }
+}
+
+/// A database whose history exists and whose name does not: dropped, nobody ever meets it.
+#[derive(Debug)]
+pub struct Draft(pub(crate) Database);
+
+impl Draft {
+    /// The database it will be.
+    pub const fn database(&self) -> &Database {
+        &self.0
+    }
+
+    /// Gives it its name, in one transaction with `record`, the answer to repeat.
+    pub async fn publish(self, record: Option<Record>) -> Result<Database, Error> {
+        let system = &self.0.engine.inner.system;
+        system.database_add(&self.0.row, record).await?;
+        Ok(self.0)
     }
 }
 
@@ -146,7 +170,8 @@ impl Engine {
             settle,
             stop: stopped,
         };
-        let settler = Settler::new(Arc::clone(&core), Arc::clone(&registry), terms, inbox);
+        let (settler, registered) = (terms.clone(), Arc::clone(&registry));
+        let settler = Settler::new(Arc::clone(&core), registered, settler, inbox);
         let mut tasks = Tasks {
             shipper: Some(tokio::spawn(shipper.run())),
             ..Tasks::default()
@@ -168,7 +193,7 @@ impl Engine {
                 .map_err(|e| Error::io("start a thread", e))?;
             tasks.threads.push(thread);
         }
-        let jobs = Arc::new(Semaphore::new(core.settings.workers));
+        let jobs = Jobs::new(core.settings.workers, core.settings.workers_per_tenant);
         let inner = Inner {
             core,
             registry,
@@ -176,6 +201,7 @@ impl Engine {
             running: Running::default(),
             plans: Plans::default(),
             jobs,
+            terms,
             notices,
             stop,
             stopped: AtomicBool::new(false),
@@ -192,6 +218,7 @@ impl Engine {
         }
         engine.spawn_idle_sweep();
         engine.spawn_recovery();
+        engine.spawn_record_keeper();
         Ok(engine)
     }
 
@@ -232,6 +259,15 @@ impl Engine {
     /// Sentences for the person who started the node.
     pub fn notices(&self) -> &[String] {
         &self.inner.notices
+    }
+
+    /// Runs `task` until the stop, which waits for it.
+    pub(crate) fn spawn_until_stop<F>(&self, task: impl FnOnce(watch::Receiver<bool>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = tokio::spawn(task(self.inner.stop.subscribe()));
+        self.inner.lock_tasks().others.push(task);
     }
 
     fn spawn_idle_sweep(&self) {
@@ -284,6 +320,7 @@ impl Engine {
                 .wait(deadline.duration_since(tokio::time::Instant::now()))
                 .await;
         }
+        inner.flush_records().await;
         for (id, _) in inner.registry.open().await {
             inner.registry.close(id).await;
         }
@@ -330,6 +367,15 @@ impl Engine {
         }
     }
 
+    /// Stops, and closes the term of this life: the next node needs not be told to take it over.
+    pub async fn release(&self) -> Result<(), Error> {
+        self.shutdown().await?;
+        let term = self.term();
+        let closed = self.inner.terms.close(term, term).await;
+        closed.map_err(|e| term_error("close the term of this life", e))?;
+        Ok(())
+    }
+
     /// Makes a namespace.
     pub async fn namespace_create(&self, name: &str) -> Result<Namespace, Error> {
         self.inner.system.namespace_create(name).await
@@ -347,7 +393,7 @@ impl Engine {
 
     /// Makes a token; its secret is shown this once.
     pub async fn token_create(&self, new: NewToken) -> Result<(TokenInfo, String), Error> {
-        self.inner.system.token_create(new).await
+        self.inner.system.token_create(new, |_| None).await
     }
 
     /// The tokens of a namespace.
@@ -375,11 +421,23 @@ impl Engine {
         namespace: NamespaceId,
         new: NewDatabase,
     ) -> Result<Database, Error> {
+        self.database_draft(namespace, new)
+            .await?
+            .publish(None)
+            .await
+    }
+
+    /// Makes the history of a database that has no name yet: [`Draft::publish`] gives it one.
+    pub async fn database_draft(
+        &self,
+        namespace: NamespaceId,
+        new: NewDatabase,
+    ) -> Result<Draft, Error> {
         check_name("database", &new.name)?;
         self.check_free(namespace, &new.name).await?;
         let id = DatabaseId::from_bytes(self.inner.core.parts.entropy.bytes16());
         let meta = self.make_database(namespace, id, &new).await?;
-        self.add_row(meta, &new.name).await
+        Ok(self.draft(meta, &new.name))
     }
 
     /// Makes a database of an existing SQLite file, of any page size: its state becomes TxId 1. A WAL or
@@ -392,6 +450,19 @@ impl Engine {
         name: &str,
         file: &std::path::Path,
     ) -> Result<Database, Error> {
+        self.database_import_draft(namespace, name, file)
+            .await?
+            .publish(None)
+            .await
+    }
+
+    /// The same without its name yet: [`Draft::publish`] gives it.
+    pub async fn database_import_draft(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+        file: &std::path::Path,
+    ) -> Result<Draft, Error> {
         check_name("database", name)?;
         self.check_free(namespace, name).await?;
         let core = Arc::clone(&self.inner.core);
@@ -410,7 +481,7 @@ impl Engine {
         core.remote.create_manifest(&meta, name).await?;
         self.inner.registry.note_made(id);
         import::commit(&core, meta, proven).await?;
-        self.add_row(meta, name).await
+        Ok(self.draft(meta, name))
     }
 
     async fn check_free(&self, namespace: NamespaceId, name: &str) -> Result<(), Error> {
@@ -424,7 +495,7 @@ impl Engine {
         }
     }
 
-    async fn add_row(&self, meta: DbMeta, name: &str) -> Result<Database, Error> {
+    fn draft(&self, meta: DbMeta, name: &str) -> Draft {
         let row = DatabaseRow {
             id: meta.id,
             namespace: meta.namespace,
@@ -438,8 +509,7 @@ impl Engine {
             delete_protection: false,
             size_limit: None,
         };
-        self.inner.system.database_add(&row).await?;
-        Ok(Database {
+        Draft(Database {
             engine: self.clone(),
             row,
         })
@@ -482,7 +552,8 @@ impl Engine {
         namespace: NamespaceId,
         name: &str,
     ) -> Result<DatabaseRow, Error> {
-        self.inner.system.database_undelete(namespace, name).await
+        let found = self.inner.system.database_deleted(namespace, name).await?;
+        self.inner.system.database_undelete(found, None).await
     }
 
     /// The database of a name.
@@ -667,16 +738,46 @@ impl Database {
     /// Runs statements.
     pub async fn execute(&self, request: Request) -> Result<Response, Error> {
         let inner = &self.engine.inner;
-        let _job =
-            inner.jobs.acquire().await.map_err(|e| {
-                Error::new(Code::Overloaded, "the node is shutting down").caused_by(e)
-            })?;
+        self.admit_read()?;
+        let job = self.worker().await?;
         let lease = self.lease().await?;
         let durability = self
             .row
             .durability
             .unwrap_or(inner.core.settings.durability);
-        execute::execute(lease, request, durability).await
+        let bounds = Bounds {
+            writes: self.admit_write(),
+            size_max: self.row.size_limit,
+        };
+        execute::execute(lease, request, durability, bounds, job).await
+    }
+
+    /// A worker of the node, once this tenant is due one: whoever runs SQL on it holds it meanwhile.
+    pub(crate) async fn worker(&self) -> Result<crate::jobs::Job, Error> {
+        let inner = &self.engine.inner;
+        inner
+            .jobs
+            .take(self.row.namespace, &inner.core.meters.jobs_waiting)
+            .await
+    }
+
+    /// Refuses reads of a database that is closed to them.
+    pub(crate) fn admit_read(&self) -> Result<(), Error> {
+        if self.row.block_reads {
+            let what = format!("reads of database {:?} are blocked", self.row.name);
+            return Err(Error::new(Code::DatabaseBlocked, what).with("blocked", "reads"));
+        }
+        Ok(())
+    }
+
+    /// Refuses writes of a database that is closed to them, or under maintenance. To be asked before the gate.
+    pub(crate) fn admit_write(&self) -> Result<(), Error> {
+        if self.row.block_writes {
+            let what = format!("database {:?} takes no writes", self.row.name);
+            return Err(Error::new(Code::DatabaseReadOnly, what).with("blocked", "writes"));
+        }
+        let system = &self.engine.inner.system;
+        system.check_maintenance(self.row.namespace)
     }
 
     /// Where it stands.
@@ -700,6 +801,7 @@ impl Database {
             lag_commits,
             lag_bytes: lease.core.journal.unshipped_bytes(),
             lag: Duration::from_micros(lag),
+            size_bytes: head.pages.bytes(lease.meta().page_size),
         })
     }
 

@@ -14,6 +14,7 @@
 //! | [`crash`] | named crash points |
 #![forbid(unsafe_code)]
 
+mod admin;
 pub mod bucket;
 pub mod capture;
 mod core;
@@ -25,7 +26,9 @@ pub mod error;
 pub mod files;
 mod image;
 mod import;
+mod jobs;
 pub mod journal;
+pub mod meters;
 pub mod node;
 pub mod operations;
 mod part;
@@ -46,7 +49,7 @@ pub mod travel;
 mod trim;
 
 pub use core::Parts;
-pub use engine::{Database, Engine, NewDatabase, Writer};
+pub use engine::{Database, Draft, Engine, NewDatabase, Writer};
 pub use error::{Code, Error};
 pub use request::{Access, BookmarkInfo, IdempotencyKey, Request, Response, Role};
 pub use settings::{Durability, Settings, TakeOver};

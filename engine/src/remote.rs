@@ -82,6 +82,22 @@ impl Remote {
         kept.insert(id, loaded);
     }
 
+    /// Ordered time, in microseconds, of the oldest state that some database of this life's can be put back to;
+    /// of those whose manifests are in memory.
+    pub(crate) fn oldest_restorable(&self) -> Option<u64> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let reach = |loaded: &Loaded| {
+            let manifest = &loaded.manifest;
+            let base = manifest
+                .images
+                .iter()
+                .filter(|image| image.position.txid <= manifest.horizon)
+                .max_by_key(|image| image.position.txid);
+            base.map_or(manifest.created, |image| image.time).micros()
+        };
+        kept.values().map(reach).min()
+    }
+
     fn remembered(&self, id: DatabaseId) -> Option<Loaded> {
         self.kept
             .lock()

@@ -152,4 +152,6 @@ pub struct BookmarkInfo {
     pub lag_bytes: u64,
     /// Age of the newest commit that is not stored, zero if all are.
     pub lag: Duration,
+    /// Bytes of the database.
+    pub size_bytes: u64,
 }

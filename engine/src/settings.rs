@@ -74,6 +74,8 @@ pub struct Settings {
     pub durability: Durability,
     /// Whose terms to close at start.
     pub take_over: TakeOver,
+    /// Join a bucket with an empty folder for one errand, taking nothing over: refused while a term is open.
+    pub visit: bool,
     /// How long a chunk collects commits. Longer: fewer requests and better compression, more to lose with
     /// the machine for writes below `remote`.
     pub ship_interval: Duration,
@@ -105,6 +107,9 @@ pub struct Settings {
     pub open_databases_max: usize,
     /// SQLite jobs running at once.
     pub workers: usize,
+    /// SQLite jobs of one tenant running at once. Lower: a loud tenant leaves more for the others, and has
+    /// less when it is alone.
+    pub workers_per_tenant: usize,
     /// A commit whose record is larger than this stands in a segment part of its own.
     pub spool_bytes: u64,
     /// Writers that may wait for one database's write gate.
@@ -117,6 +122,10 @@ pub struct Settings {
     pub journal_level: i32,
     /// zstd level of segments and images: once for each byte, off the path.
     pub settle_level: i32,
+    /// How often audit lines leave for the bucket. Shorter: more, smaller objects.
+    pub audit_ship_interval: Duration,
+    /// How long audit lines are kept, in the system database and in the bucket.
+    pub audit_retention: Duration,
 }
 
 impl Default for Settings {
@@ -126,6 +135,7 @@ impl Default for Settings {
             store_url: "file://./tidelog-store".to_owned(),
             durability: Durability::Local,
             take_over: TakeOver::None,
+            visit: false,
             ship_interval: Duration::from_secs(1),
             ship_linger: Duration::from_millis(10),
             chunk_bytes: 4 << 20,
@@ -139,12 +149,15 @@ impl Default for Settings {
             idle_close: Duration::from_secs(30),
             open_databases_max: 512,
             workers: 16,
+            workers_per_tenant: 8,
             spool_bytes: 1 << 20,
             gate_queue_max: 1024,
             gate_timeout: Duration::from_secs(5),
             restores_max: 10,
             journal_level: 3,
             settle_level: 9,
+            audit_ship_interval: Duration::from_hours(1),
+            audit_retention: Duration::from_hours(90 * 24),
         }
     }
 }

@@ -118,7 +118,11 @@ impl Settler {
         let Some(first) = sections.first() else {
             return Ok(());
         };
+        let clock = Arc::clone(&self.core.parts.clock);
+        let began = clock.monotonic_micros();
         let mut loaded = settle(&self.core, id, sections).await?;
+        let took = clock.monotonic_micros().saturating_sub(began);
+        self.core.meters.settle.record(took);
         let settled = loaded
             .manifest
             .settled_position()

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tidelog_archive::{Clock, Entropy, SystemClock, SystemEntropy};
 use tidelog_engine::Engine;
 
+use crate::guards::Guards;
 use crate::http::streams::Streams;
 use crate::settings::Limits;
 
@@ -24,6 +25,7 @@ pub struct App {
     pub entropy: Arc<dyn Entropy>,
     /// Event streams that are open.
     pub(crate) event_streams: Streams,
+    pub(crate) guards: Guards,
 }
 
 impl App {
@@ -36,6 +38,7 @@ impl App {
             clock: Arc::new(SystemClock::new()),
             entropy: Arc::new(SystemEntropy),
             event_streams: Streams::default(),
+            guards: Guards::default(),
         }
     }
 

@@ -10,8 +10,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use tidelog_engine::system::databases::Namespace;
-use tidelog_engine::system::tokens::{NewToken, TokenKind};
-use tidelog_engine::{Engine, Error, Role};
+use tidelog_engine::system::tokens::NewToken;
+use tidelog_engine::{Engine, Error};
 
 /// The namespace of the first start.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -79,15 +79,7 @@ async fn mint(
     file: &str,
     namespace: Option<&Namespace>,
 ) -> Result<PathBuf, FirstStartError> {
-    let new = NewToken {
-        namespace: namespace.map(|namespace| namespace.id),
-        kind: TokenKind::Live,
-        role: Role::Owner,
-        scopes: vec!["admin".to_owned()],
-        databases: None,
-        allow_ddl: true,
-        expires_at: None,
-    };
+    let new = NewToken::owner(namespace.map(|namespace| namespace.id));
     let (_, secret) = engine
         .token_create(new)
         .await

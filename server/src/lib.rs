@@ -18,6 +18,7 @@ pub mod app;
 pub mod cli;
 pub mod fields;
 pub mod first;
+mod guards;
 mod http;
 mod metrics;
 pub mod problem;

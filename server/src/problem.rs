@@ -37,10 +37,12 @@ codes! {
     InsufficientPermissions 403 "insufficient-permissions" "The token may not do this" false;
     NamespaceMismatch 403 "namespace-mismatch" "The token belongs to another namespace" false;
     DatabaseReadOnly 403 "database-read-only" "The database takes no writes" false;
+    DatabaseBlocked 403 "database-blocked" "The database takes no reads" false;
     NotFound 404 "not-found" "There is nothing at this path" false;
     NamespaceNotFound 404 "namespace-not-found" "There is no such namespace" false;
     DatabaseNotFound 404 "database-not-found" "There is no such database" false;
     OperationNotFound 404 "operation-not-found" "There is no such operation" false;
+    MemberNotFound 404 "member-not-found" "There is no such member" false;
     TokenNotFound 404 "token-not-found" "There is no such token" false;
     BookmarkUnknown 404 "bookmark-unknown" "The bookmark names a term that never was" false;
     SnapshotNotFound 404 "snapshot-not-found" "There is no such snapshot" false;
@@ -80,9 +82,11 @@ codes! {
     IdempotencyKeyReused 422 "idempotency-key-reused" "The key was used for another request" false;
     SqlError 422 "sql-error" "SQLite refused the statement" false;
     RestoreRateLimited 429 "restore-rate-limited" "Too many restores of one database" true;
+    RateLimited 429 "rate-limited" "Too many requests" true;
     ObjectCorrupt 500 "object-corrupt" "A stored object is damaged" false;
     DatabaseCorrupt 500 "database-corrupt" "The database file is damaged" false;
     Internal 500 "internal" "The server failed" false;
+    Maintenance 503 "maintenance" "Writes are refused during maintenance" true;
     Overloaded 503 "overloaded" "The server has too much to do" true;
     StorageUnavailable 503 "storage-unavailable" "The store does not answer" true;
     WriterFenced 503 "writer-fenced" "Another server has taken over" false;

@@ -17,6 +17,8 @@ pub struct Limits {
     pub params_max: usize,
     /// Statements of one batch.
     pub batch_max: usize,
+    /// Tables of one database; `None`: no bound.
+    pub tables_max: Option<u32>,
     /// Rows of one result.
     pub rows_max: usize,
     /// Bytes of one result. Larger: more memory a request, about three times this.
@@ -47,6 +49,7 @@ impl Default for Limits {
             sql_bytes_max: 1 << 20,
             params_max: 1_000,
             batch_max: 100,
+            tables_max: None,
             rows_max: 100_000,
             result_bytes_max: 64 << 20,
             query_deadline: Duration::from_secs(30),

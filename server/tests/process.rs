@@ -484,6 +484,46 @@ async fn a_lost_machine_loses_no_row_acknowledged_as_remote() {
     assert_eq!(code, 0, "{report}");
 }
 
+/// Goal: the bucket's credentials alone make an owner token, beside a server that was stopped or died, and the
+/// next server starts as ever. Method: stop, recover with and without the flag, delete the folder, take over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_token_is_recovered_from_the_bucket_alone() {
+    let home = home();
+    let server = Server::start(home.path()).await;
+    let made = server.post("databases", json!({ "name": "orders" }));
+    made.await.expect("an answer");
+    let recover = |arguments: &[&str]| {
+        let mut all = vec!["token", "recover"];
+        all.extend(arguments);
+        tidelog(home.path(), &all)
+    };
+    let (code, said) = recover(&[]);
+    assert_eq!(code, 4, "a running server holds its term: {said}");
+    server.terminate();
+    assert_eq!(
+        recover(&[]).0,
+        4,
+        "its term is open until somebody closes it"
+    );
+    let (code, said) = recover(&["--take-over", "all"]);
+    assert_eq!(code, 0, "{said}");
+    let first = said["token"].as_str().expect("a secret").to_owned();
+    // Released: a second errand needs no flag, and no more does the server itself.
+    let (code, said) = recover(&["--namespace", "server"]);
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = recover(&["--namespace", "nobody"]);
+    assert_eq!(code, 3, "{said}");
+    let mut server = Server::start(home.path()).await;
+    server.token = first;
+    let (status, body) = server
+        .post("databases", json!({ "name": "more" }))
+        .await
+        .expect("an answer");
+    assert_eq!(status, StatusCode::CREATED, "{body}");
+    server.run("orders", "create table t(a)").await;
+    server.kill();
+}
+
 #[test]
 fn wrong_usage_exits_with_two_and_help_with_zero() {
     let run = |arguments: &[&str]| {

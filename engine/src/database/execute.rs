@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use tidelog_wal::Position;
 
+use super::growth::Growth;
 use super::ticket::Ticket;
 use super::{Lease, OpenDb, idempotency};
 use crate::error::{Code, Error};
+use crate::jobs::Job;
 use crate::request::{Request, Response};
 use crate::settings::Durability;
 use crate::ship::blocking;
@@ -27,11 +29,22 @@ enum Attempt {
     NeedsWriter,
 }
 
+/// What the settings of a database allow a request.
+#[derive(Debug)]
+pub(crate) struct Bounds {
+    /// Why it takes no writes, if so.
+    pub(crate) writes: Result<(), Error>,
+    /// The most bytes it may have.
+    pub(crate) size_max: Option<u64>,
+}
+
 /// Runs a request. `durability` is what holds if the request does not say.
 pub(crate) async fn execute(
     lease: Lease,
     request: Request,
     durability: Durability,
+    bounds: Bounds,
+    job: Job,
 ) -> Result<Response, Error> {
     if request.statements.is_empty() || request.statements.len() > STATEMENTS_MAX {
         let have = request.statements.len();
@@ -49,8 +62,11 @@ pub(crate) async fn execute(
         let head = blocking(move || database.capture_now()).await?;
         return Ok(answer(&lease, results, head.position(), false));
     }
+    bounds.writes?;
     let durability = request.durability.unwrap_or(durability);
-    let (results, ticket, replayed) = write(&lease, &request).await?;
+    let (results, ticket, replayed) = write(&lease, &request, bounds.size_max).await?;
+    // Waiting for the disk or the store takes no worker.
+    drop(job);
     let position = match ticket {
         None => {
             // Its answer counts as its commit's: a retry must not hear of more than is durable.
@@ -134,8 +150,13 @@ fn all_read_only(sqlite: &Sqlite, request: &Request) -> Result<bool, Error> {
 
 type Done = (Vec<StatementResult>, Option<Ticket>, bool);
 
-async fn write(lease: &Lease, request: &Arc<Request>) -> Result<Done, Error> {
+async fn write(
+    lease: &Lease,
+    request: &Arc<Request>,
+    size_max: Option<u64>,
+) -> Result<Done, Error> {
     let gate = lease.gate().await?;
+    let pages_max = size_max.map(|bytes| bytes / u64::from(lease.meta.page_size.get()));
     let deadline = lease.core.deadline(request.limits.deadline);
     let (request, id) = (Arc::clone(request), lease.meta.id);
     let now = lease.core.parts.clock.wall();
@@ -143,7 +164,7 @@ async fn write(lease: &Lease, request: &Arc<Request>) -> Result<Done, Error> {
     blocking(move || {
         let mut budget = request.limits.result_bytes_max;
         if !request.transaction && request.idempotency.is_none() {
-            return one_by_one(&gate, &request, deadline, &mut budget);
+            return one_by_one(&gate, &request, deadline, &mut budget, pages_max);
         }
         let permission = request.access.permission();
         let written = gate.transaction(
@@ -157,12 +178,18 @@ async fn write(lease: &Lease, request: &Arc<Request>) -> Result<Done, Error> {
                     }
                     core.rolled_back.check(id, &idempotency::row_key(key))?;
                 }
+                let growth = Growth::begin(sqlite, pages_max, request.limits.tables_max)?;
                 sqlite.permit(permission);
                 let mut results = Vec::with_capacity(request.statements.len());
                 for (at, statement) in request.statements.iter().enumerate() {
                     let result = run(sqlite, statement, &request.limits, &mut budget);
-                    results.push(result.map_err(|error| error.with("statement", at))?);
+                    results.push(
+                        growth
+                            .judge(result)
+                            .map_err(|error| error.with("statement", at))?,
+                    );
                 }
+                growth.end(sqlite)?;
                 if let Some(key) = &request.idempotency {
                     idempotency::store(sqlite, id, key, now, &results)?;
                 }
@@ -184,6 +211,7 @@ fn one_by_one(
     request: &Request,
     deadline: u64,
     budget: &mut usize,
+    pages_max: Option<u64>,
 ) -> Result<Done, Error> {
     let permission = request.access.permission();
     let mut results = Vec::with_capacity(request.statements.len());
@@ -192,7 +220,11 @@ fn one_by_one(
         let annotations = request.access.annotations();
         let written = gate
             .transaction(permission, Some(deadline), annotations, |sqlite| {
-                run(sqlite, statement, &request.limits, budget)
+                let growth = Growth::begin(sqlite, pages_max, request.limits.tables_max)?;
+                sqlite.permit(permission);
+                let result = growth.judge(run(sqlite, statement, &request.limits, budget))?;
+                growth.end(sqlite)?;
+                Ok(result)
             })
             .map_err(|error| error.with("statement", at).with("completed", at))?;
         results.push(written.value);

@@ -9,6 +9,7 @@
 
 pub mod checkpoint;
 pub(crate) mod execute;
+pub(crate) mod growth;
 pub(crate) mod idempotency;
 pub mod open;
 pub mod read;
@@ -320,7 +321,13 @@ impl OpenDb {
         let mut slot = self.lock_capture();
         // Closing captured everything; the pump may still have it queued.
         if !self.is_closed() {
+            let clock = &self.core.parts.clock;
+            let (began, before) = (clock.monotonic_micros(), slot.capture.head().txid);
             self.capture_locked(&mut slot, scratch, false)?;
+            if slot.capture.head().txid != before {
+                let took = clock.monotonic_micros().saturating_sub(began);
+                self.core.meters.capture.record(took);
+            }
         }
         Ok(*slot.capture.head())
     }

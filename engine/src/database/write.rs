@@ -43,8 +43,11 @@ impl OpenDb {
                 let what = format!("{} writers wait already", settings.gate_queue_max);
                 return Err(Error::new(Code::Overloaded, what));
             }
+            let waiting = &self.core.meters.gates_waiting;
+            waiting.fetch_add(1, Ordering::Relaxed);
             let waited = tokio::time::timeout(settings.gate_timeout, semaphore.acquire_owned());
             let waited = waited.await;
+            waiting.fetch_sub(1, Ordering::Relaxed);
             self.gate_queue.fetch_sub(1, Ordering::AcqRel);
             match waited {
                 Ok(Ok(permit)) => permit,

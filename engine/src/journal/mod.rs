@@ -18,6 +18,7 @@ pub(crate) mod tail;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use tidelog_archive::env::Clock;
@@ -99,6 +100,8 @@ struct Kept {
     len: u64,
     heads: Heads,
     shipped: bool,
+    /// Since when its first record waits to be stored, on the monotonic clock.
+    since: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -148,6 +151,8 @@ pub struct Journal {
     shipped: watch::Sender<u64>,
     poison: watch::Sender<Option<Arc<Error>>>,
     ship_wake: Notify,
+    /// When a chunk was last stored, on the monotonic clock.
+    flushed_at: AtomicU64,
 }
 
 /// When the open chunk wants to be sealed.
@@ -199,6 +204,7 @@ impl Journal {
     /// Begins the journal of a life whose first chunk has number `first_seq`.
     pub fn create(parts: JournalParts, first_seq: u64) -> Result<Self, Error> {
         let open = create_chunk(&parts, first_seq, 1)?;
+        let flushed_at = AtomicU64::new(parts.clock.monotonic_micros());
         let state = State {
             open,
             next_lsn: 1,
@@ -219,6 +225,7 @@ impl Journal {
             shipped: watch::Sender::new(0),
             poison: watch::Sender::new(None),
             ship_wake: Notify::new(),
+            flushed_at,
         })
     }
 
@@ -498,6 +505,7 @@ impl Journal {
                 len: old.len,
                 heads: old.heads,
                 shipped: false,
+                since: old.first_record_at.unwrap_or(u64::MAX),
             };
             state.kept.insert(old.id, kept);
             SealedChunk {
@@ -516,6 +524,8 @@ impl Journal {
 
     /// Says that the chunk, and all before it, are stored.
     pub fn set_shipped(&self, sealed: &SealedChunk) {
+        let now = self.parts.clock.monotonic_micros();
+        self.flushed_at.store(now, Ordering::Relaxed);
         if let Some(kept) = lock(&self.state).kept.get_mut(&sealed.id) {
             kept.shipped = true;
         }
@@ -541,6 +551,7 @@ impl Journal {
                 len,
                 heads,
                 shipped: true,
+                since: u64::MAX,
             },
         );
     }
@@ -634,6 +645,25 @@ impl Journal {
         state.open.len
             + state.kept.values().map(|chunk| chunk.len).sum::<u64>()
             + state.spools.values().map(|(_, _, len)| len).sum::<u64>()
+    }
+
+    /// Microseconds since a chunk was last stored, or since the journal began.
+    pub fn since_flush_micros(&self) -> u64 {
+        let now = self.parts.clock.monotonic_micros();
+        now.saturating_sub(self.flushed_at.load(Ordering::Relaxed))
+    }
+
+    /// Age in microseconds of the oldest record that is not stored yet, 0 if all are.
+    pub fn lag_micros(&self) -> u64 {
+        let state = lock(&self.state);
+        let waiting = state.kept.values().filter(|chunk| !chunk.shipped);
+        let oldest = waiting
+            .map(|chunk| chunk.since)
+            .chain(state.open.first_record_at)
+            .min();
+        oldest.map_or(0, |since| {
+            self.parts.clock.monotonic_micros().saturating_sub(since)
+        })
     }
 
     /// Bytes that are not stored yet.

@@ -18,7 +18,7 @@ use tidelog_wal::{ClusterId, DatabaseId, NamespaceId, NodeId, Term};
 use super::identity::{FolderLock, Identity};
 use super::inherit::{Inherited, inherit};
 use super::tail::unsettled;
-use super::terms::{Closed, close_earlier, term_error};
+use super::terms::{Closed, close_earlier, refuse_beside_open, term_error};
 use crate::capture::Scratches;
 use crate::core::{Core, Parts};
 use crate::crash_point;
@@ -26,6 +26,7 @@ use crate::database::rolled_back::RolledBack;
 use crate::error::{Code, Error};
 use crate::journal::replay::{Replay, replay};
 use crate::journal::{Journal, JournalParts};
+use crate::meters::Meters;
 use crate::pump::Pump;
 use crate::rebuild::Tails;
 use crate::remote::Remote;
@@ -108,6 +109,9 @@ pub(crate) async fn start(
         Arc::clone(&parts.clock),
         Arc::clone(&parts.entropy),
     );
+    if settings.visit {
+        refuse_beside_open(&terms, settings.take_over, &root).await?;
+    }
     crash_point!("start.before_claim");
     let previous = identity.terms.last().copied();
     let claimed = terms.claim(previous, root.highest_term).await;
@@ -116,7 +120,12 @@ pub(crate) async fn start(
     // Before anything is closed by it: the folder must know its own hand.
     identity.terms.push(term);
     identity.write(disk.as_ref(), &settings.data)?;
-    let closed = close_earlier(&terms, &identity, settings.take_over, &root, term).await?;
+    let closed = close_earlier(&terms, &identity, settings.take_over, &root, term).await;
+    if closed.is_err() && settings.visit {
+        // A visitor leaves no open term behind: its folder goes, so that nobody could close it as its own.
+        let _ = terms.close(term, term).await;
+    }
+    let closed = closed?;
     crash_point!("start.after_close");
     if !closed.foreign.is_empty() {
         notices.push(set_aside(&settings, term, &closed.foreign)?);
@@ -157,6 +166,7 @@ pub(crate) async fn start(
         tails: Tails::default(),
         scratches: Scratches::default(),
         rolled_back: RolledBack::default(),
+        meters: Meters::default(),
     });
     let inherited = inherit(&core, &found, &fences)?;
     if inherited.reappended > 0 {
@@ -251,7 +261,8 @@ fn identify(
         }),
         None => {
             // A bucket whose root was made and whose first term was never claimed is still nobody's.
-            if !fresh && !root.nodes.is_empty() && settings.take_over == TakeOver::None {
+            let asks = settings.take_over == TakeOver::None && !settings.visit;
+            if !fresh && !root.nodes.is_empty() && asks {
                 return Err(refuse_empty_folder(settings, root));
             }
             Ok(Identity {

@@ -25,6 +25,38 @@ pub(crate) fn term_error(what: &str, error: TermError) -> Error {
     Error::new(code, format!("{what}: {error}")).caused_by(error)
 }
 
+fn held(node: NodeId, term: Term) -> Error {
+    Error::new(
+        Code::Refused,
+        format!(
+            "node {node} holds the open term {}: if it is dead, start again with \
+             --take-over {node} (or all); if it runs, this would shut it out",
+            term.get()
+        ),
+    )
+}
+
+/// Refuses a visitor, before it claims a term, while a node that it does not take over holds an open one.
+pub(crate) async fn refuse_beside_open(
+    terms: &Terms,
+    take_over: TakeOver,
+    root: &Root,
+) -> Result<(), Error> {
+    for known in &root.nodes {
+        let taken = match take_over {
+            TakeOver::None => false,
+            TakeOver::Node(wanted) => wanted == known.node,
+            TakeOver::All => true,
+        };
+        let end = terms.end(known.last_term).await;
+        let end = end.map_err(|e| term_error("look at the last terms", e))?;
+        if !taken && matches!(end, End::Open(_)) {
+            return Err(held(known.node, known.last_term));
+        }
+    }
+    Ok(())
+}
+
 /// What closing found.
 #[derive(Debug, Default)]
 pub(crate) struct Closed {
@@ -70,15 +102,15 @@ pub(crate) async fn close_earlier(
         };
         if node == identity.node || taken {
             targets.insert(term);
-        } else if let End::Open(_) = terms.end(term).await.map_err(failed)? {
-            return Err(Error::new(
-                Code::Refused,
-                format!(
-                    "node {node} holds the open term {}: if it is dead, start again with \
-                     --take-over {node} (or all); if it runs, this would shut it out",
-                    term.get()
-                ),
-            ));
+            continue;
+        }
+        match terms.end(term).await.map_err(failed)? {
+            End::Open(_) => return Err(held(node, term)),
+            // Released by its own life, which inherited it and is gone: the next one settles its tail.
+            End::Closed(fence) if fence.by_term == term => {
+                targets.insert(term);
+            }
+            End::Closed(_) => {}
         }
     }
     let targets: Vec<Term> = targets.into_iter().collect();

@@ -46,6 +46,8 @@ pub struct Limits {
     pub sql_len_max: usize,
     /// Parameters of one statement.
     pub params_max: usize,
+    /// Tables a database may have; `None`: as many as it likes.
+    pub tables_max: Option<u32>,
     /// How long the request's statements may run.
     pub deadline: Duration,
 }
@@ -57,6 +59,7 @@ impl Default for Limits {
             result_bytes_max: 64 << 20,
             sql_len_max: 1 << 20,
             params_max: 1000,
+            tables_max: None,
             deadline: Duration::from_secs(30),
         }
     }

@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::str::FromStr as _;
 use std::sync::{Mutex, PoisonError};
 
-use rusqlite::{OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use super::names::check_name;
+use super::requests::Record;
+use super::token_rows;
+use super::tokens::{NewToken, TokenInfo, hash};
 use super::{Page, PageOf, System, id16, is_unique_violation, micros, timestamp};
 use crate::error::{Code, Error};
 use crate::settings::Durability;
@@ -127,22 +130,44 @@ fn not_found(name: &str) -> Error {
 impl System {
     /// Makes a namespace.
     pub(crate) async fn namespace_create(&self, name: &str) -> Result<Namespace, Error> {
-        check_name("namespace", name)?;
-        let made = Namespace {
-            id: NamespaceId::from_bytes(self.core.parts.entropy.bytes16()),
-            name: name.to_owned(),
-            created_at: self.core.parts.clock.wall(),
-        };
+        let made = self.namespace_draw(name)?;
         let row = made.clone();
-        self.write(move |c| {
-            c.execute(
-                "INSERT INTO namespaces(id, name, created) VALUES(?1, ?2, ?3)",
-                params![row.id.as_bytes(), row.name, micros(row.created_at)],
-            )
+        self.write(move |c| namespace_insert(c, &row))
+            .await
+            .map_err(|error| taken("namespace", name, error))?;
+        Ok(made)
+    }
+
+    fn namespace_draw(&self, name: &str) -> Result<Namespace, Error> {
+        check_name("namespace", name)?;
+        let parts = &self.core.parts;
+        Ok(Namespace {
+            id: NamespaceId::from_bytes(parts.entropy.bytes16()),
+            name: name.to_owned(),
+            created_at: parts.clock.wall(),
+        })
+    }
+
+    /// Makes a namespace with its first owner token, whose secret nothing keeps. `record` is the answer to
+    /// repeat.
+    pub(crate) async fn namespace_create_owned(
+        &self,
+        name: &str,
+        record: impl FnOnce(&Namespace, &TokenInfo) -> Option<Record>,
+    ) -> Result<(Namespace, TokenInfo, String), Error> {
+        let made = self.namespace_draw(name)?;
+        let parts = &self.core.parts;
+        let token = NewToken::owner(Some(made.id));
+        let (token, secret) = token.draw(parts.entropy.as_ref(), made.created_at);
+        let record = record(&made, &token);
+        let (row, owner, hash) = (made.clone(), token.clone(), hash(&secret));
+        self.write_recorded(record, move |c| {
+            namespace_insert(c, &row)?;
+            token_rows::insert(c, &owner, hash)
         })
         .await
         .map_err(|error| taken("namespace", name, error))?;
-        Ok(made)
+        Ok((made, token, secret))
     }
 
     /// The namespace of this name.
@@ -196,9 +221,13 @@ impl System {
     }
 
     /// Adds the row of a database whose history exists.
-    pub(crate) async fn database_add(&self, made: &DatabaseRow) -> Result<(), Error> {
+    pub(crate) async fn database_add(
+        &self,
+        made: &DatabaseRow,
+        record: Option<Record>,
+    ) -> Result<(), Error> {
         let row = made.clone();
-        self.write(move |c| {
+        self.write_recorded(record, move |c| {
             c.execute(
                 "INSERT INTO databases(id, namespace, name, page_size, created) \
                  VALUES(?1, ?2, ?3, ?4, ?5)",
@@ -327,8 +356,8 @@ impl System {
         })
     }
 
-    /// Brings the database of this name back that was deleted last.
-    pub(crate) async fn database_undelete(
+    /// The database of this name that was deleted last, if it can still be brought back.
+    pub(crate) async fn database_deleted(
         &self,
         namespace: NamespaceId,
         name: &str,
@@ -356,20 +385,37 @@ impl System {
             let what = format!("database {name:?} was deleted more than seven days ago");
             return Err(Error::new(Code::DatabasePurged, what));
         }
+        Ok(found)
+    }
+
+    /// Brings a deleted database back.
+    pub(crate) async fn database_undelete(
+        &self,
+        found: DatabaseRow,
+        record: Option<Record>,
+    ) -> Result<DatabaseRow, Error> {
         let id = found.id;
-        self.write(move |c| {
+        self.write_recorded(record, move |c| {
             c.execute(
                 "UPDATE databases SET deleted = NULL WHERE id = ?1",
                 [id.as_bytes()],
             )
         })
         .await
-        .map_err(|error| taken("database", name, error))?;
+        .map_err(|error| taken("database", &found.name, error))?;
         Ok(DatabaseRow {
             deleted_at: None,
             ..found
         })
     }
+}
+
+fn namespace_insert(c: &Connection, row: &Namespace) -> rusqlite::Result<()> {
+    c.execute(
+        "INSERT INTO namespaces(id, name, created) VALUES(?1, ?2, ?3)",
+        params![row.id.as_bytes(), row.name, micros(row.created_at)],
+    )?;
+    Ok(())
 }
 
 fn namespace_row(row: &Row<'_>) -> rusqlite::Result<Namespace> {

@@ -1,4 +1,4 @@
-//! The system database: namespaces, databases, tokens, operations.
+//! The system database: namespaces, databases, tokens, members, operations, audit lines.
 //!
 //! It is an ordinary database of this engine, so that the bucket alone rebuilds a node. Its commits are
 //! answered at `remote` or refused with 503: a revoked token that a machine loss can bring back is worse
@@ -7,9 +7,15 @@
 //! Rows that every request needs (tokens by hash, databases by name) are kept in memory once read, and
 //! forgotten when they change; this node is the only writer.
 
+pub mod audit;
 pub mod databases;
+pub mod insights;
+pub mod maintenance;
+pub mod members;
 pub mod names;
+pub mod requests;
 mod schema;
+mod token_rows;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -71,7 +77,11 @@ pub(crate) struct System {
     id: DatabaseId,
     pub(crate) namespace: NamespaceId,
     databases: databases::Cache,
-    tokens: tokens::Cache,
+    tokens: token_rows::Cache,
+    members: members::Cache,
+    maintenance: maintenance::State,
+    audit: audit::Waiting,
+    insights: insights::Waiting,
 }
 
 impl System {
@@ -87,34 +97,43 @@ impl System {
             id,
             namespace,
             databases: databases::Cache::default(),
-            tokens: tokens::Cache::default(),
+            tokens: token_rows::Cache::default(),
+            members: members::Cache::default(),
+            maintenance: maintenance::State::default(),
+            audit: audit::Waiting::default(),
+            insights: insights::Waiting::default(),
         }
     }
 
-    /// Makes the steps of the schema that are missing.
+    /// Makes the tables that are missing, and reads what every request asks for.
     pub(crate) async fn prepare(&self) -> Result<(), Error> {
         let version = self.read(|c| c.query_row("PRAGMA user_version", [], |r| r.get::<_, i64>(0)));
         let version = version.await?;
         let known = schema::STEPS.len();
         let Some(missing) = usize::try_from(version)
             .ok()
-            .and_then(|made| schema::STEPS.get(made..))
+            .and_then(|version| schema::STEPS.get(version..))
         else {
-            return Err(Error::new(
-                Code::Refused,
-                format!(
-                    "the system database has schema version {version}, this program knows {known}"
-                ),
-            ));
+            let what = format!(
+                "the system database has schema version {version}, this program knows {known}"
+            );
+            return Err(Error::new(Code::Refused, what));
         };
-        for (at, step) in (version + 1..).zip(missing) {
+        if !missing.is_empty() {
             self.write(move |c| {
-                c.execute_batch(step)?;
-                c.pragma_update(None, "user_version", at)
+                for step in missing {
+                    c.execute_batch(step)?;
+                }
+                c.execute_batch(&format!("PRAGMA user_version={known}"))
             })
             .await?;
         }
-        Ok(())
+        self.load_maintenance().await
+    }
+
+    /// Whether audit lines or counts wait to be written.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.audit.is_empty() || self.has_insights()
     }
 
     async fn lease(&self) -> Result<Lease, Error> {

@@ -44,4 +44,41 @@ CREATE TABLE rolled_back_keys(
   database BLOB NOT NULL, key TEXT NOT NULL, restore TEXT NOT NULL, until INTEGER NOT NULL,
   PRIMARY KEY(database, key)) WITHOUT ROWID;
 ",
+    RECORDS,
 ];
+
+/// Answers to repeat, rates and owners of tokens, members, audit lines, insights, maintenance.
+const RECORDS: &str = "
+CREATE TABLE requests(
+  key TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, at INTEGER NOT NULL, answer TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX requests_age ON requests(at);
+ALTER TABLE tokens ADD COLUMN rate INTEGER;
+ALTER TABLE tokens ADD COLUMN principal TEXT;
+CREATE TABLE token_uses(token BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE members(
+  namespace BLOB NOT NULL REFERENCES namespaces(id), principal TEXT NOT NULL, role TEXT NOT NULL,
+  databases TEXT NOT NULL, created INTEGER NOT NULL, changed INTEGER NOT NULL,
+  PRIMARY KEY(namespace, principal)) WITHOUT ROWID;
+CREATE TABLE revoked_principals(
+  namespace BLOB NOT NULL, principal TEXT NOT NULL, at INTEGER NOT NULL,
+  PRIMARY KEY(namespace, principal)) WITHOUT ROWID;
+CREATE TABLE maintenance(
+  scope BLOB PRIMARY KEY, reason TEXT NOT NULL, started INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE audit(
+  namespace BLOB NOT NULL, id TEXT NOT NULL, at INTEGER NOT NULL, action TEXT NOT NULL,
+  line TEXT NOT NULL, shipped INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(namespace, id)) WITHOUT ROWID;
+CREATE INDEX audit_unshipped ON audit(namespace, id) WHERE shipped = 0;
+CREATE INDEX audit_age ON audit(at);
+CREATE TABLE audit_objects(key TEXT PRIMARY KEY, newest INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX audit_objects_age ON audit_objects(newest);
+CREATE TABLE insights(
+  database BLOB NOT NULL, hour INTEGER NOT NULL, token BLOB NOT NULL, status INTEGER NOT NULL,
+  requests INTEGER NOT NULL, rows_read INTEGER NOT NULL, rows_written INTEGER NOT NULL,
+  micros INTEGER NOT NULL, micros_max INTEGER NOT NULL,
+  PRIMARY KEY(database, hour, token, status)) WITHOUT ROWID;
+CREATE INDEX insights_age ON insights(hour);
+CREATE TABLE slow_queries(
+  database BLOB NOT NULL, id TEXT NOT NULL, at INTEGER NOT NULL, line TEXT NOT NULL,
+  PRIMARY KEY(database, id)) WITHOUT ROWID;
+CREATE INDEX slow_queries_age ON slow_queries(at);
+";

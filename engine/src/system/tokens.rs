@@ -2,22 +2,17 @@
 //!
 //! A secret is `tl_live_`, `tl_test_` or `tl_cli_` and 43 characters that carry 256 random bits. The first 11
 //! characters are kept for display. The server token makes namespaces and opens no database.
+//!
+//! Their rows, and who may use them, are [`super::token_rows`]' business.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-
-use rusqlite::{OptionalExtension as _, Row, params};
 use sha2::{Digest as _, Sha256};
+use tidelog_archive::Entropy;
 use tidelog_wal::{NamespaceId, Timestamp};
 
-use super::{Page, PageOf, System, id16, micros, timestamp};
-use crate::error::{Code, Error};
 use crate::request::Role;
 
 /// Characters of a secret that are kept for recognition.
 const DISPLAY_LEN: usize = 11;
-/// Tokens kept in memory.
-const CACHED_MAX: usize = 100_000;
 
 /// What a token is for: its prefix says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +24,8 @@ pub enum TokenKind {
     Test,
     /// The command line.
     Cli,
+    /// No token of this server: a signed statement of somebody it trusts (JWT).
+    Signed,
 }
 
 impl TokenKind {
@@ -38,10 +35,11 @@ impl TokenKind {
             Self::Live => "live",
             Self::Test => "test",
             Self::Cli => "cli",
+            Self::Signed => "signed",
         }
     }
 
-    /// The kind of a name.
+    /// The kind of a name; signed statements are none that can be asked for.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Live, Self::Test, Self::Cli]
             .into_iter()
@@ -66,6 +64,51 @@ pub struct NewToken {
     pub allow_ddl: bool,
     /// When it stops being valid.
     pub expires_at: Option<Timestamp>,
+    /// Requests a minute, if it has a rate of its own.
+    pub rate: Option<u32>,
+    /// The member it stands for; its rights end with the member's.
+    pub principal: Option<String>,
+}
+
+impl NewToken {
+    /// The token of an owner, or the server's without a namespace.
+    pub fn owner(namespace: Option<NamespaceId>) -> Self {
+        Self {
+            namespace,
+            kind: TokenKind::Live,
+            role: Role::Owner,
+            scopes: vec!["admin".to_owned()],
+            databases: None,
+            allow_ddl: true,
+            expires_at: None,
+            rate: None,
+            principal: None,
+        }
+    }
+
+    /// The token and its secret, with nothing stored yet.
+    pub(crate) fn draw(self, entropy: &dyn Entropy, now: Timestamp) -> (TokenInfo, String) {
+        let mut random = [0; 32];
+        entropy.fill(&mut random);
+        let secret = secret(self.kind, random);
+        let info = TokenInfo {
+            id: entropy.bytes16(),
+            namespace: self.namespace,
+            display: secret.chars().take(DISPLAY_LEN).collect(),
+            kind: self.kind,
+            role: self.role,
+            scopes: self.scopes,
+            databases: self.databases,
+            allow_ddl: self.allow_ddl,
+            created_at: now,
+            expires_at: self.expires_at,
+            revoked_at: None,
+            rate: self.rate,
+            principal: self.principal,
+            last_used_at: None,
+        };
+        (info, secret)
+    }
 }
 
 /// A token without its secret.
@@ -93,6 +136,12 @@ pub struct TokenInfo {
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
+    /// Requests a minute, if it has a rate of its own.
+    pub rate: Option<u32>,
+    /// The member it stands for.
+    pub principal: Option<String>,
+    /// When it was last used, to the minute; kept apart and written behind.
+    pub last_used_at: Option<Timestamp>,
 }
 
 /// Who a verified token is.
@@ -104,65 +153,8 @@ pub struct Principal {
     pub namespace_name: Option<String>,
 }
 
-/// Tokens by hash, once read.
-#[derive(Debug, Default)]
-pub(crate) struct Cache {
-    inner: Mutex<Cached>,
-}
-
-#[derive(Debug, Default)]
-struct Cached {
-    by_hash: HashMap<[u8; 32], Principal>,
-    /// Counts revocations: what was read before one is not cached after it.
-    epoch: u64,
-}
-
-impl Cache {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Cached> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn revoke(&self, id: &[u8; 16]) {
-        let mut cached = self.lock();
-        cached.epoch += 1;
-        cached
-            .by_hash
-            .retain(|_, principal| principal.token.id != *id);
-    }
-}
-
-const COLUMNS: &str = "id, namespace, display, kind, role, scopes, databases, allow_ddl, \
-                       created, expires, revoked";
-
-fn row(row: &Row<'_>) -> rusqlite::Result<TokenInfo> {
-    let namespace: Option<Vec<u8>> = row.get(1)?;
-    let bad = || rusqlite::Error::InvalidQuery;
-    let databases: Option<String> = row.get(6)?;
-    Ok(TokenInfo {
-        id: id16(&row.get::<_, Vec<u8>>(0)?)?,
-        namespace: namespace
-            .map(|id| id16(&id).map(NamespaceId::from_bytes))
-            .transpose()?,
-        display: row.get(2)?,
-        kind: TokenKind::parse(&row.get::<_, String>(3)?).ok_or_else(bad)?,
-        role: Role::parse(&row.get::<_, String>(4)?).ok_or_else(bad)?,
-        scopes: row
-            .get::<_, String>(5)?
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect(),
-        databases: databases
-            .map(|json| serde_json::from_str(&json).map_err(|_| bad()))
-            .transpose()?,
-        allow_ddl: row.get(7)?,
-        created_at: timestamp(row.get(8)?),
-        expires_at: row.get::<_, Option<i64>>(9)?.map(timestamp),
-        revoked_at: row.get::<_, Option<i64>>(10)?.map(timestamp),
-    })
-}
-
 /// SHA-256 of a secret: all that is ever stored of it.
-fn hash(secret: &str) -> [u8; 32] {
+pub(crate) fn hash(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
 }
 
@@ -192,154 +184,6 @@ pub fn token_id_text(id: &[u8; 16]) -> String {
 pub fn parse_token_id(text: &str) -> Option<[u8; 16]> {
     let id: tidelog_wal::DatabaseId = text.strip_prefix("tok_")?.parse().ok()?;
     Some(*id.as_bytes())
-}
-
-impl System {
-    /// Makes a token; answers it and its secret, which nothing keeps.
-    pub(crate) async fn token_create(&self, new: NewToken) -> Result<(TokenInfo, String), Error> {
-        let entropy = &self.core.parts.entropy;
-        let mut random = [0; 32];
-        entropy.fill(&mut random);
-        let secret = secret(new.kind, random);
-        let info = TokenInfo {
-            id: entropy.bytes16(),
-            namespace: new.namespace,
-            display: secret.chars().take(DISPLAY_LEN).collect(),
-            kind: new.kind,
-            role: new.role,
-            scopes: new.scopes,
-            databases: new.databases,
-            allow_ddl: new.allow_ddl,
-            created_at: self.core.parts.clock.wall(),
-            expires_at: new.expires_at,
-            revoked_at: None,
-        };
-        let (row, hash) = (info.clone(), hash(&secret));
-        let databases = row
-            .databases
-            .as_ref()
-            .map(serde_json::to_string)
-            .transpose()
-            .map_err(|e| Error::internal("store a token").caused_by(e))?;
-        self.write(move |c| {
-            c.execute(
-                "INSERT INTO tokens(id, namespace, hash, display, kind, role, scopes, databases, \
-                 allow_ddl, created, expires) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
-                params![
-                    row.id,
-                    row.namespace.map(|id| *id.as_bytes()),
-                    hash,
-                    row.display,
-                    row.kind.as_str(),
-                    row.role.as_str(),
-                    row.scopes.join(" "),
-                    databases,
-                    row.allow_ddl,
-                    micros(row.created_at),
-                    row.expires_at.map(micros)
-                ],
-            )
-        })
-        .await?;
-        Ok((info, secret))
-    }
-
-    /// Who a secret belongs to, if it is valid now.
-    pub(crate) async fn authenticate(&self, secret: &str) -> Result<Principal, Error> {
-        let hash = hash(secret);
-        let cached = self.tokens.lock().by_hash.get(&hash).cloned();
-        let principal = match cached {
-            Some(principal) => principal,
-            None => self.load(hash).await?,
-        };
-        if principal.token.revoked_at.is_some() {
-            return Err(Error::new(Code::TokenRevoked, "the token was revoked"));
-        }
-        let now = self.core.parts.clock.wall();
-        if principal.token.expires_at.is_some_and(|at| at <= now) {
-            return Err(Error::new(Code::TokenExpired, "the token has expired"));
-        }
-        Ok(principal)
-    }
-
-    async fn load(&self, hash: [u8; 32]) -> Result<Principal, Error> {
-        let epoch = self.tokens.lock().epoch;
-        let found = self
-            .read(move |c| {
-                c.query_row(
-                    &format!("SELECT {COLUMNS} FROM tokens WHERE hash = ?1"),
-                    [hash],
-                    row,
-                )
-                .optional()
-            })
-            .await?;
-        let token =
-            found.ok_or_else(|| Error::new(Code::Unauthenticated, "the token is not known"))?;
-        let namespace_name = match token.namespace {
-            None => None,
-            Some(id) => Some(self.namespace_by_id(id).await?.name),
-        };
-        let principal = Principal {
-            token,
-            namespace_name,
-        };
-        let mut cache = self.tokens.lock();
-        if cache.by_hash.len() >= CACHED_MAX {
-            cache.by_hash.clear();
-        }
-        if cache.epoch == epoch {
-            cache.by_hash.insert(hash, principal.clone());
-        }
-        Ok(principal)
-    }
-
-    /// The tokens of a namespace, by id.
-    pub(crate) async fn token_list(
-        &self,
-        namespace: NamespaceId,
-        page: Page,
-    ) -> Result<PageOf<TokenInfo>, Error> {
-        let limit = page.limit();
-        let after = page
-            .cursor
-            .as_deref()
-            .and_then(parse_token_id)
-            .unwrap_or_default();
-        let items = self
-            .read(move |c| {
-                let mut select = c.prepare(&format!(
-                    "SELECT {COLUMNS} FROM tokens WHERE namespace = ?1 AND id > ?2 \
-                     ORDER BY id LIMIT ?3"
-                ))?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                select
-                    .query_map(params![namespace.as_bytes(), after, asked], row)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        Ok(PageOf::cut(items, limit, |token| token_id_text(&token.id)))
-    }
-
-    /// Ends a token at once: the very next request with it is refused.
-    pub(crate) async fn token_revoke(&self, namespace: NamespaceId, id: &str) -> Result<(), Error> {
-        let unknown = || Error::new(Code::TokenNotFound, format!("there is no token {id:?}"));
-        let bytes = parse_token_id(id).ok_or_else(unknown)?;
-        let now = self.core.parts.clock.wall();
-        // Out of the cache first: whatever becomes of the write, the row decides from here on.
-        self.tokens.revoke(&bytes);
-        let changed = self
-            .write(move |c| {
-                c.execute(
-                    "UPDATE tokens SET revoked = coalesce(revoked, ?3) \
-                     WHERE id = ?1 AND namespace = ?2",
-                    params![bytes, namespace.as_bytes(), micros(now)],
-                )
-            })
-            .await?;
-        self.tokens.revoke(&bytes);
-        if changed == 0 { Err(unknown()) } else { Ok(()) }
-    }
 }
 
 #[cfg(test)]

@@ -290,6 +290,15 @@ pub(crate) enum TokenCommand {
         #[arg(long, default_value = DEFAULT_NAMESPACE)]
         namespace: String,
     },
+    /// Make an owner token with the bucket's credentials alone, when every token is lost
+    Recover {
+        /// The namespace; the server token when `server`
+        #[arg(long, default_value = DEFAULT_NAMESPACE)]
+        namespace: String,
+        /// Close the term of a dead node, or of all, that holds the bucket
+        #[arg(long, value_name = "NODE|all")]
+        take_over: Option<String>,
+    },
     /// Revoke a token
     Revoke {
         /// Its id

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use args::{Arguments, Command, StoreCommand};
+use args::{Arguments, Command, StoreCommand, TokenCommand};
 use exit::{Exit, Failure};
 use output::Output;
 
@@ -71,6 +71,19 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
             bucket::history::history(&place.bucket()?, options, output).await
         }
         Command::History(options) => remote::history(&place.server()?, options, output).await,
+        Command::Token(TokenCommand::Recover {
+            namespace,
+            take_over,
+        }) => {
+            let bucket = place.bucket()?;
+            Box::pin(bucket::recover::recover(
+                &bucket,
+                &namespace,
+                take_over.as_deref(),
+                output,
+            ))
+            .await
+        }
         Command::Token(command) => remote::token(&place.server()?, command, output).await,
         Command::Namespace(command) => remote::namespace(&place.server()?, command, output).await,
         Command::Db(command) => remote::db(&place.server()?, command, output).await,

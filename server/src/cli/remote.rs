@@ -384,6 +384,11 @@ pub(super) async fn token(
                 &["id", "display", "kind", "scopes", "role", "expires_at"],
             );
         }
+        TokenCommand::Recover { .. } => {
+            return Err(Failure::usage(
+                "token recover works on the bucket: give --store",
+            ));
+        }
         TokenCommand::Revoke { id, namespace } => {
             let path = ["namespaces", &namespace, "tokens", &id];
             client.json(client.request(Method::DELETE, &path)).await?;

@@ -98,15 +98,7 @@ fn settings(options: &ServeOptions, store: Option<String>) -> Result<Settings, F
     if let Some(store) = store {
         settings.store_url = store;
     }
-    settings.take_over = match options.take_over.as_deref() {
-        None => TakeOver::None,
-        Some("all") => TakeOver::All,
-        Some(node) => TakeOver::Node(node.parse().map_err(|_| {
-            Failure::usage(format!(
-                "--take-over takes a node id or `all`, not {node:?}"
-            ))
-        })?),
-    };
+    settings.take_over = take_over(options.take_over.as_deref())?;
     let millis = |value: Option<u64>, setting: &mut Duration| {
         if let Some(value) = value {
             *setting = Duration::from_millis(value);
@@ -122,6 +114,19 @@ fn settings(options: &ServeOptions, store: Option<String>) -> Result<Settings, F
         settings.journal_max_bytes = bytes;
     }
     Ok(settings)
+}
+
+/// What `--take-over` names.
+pub(super) fn take_over(wanted: Option<&str>) -> Result<TakeOver, Failure> {
+    Ok(match wanted {
+        None => TakeOver::None,
+        Some("all") => TakeOver::All,
+        Some(node) => TakeOver::Node(node.parse().map_err(|_| {
+            Failure::usage(format!(
+                "--take-over takes a node id or `all`, not {node:?}"
+            ))
+        })?),
+    })
 }
 
 /// Whether a store folder lies on the device of the data folder.

@@ -120,6 +120,9 @@ mod tests {
             created_at: Timestamp::ZERO,
             expires_at: None,
             revoked_at: None,
+            rate: None,
+            principal: None,
+            last_used_at: None,
         };
         Principal {
             token,

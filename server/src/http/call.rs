@@ -9,6 +9,7 @@ use tidelog_engine::system::tokens::Principal;
 use tidelog_engine::{Access as SqlAccess, Database, IdempotencyKey};
 use tidelog_wal::{NamespaceId, Position};
 
+use super::idempotency::Recorder;
 use super::staging::Staged;
 use crate::app::App;
 use crate::fields::Fields;
@@ -35,6 +36,8 @@ pub(crate) struct Call {
     pub(crate) wait: Duration,
     /// For routes that keep the key with their effect.
     pub(crate) idempotency: Option<IdempotencyKey>,
+    /// For all other routes: the record of their answer.
+    pub(crate) recorder: Recorder,
 }
 
 impl Call {

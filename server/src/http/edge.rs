@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Response, header};
+use axum::http::{HeaderName, HeaderValue, Method, Response, header};
 use axum::middleware::Next;
 use futures::FutureExt;
 
@@ -41,6 +41,20 @@ const SECURITY: [(HeaderName, &str); 7] = [
 /// Paths whose answers may be kept by a cache.
 const CACHEABLE: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
+/// A method as a label: what is none of HTTP's own is one label, however many a client thinks of.
+fn method_label(method: &Method) -> &str {
+    match *method {
+        Method::GET
+        | Method::POST
+        | Method::PUT
+        | Method::PATCH
+        | Method::DELETE
+        | Method::OPTIONS
+        | Method::HEAD => method.as_str(),
+        _ => "other",
+    }
+}
+
 /// Wraps the whole router.
 pub(crate) async fn wrap(
     State(app): State<Arc<App>>,
@@ -73,6 +87,8 @@ pub(crate) async fn wrap(
     let status = response.status().as_u16();
     let micros = app.clock.monotonic_micros().saturating_sub(began);
     let route = route.as_ref().map_or("-", MatchedPath::as_str);
+    let meters = &app.guards.meters;
+    meters.answered(method_label(&method), route, status, micros);
     if status < 400 {
         tracing::debug!(request_id = %id, %method, route, status, micros, "request");
     } else {

@@ -13,6 +13,7 @@ use tidelog_wal::Position;
 
 use super::answer::positions;
 use super::edge::RequestId;
+use super::idempotency::Recorder;
 use super::staging::stage;
 use super::{Answer, BodyKind, Call, Route, auth, idempotency, prefer};
 use crate::app::App;
@@ -144,7 +145,8 @@ impl Incoming {
                 .uri
                 .path_and_query()
                 .map_or(path.as_str(), |uri| uri.as_str());
-            idempotency::record(key, &token, self.route.path, uri, &bytes)
+            let body = file.as_ref().map_or(&bytes[..], |file| &file.digest[..]);
+            idempotency::record(key, &token, self.route.path, uri, body)
         });
         let mut call = Call {
             app: Arc::clone(&self.app),
@@ -158,16 +160,32 @@ impl Incoming {
             if_match,
             wait: prefer::wait(headers)?,
             idempotency: None,
+            recorder: Recorder::default(),
         };
         let Some(record) = record else {
+            if self.route.key_required {
+                let detail =
+                    "send an Idempotency-Key: repeated without one, this call would act twice";
+                return Err(Problem::new(Code::IdempotencyKeyRequired, detail));
+            }
             return (self.route.handler)(call).await;
         };
         if self.route.keyed_by_handler {
             call.idempotency = Some(record);
             return (self.route.handler)(call).await;
         }
-        let detail = "this call takes no Idempotency-Key: repeated, it finds its name taken";
-        Err(Problem::new(Code::InvalidRequest, detail))
+        let _running = self.app.guards.running.begin(&record)?;
+        if let Some(kept) = self.app.engine.request_find(&record).await? {
+            return idempotency::replay(&kept);
+        }
+        let recorder = Recorder::new(record);
+        call.recorder = recorder.clone();
+        let answer = (self.route.handler)(call).await?;
+        // What the handler has not handed to the engine with its effect needs no transaction with it.
+        if let Some(record) = recorder.record(&answer) {
+            self.app.engine.request_keep(record).await?;
+        }
+        Ok(answer)
     }
 
     /// `If-Match`: only if the database has not moved.

@@ -43,6 +43,8 @@ pub(crate) struct Route {
     pub(crate) conditional: bool,
     /// Whether its Idempotency-Key is kept in the tenant's own database, by the handler, with the effect.
     pub(crate) keyed_by_handler: bool,
+    /// Whether a call without an Idempotency-Key is refused: what people retry blindly and must not do twice.
+    pub(crate) key_required: bool,
     pub(crate) handler: Handler,
 }
 
@@ -61,6 +63,7 @@ impl Route {
             body: BodyKind::None,
             conditional: false,
             keyed_by_handler: false,
+            key_required: false,
             handler,
         }
     }
@@ -80,6 +83,13 @@ impl Route {
     /// The same, its Idempotency-Key left to the handler.
     pub(crate) fn keyed_by_handler(mut self) -> Self {
         self.keyed_by_handler = true;
+        self
+    }
+
+    /// The same, refused without an Idempotency-Key. For restores, forks, archives and erasures.
+    #[expect(dead_code, reason = "the routes that need it come with what they do")]
+    pub(crate) fn key_required(mut self) -> Self {
+        self.key_required = true;
         self
     }
 

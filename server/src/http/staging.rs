@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use futures::StreamExt;
+use sha2::{Digest, Sha256};
 use tempfile::TempPath;
 use tokio::io::AsyncWriteExt;
 
@@ -13,6 +14,8 @@ use crate::problem::{Code, Problem};
 pub(crate) struct Staged {
     pub(crate) path: TempPath,
     pub(crate) bytes: u64,
+    /// SHA-256 of it.
+    pub(crate) digest: [u8; 32],
 }
 
 /// Writes a body to a file of its own in the scratch folder.
@@ -24,7 +27,7 @@ pub(crate) async fn stage(app: &App, body: Body) -> Result<Staged, Problem> {
         .map_err(|error| disk(&error))?
         .into_parts();
     let mut file = tokio::fs::File::from_std(file);
-    let mut bytes = 0_u64;
+    let (mut bytes, mut digest) = (0_u64, Sha256::new());
     let mut pieces = body.into_data_stream();
     loop {
         let next = tokio::time::timeout(app.limits.import_pause, pieces.next()).await;
@@ -37,10 +40,15 @@ pub(crate) async fn stage(app: &App, body: Body) -> Result<Staged, Problem> {
             let detail = format!("a file has at most {limit} bytes");
             return Err(Problem::new(Code::BodyTooLarge, detail).with("limit", limit));
         }
+        digest.update(&piece);
         file.write_all(&piece).await.map_err(|error| disk(&error))?;
     }
     file.flush().await.map_err(|error| disk(&error))?;
-    Ok(Staged { path, bytes })
+    Ok(Staged {
+        path,
+        bytes,
+        digest: digest.finalize().into(),
+    })
 }
 
 /// A failure of the scratch disk.

@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 use tidelog_engine::sql::connection::AutoVacuum;
 use tidelog_engine::system::databases::DatabasePatch;
-use tidelog_engine::{Database, Durability, NewDatabase};
+use tidelog_engine::{Database, Draft, Durability, NewDatabase};
 use tidelog_wal::PageSize;
 
 use super::shape;
@@ -16,7 +16,9 @@ async fn described(database: &Database) -> Result<(Json, Answer), Problem> {
     let mut document = shape::database(database.row());
     document["bookmark"] = shape::position(Some(at.bookmark));
     document["durable_bookmark"] = shape::position(at.durable_bookmark);
+    document["size_bytes"] = json!(at.size_bytes);
     document["lag_commits"] = json!(at.lag_commits);
+    document["lag_bytes"] = json!(at.lag_bytes);
     document["lag_ms"] = json!(shape::millis(at.lag));
     let place = Answer::nothing().at(Some(at.bookmark), at.durable_bookmark);
     Ok((document, place))
@@ -27,10 +29,12 @@ async fn shown(database: &Database) -> Result<Answer, Problem> {
     Ok(Answer::ok(document).at(place.bookmark, place.durable_bookmark))
 }
 
-/// The answer to a database that has just been made.
-pub(super) async fn created(database: &Database) -> Result<Answer, Problem> {
-    let (document, place) = described(database).await?;
-    Ok(Answer::created(document).at(place.bookmark, place.durable_bookmark))
+/// Gives a database its name, together with the record of the answer, and answers it.
+pub(super) async fn publish(call: &Call, draft: Draft) -> Result<Answer, Problem> {
+    let (document, place) = described(draft.database()).await?;
+    let answer = Answer::created(document).at(place.bookmark, place.durable_bookmark);
+    draft.publish(call.recorder.record(&answer)).await?;
+    Ok(answer)
 }
 
 pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
@@ -53,12 +57,9 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
     })?;
     new.auto_vacuum = auto_vacuum.unwrap_or_default();
     call.finish()?;
-    let database = call
-        .app
-        .engine
-        .database_create(call.namespace()?, new)
-        .await?;
-    created(&database).await
+    let namespace = call.namespace()?;
+    let draft = call.app.engine.database_draft(namespace, new).await?;
+    publish(&call, draft).await
 }
 
 /// Lists settings; where each database stands is told by the database itself, which would have to be opened.
@@ -120,9 +121,14 @@ pub(super) async fn delete(mut call: Call) -> Result<Answer, Problem> {
 
 pub(super) async fn undelete(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    call.app
-        .engine
-        .database_undelete(call.namespace()?, &call.name("db")?)
+    let (engine, namespace) = (&call.app.engine, call.namespace()?);
+    let database = engine
+        .database_deleted(namespace, &call.name("db")?)
         .await?;
-    shown(&call.database().await?).await
+    let (mut document, place) = described(&database).await?;
+    document["state"] = json!("ready");
+    let answer = Answer::ok(document).at(place.bookmark, place.durable_bookmark);
+    let record = call.recorder.record(&answer);
+    engine.database_revive(&database, record).await?;
+    Ok(answer)
 }

@@ -23,7 +23,7 @@ pub(super) async fn ready(mut call: Call) -> Result<Answer, Problem> {
 /// The counters as Prometheus reads them.
 pub(super) async fn metrics(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    let text = metrics::scrape(&call.app.engine);
+    let text = metrics::scrape(&call.app).await;
     Ok(Answer::other(
         "text/plain; version=0.0.4; charset=utf-8",
         Body::from(text),

@@ -55,6 +55,7 @@ async fn run(
             result_bytes_max: limits.result_bytes_max,
             sql_len_max: limits.sql_bytes_max,
             params_max: limits.params_max,
+            tables_max: limits.tables_max,
             deadline: limits.query_deadline,
         },
         idempotency: call.idempotency.take(),

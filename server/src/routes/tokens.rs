@@ -51,11 +51,20 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
         databases,
         allow_ddl: allow_ddl.unwrap_or(own.allow_ddl),
         expires_at,
+        rate: None,
+        principal: None,
     };
-    let (info, secret) = call.app.engine.token_create(spec).await?;
-    let mut document = shape::token(&info);
+    let recorder = &call.recorder;
+    let kept = |info: &TokenInfo| recorder.record(&shown(info, None));
+    let made = call.app.engine.token_create_recorded(spec, kept).await?;
+    Ok(shown(&made.0, Some(&made.1)))
+}
+
+/// The answer that makes a token. A repeated call gets it without the secret, which is kept nowhere.
+fn shown(info: &TokenInfo, secret: Option<&str>) -> Answer {
+    let mut document = shape::token(info);
     document["token"] = json!(secret);
-    Ok(Answer::created(document))
+    Answer::created(document)
 }
 
 /// A token makes none that may do more than itself. Its role needs no check: no scope reaches above admin.

@@ -62,9 +62,9 @@ pub(super) async fn import(mut call: Call) -> Result<Answer, Problem> {
         .take()
         .ok_or_else(|| Problem::new(Code::Internal, "an import came without its file"))?;
     let (engine, namespace) = (&call.app.engine, call.namespace()?);
-    let database = engine
-        .database_import(namespace, &call.name("db")?, &file.path)
+    let draft = engine
+        .database_import_draft(namespace, &call.name("db")?, &file.path)
         .await?;
     tracing::info!(bytes = file.bytes, "a database was imported");
-    databases::created(&database).await
+    databases::publish(&call, draft).await
 }

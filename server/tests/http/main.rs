@@ -1,7 +1,9 @@
 //! The HTTP surface over a real listener: a server in this process, requests from outside of it.
 
+mod keys;
 mod restores;
 mod rules;
 mod sql;
 mod tenants;
+mod watch;
 mod world;

@@ -1,9 +1,10 @@
 //! The commands that read the bucket alone: no server, no data folder, nothing written to the store but by
-//! `store check`. What a bucket holds is the engine's to find out ([`tidelog_engine::bucket`]).
+//! `store check` and `token recover`. What a bucket holds is the engine's to find out ([`tidelog_engine::bucket`]).
 
 pub(super) mod check;
 pub(super) mod history;
 pub(super) mod list;
+pub(super) mod recover;
 pub(super) mod restore;
 pub(super) mod verify;
 

@@ -1,0 +1,368 @@
+//! The audit log: who did what, when, and how it ended; one log a namespace, append-only.
+//!
+//! Lines collect in memory for at most [`FLUSH_EVERY`] and then become rows of the system database in one
+//! transaction. What must be on record before it happens (a restore, a purge, an erasure) is written with
+//! [`System::audit_now`] and awaited. Rows leave for the bucket as JSON lines under
+//! `tenants/{namespace}/audit/{day}/`, and both are deleted once they are older than the retention. A line
+//! holds names and counts, never SQL, parameters or secrets: its maker sees to that.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rusqlite::params;
+use serde_json::{Value as Json, json};
+use tidelog_archive::key::{AuditDate, Key};
+use tidelog_wal::{NamespaceId, Timestamp};
+
+use super::{Page, PageOf, System, id16, micros};
+use crate::error::Error;
+
+/// How long a line may wait in memory.
+pub(crate) const FLUSH_EVERY: Duration = Duration::from_secs(5);
+/// Lines that wait at most; further ones are dropped and counted.
+const WAITING_MAX: usize = 20_000;
+/// Lines of one object in the bucket.
+const OBJECT_LINES_MAX: usize = 10_000;
+/// Rows deleted in one transaction.
+const PRUNE_MAX: i64 = 50_000;
+
+/// How much a line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Severity {
+    /// What happens every day.
+    #[default]
+    Info,
+    /// What was refused, or takes something away.
+    Warning,
+    /// What somebody should look at.
+    Critical,
+}
+
+impl Severity {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
+}
+
+/// One event.
+#[derive(Debug, Clone, Default)]
+pub struct AuditLine {
+    /// Whose log; `None`: the server's own.
+    pub namespace: Option<NamespaceId>,
+    /// What kind of event: `auth.failure`, `backup.restore`, ...
+    pub event: String,
+    /// How much it matters.
+    pub severity: Severity,
+    /// Who: a member or a token id.
+    pub user: Option<String>,
+    /// What they called: method and route.
+    pub action: String,
+    /// On what: `database`, `token`, ...
+    pub resource: String,
+    /// Which one.
+    pub resource_id: Option<String>,
+    /// What else there is to know: names and counts.
+    pub details: Json,
+    /// From where.
+    pub ip: Option<String>,
+    /// With what program.
+    pub user_agent: Option<String>,
+    /// The request.
+    pub request_id: Option<String>,
+    /// Whether it was done.
+    pub success: bool,
+    /// Why not.
+    pub error_code: Option<String>,
+    /// Why not, in words.
+    pub error_message: Option<String>,
+    /// How long it took.
+    pub duration: Option<Duration>,
+}
+
+/// A line with its place in the log.
+#[derive(Debug, Clone)]
+struct Placed {
+    namespace: NamespaceId,
+    id: String,
+    at: Timestamp,
+    action: String,
+    text: String,
+}
+
+/// Id, time and text of a row.
+type Line = (String, i64, String);
+
+/// Which lines of a log are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct AuditFilter {
+    /// Only events of this kind; a kind ending in `.` means all that begin so.
+    pub event: Option<String>,
+    /// Only from then on.
+    pub since: Option<Timestamp>,
+}
+
+/// Lines on their way to the system database.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    lines: Mutex<VecDeque<Placed>>,
+    dropped: std::sync::atomic::AtomicU64,
+}
+
+impl Waiting {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Placed>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+}
+
+fn insert(c: &rusqlite::Connection, lines: &[Placed]) -> rusqlite::Result<()> {
+    let mut insert = c.prepare_cached(
+        "INSERT OR IGNORE INTO audit(namespace, id, at, action, line) VALUES(?1, ?2, ?3, ?4, ?5)",
+    )?;
+    for line in lines {
+        let id = line.namespace.as_bytes();
+        insert.execute(params![
+            id,
+            line.id,
+            micros(line.at),
+            line.action,
+            line.text
+        ])?;
+    }
+    Ok(())
+}
+
+impl System {
+    fn place(&self, line: AuditLine) -> Placed {
+        let parts = &self.core.parts;
+        let at = parts.clock.wall();
+        let chance = u128::from_be_bytes(parts.entropy.bytes16()) >> 64;
+        let id = format!("aud_{:016x}{chance:016x}", at.micros());
+        let text = json!({
+            "id": id,
+            "at_micros": at.micros(),
+            "event_type": line.event,
+            "severity": line.severity.as_str(),
+            "user_id": line.user,
+            "tenant_id": line.namespace.map(|id| id.to_string()),
+            "action": line.action,
+            "resource": line.resource,
+            "resource_id": line.resource_id,
+            "details": line.details,
+            "ip": line.ip,
+            "user_agent": line.user_agent,
+            "request_id": line.request_id,
+            "success": line.success,
+            "error_code": line.error_code,
+            "error_message": line.error_message,
+            "duration_ms": line.duration.map(|took| (took.as_secs_f64() * 1e6).round() / 1e3),
+        });
+        Placed {
+            namespace: line.namespace.unwrap_or(self.namespace),
+            id,
+            at,
+            action: line.event,
+            text: text.to_string(),
+        }
+    }
+
+    /// Puts a line on its way.
+    pub(crate) fn audit(&self, line: AuditLine) {
+        let line = self.place(line);
+        let mut waiting = self.audit.lock();
+        if waiting.len() >= WAITING_MAX {
+            drop(waiting);
+            let dropped = &self.audit.dropped;
+            if dropped.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+                tracing::error!("audit lines are dropped: the system database takes no writes");
+            }
+            return;
+        }
+        waiting.push_back(line);
+    }
+
+    /// Writes a line and waits until it is stored: for what must be on record before it happens.
+    pub(crate) async fn audit_now(&self, line: AuditLine) -> Result<(), Error> {
+        let line = self.place(line);
+        self.write(move |c| insert(c, &[line])).await
+    }
+
+    /// Lines that were dropped because too many waited.
+    pub(crate) fn audit_dropped(&self) -> u64 {
+        self.audit
+            .dropped
+            .load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Makes rows of the lines that wait. If that fails they wait on.
+    pub(crate) async fn flush_audit(&self) -> Result<(), Error> {
+        let lines: Vec<Placed> = self.audit.lock().drain(..).collect();
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let rows = lines.clone();
+        let written = self.write(move |c| insert(c, &rows)).await;
+        if written.is_err() {
+            let mut waiting = self.audit.lock();
+            for line in lines.into_iter().rev() {
+                waiting.push_front(line);
+            }
+            waiting.truncate(WAITING_MAX);
+        }
+        written
+    }
+
+    /// The lines of a namespace's log, or of the server's own, newest first.
+    pub(crate) async fn audit_list(
+        &self,
+        namespace: Option<NamespaceId>,
+        filter: AuditFilter,
+        page: Page,
+    ) -> Result<PageOf<Json>, Error> {
+        self.flush_audit().await?;
+        let limit = page.limit();
+        let namespace = namespace.unwrap_or(self.namespace);
+        let (from, to) = match filter.event {
+            None => (String::new(), "\u{7f}".to_owned()),
+            Some(event) if event.ends_with('.') => (event.clone(), format!("{event}\u{7f}")),
+            Some(event) => (event.clone(), event),
+        };
+        let before = page.cursor.unwrap_or_else(|| "b".to_owned());
+        let since = filter.since.map_or(0, micros);
+        let lines: Vec<String> = self
+            .read(move |c| {
+                let mut select = c.prepare(
+                    "SELECT line FROM audit WHERE namespace = ?1 AND id < ?2 AND at >= ?3 \
+                     AND action BETWEEN ?4 AND ?5 ORDER BY id DESC LIMIT ?6",
+                )?;
+                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+                let id = namespace.as_bytes();
+                select
+                    .query_map(params![id, before, since, from, to, asked], |row| {
+                        row.get(0)
+                    })?
+                    .collect()
+            })
+            .await?;
+        let items = lines
+            .iter()
+            .map(|line| serde_json::from_str(line))
+            .collect::<Result<Vec<Json>, _>>()
+            .map_err(|error| Error::internal("read an audit line").caused_by(error))?;
+        Ok(PageOf::cut(items, limit, |line| {
+            line["id"].as_str().unwrap_or_default().to_owned()
+        }))
+    }
+
+    /// Stores the lines that are not in the bucket yet, and deletes rows and objects past the retention.
+    pub(crate) async fn ship_audit(&self, retention: Duration) -> Result<(), Error> {
+        while self.ship_some().await? {}
+        self.prune_audit(retention).await
+    }
+
+    async fn ship_some(&self) -> Result<bool, Error> {
+        let rows: Vec<(NamespaceId, String, i64, String)> = self
+            .read(|c| {
+                let mut select = c.prepare(
+                    "SELECT namespace, id, at, line FROM audit WHERE shipped = 0 \
+                     ORDER BY namespace, id LIMIT ?1",
+                )?;
+                let limit = i64::try_from(OBJECT_LINES_MAX).unwrap_or(i64::MAX);
+                select
+                    .query_map([limit], |row| {
+                        let id = id16(&row.get::<_, Vec<u8>>(0)?)?;
+                        Ok((
+                            NamespaceId::from_bytes(id),
+                            row.get(1)?,
+                            row.get(2)?,
+                            row.get(3)?,
+                        ))
+                    })?
+                    .collect()
+            })
+            .await?;
+        let full = rows.len() == OBJECT_LINES_MAX;
+        let mut objects: BTreeMap<(NamespaceId, AuditDate), Vec<Line>> = BTreeMap::new();
+        for (namespace, id, at, line) in rows {
+            let day = AuditDate::of(super::timestamp(at));
+            objects
+                .entry((namespace, day))
+                .or_default()
+                .push((id, at, line));
+        }
+        for ((namespace, day), lines) in objects {
+            let remote = &self.core.remote;
+            let key = Key::Audit(namespace, day, remote.nonces.next()).to_string();
+            let mut text = String::new();
+            for (_, _, line) in &lines {
+                text.push_str(line);
+                text.push('\n');
+            }
+            remote.create(&key, Bytes::from(text)).await?;
+            let newest = lines.iter().map(|(_, at, _)| *at).max().unwrap_or(0);
+            self.write(move |c| {
+                c.execute(
+                    "INSERT INTO audit_objects VALUES(?1, ?2)",
+                    params![key, newest],
+                )?;
+                let mut update =
+                    c.prepare("UPDATE audit SET shipped = 1 WHERE namespace = ?1 AND id = ?2")?;
+                for (id, _, _) in &lines {
+                    update.execute(params![namespace.as_bytes(), id])?;
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(full)
+    }
+
+    async fn prune_audit(&self, retention: Duration) -> Result<(), Error> {
+        let kept = u64::try_from(retention.as_micros()).unwrap_or(u64::MAX);
+        let now = self.core.parts.clock.wall().micros();
+        let oldest = micros(Timestamp::from_micros(now.saturating_sub(kept)));
+        let (old, doomed): (i64, Vec<String>) = self
+            .read(move |c| {
+                let old = c.query_row(
+                    "SELECT count(*) FROM (SELECT 1 FROM audit WHERE at < ?1 AND shipped = 1 LIMIT ?2)",
+                    params![oldest, PRUNE_MAX],
+                    |row| row.get(0),
+                )?;
+                let mut select =
+                    c.prepare("SELECT key FROM audit_objects WHERE newest < ?1 LIMIT 1000")?;
+                let keys = select.query_map([oldest], |row| row.get(0))?;
+                Ok((old, keys.collect::<rusqlite::Result<_>>()?))
+            })
+            .await?;
+        if old == 0 && doomed.is_empty() {
+            return Ok(());
+        }
+        self.core
+            .remote
+            .store
+            .delete_all(&doomed)
+            .await
+            .map_err(|error| crate::node::start::store_error("delete audit objects", error))?;
+        self.write(move |c| {
+            for key in &doomed {
+                c.execute("DELETE FROM audit_objects WHERE key = ?1", [key])?;
+            }
+            c.execute(
+                "DELETE FROM audit WHERE (namespace, id) IN (SELECT namespace, id FROM audit \
+                 WHERE at < ?1 AND shipped = 1 LIMIT ?2)",
+                params![oldest, PRUNE_MAX],
+            )
+        })
+        .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,196 @@
+//! The Idempotency-Key on every POST: one effect, one answer, however often it is sent.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value as Json, json};
+
+use crate::world::{Got, World, read};
+
+async fn keyed(world: &World, path: &str, key: &str, body: Json) -> Got {
+    let request = world.ask(Method::POST, path).header("idempotency-key", key);
+    read(request.json(&body)).await
+}
+
+const DATABASES: &str = "/v1/namespaces/default/databases";
+const TOKENS: &str = "/v1/namespaces/default/tokens";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_creation_is_answered_and_not_repeated() {
+    let world = World::start().await;
+    let body = json!({ "name": "orders" });
+    let first = keyed(&world, DATABASES, "k1", body.clone()).await;
+    assert_eq!(first.status, 201, "{first:?}");
+    assert_eq!(first.header("idempotency-replayed"), None);
+    let again = keyed(&world, DATABASES, "k1", body.clone()).await;
+    assert_eq!(
+        (again.status, again.header("idempotency-replayed")),
+        (201, Some("true"))
+    );
+    assert_eq!(again.body, first.body);
+    let other = keyed(&world, DATABASES, "k1", json!({ "name": "others" })).await;
+    assert_eq!(
+        (other.status, other.code()),
+        (422, "idempotency-key-reused")
+    );
+    let fresh = keyed(&world, DATABASES, "k2", body).await;
+    assert_eq!((fresh.status, fresh.code()), (409, "name-taken"));
+    world.stop().await;
+}
+
+/// Goal: the answer to a repeated token creation names the same token and not its secret, which is kept nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_token_is_the_same_and_shows_no_secret() {
+    let world = World::start().await;
+    let body = json!({ "scopes": ["read"] });
+    let first = keyed(&world, TOKENS, "k1", body.clone()).await;
+    let secret = first.body["token"].as_str().expect("a secret").to_owned();
+    let again = keyed(&world, TOKENS, "k1", body).await;
+    assert_eq!(
+        (again.status, again.header("idempotency-replayed")),
+        (201, Some("true"))
+    );
+    assert_eq!(again.body["id"], first.body["id"]);
+    assert_eq!(again.body["token"], Json::Null);
+    let listed = world.get(TOKENS).await;
+    let same = listed.body["items"].as_array().expect("items").iter();
+    assert_eq!(
+        same.filter(|token| token["id"] == first.body["id"]).count(),
+        1
+    );
+    let request = world.client.get(format!("{}{DATABASES}", world.base));
+    assert_eq!(read(request.bearer_auth(secret)).await.status, 200);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_belongs_to_its_token_and_its_route() {
+    let world = World::start().await;
+    let made = |name: &str| json!({ "name": name });
+    assert_eq!(keyed(&world, DATABASES, "k", made("a")).await.status, 201);
+    let other = world.token(json!({ "scopes": ["admin"] })).await;
+    let request = world.client.post(format!("{}{DATABASES}", world.base));
+    let request = request.bearer_auth(other).header("idempotency-key", "k");
+    let got = read(request.json(&made("b"))).await;
+    assert_eq!(
+        (got.status, got.header("idempotency-replayed")),
+        (201, None)
+    );
+    let got = keyed(&world, TOKENS, "k", json!({ "scopes": ["read"] })).await;
+    assert_eq!(
+        (got.status, got.header("idempotency-replayed")),
+        (201, None)
+    );
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_undelete_namespace_and_import_answer_alike() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    assert_eq!(read(world.ask(Method::DELETE, &database)).await.status, 204);
+    let path = format!("{database}/undelete");
+    let back = || {
+        read(
+            world
+                .ask(Method::POST, &path)
+                .header("idempotency-key", "k"),
+        )
+    };
+    let (first, again) = (back().await, back().await);
+    assert_eq!(
+        (first.status, again.status),
+        (200, 200),
+        "{first:?} {again:?}"
+    );
+    assert_eq!(first.body, again.body);
+    assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    world.run(&database, "insert into t values(1)").await;
+
+    let namespace = || {
+        let request = world.client.post(format!("{}/v1/namespaces", world.base));
+        let request = request
+            .bearer_auth(&world.server)
+            .header("idempotency-key", "k");
+        read(request.json(&json!({ "name": "acme" })))
+    };
+    let (first, again) = (namespace().await, namespace().await);
+    assert_eq!((first.status, again.status), (201, 201));
+    assert_eq!(again.body["id"], first.body["id"]);
+    assert_eq!(again.body["owner_token"]["token"], Json::Null);
+
+    let export = world.ask(Method::GET, &format!("{database}/export"));
+    let file = export
+        .send()
+        .await
+        .expect("an answer")
+        .bytes()
+        .await
+        .expect("a file");
+    let import = |file: Vec<u8>| {
+        let path = "/v1/namespaces/default/databases/copy/import";
+        read(
+            world
+                .ask(Method::POST, path)
+                .header("idempotency-key", "k")
+                .body(file),
+        )
+    };
+    let (first, again) = (import(file.to_vec()).await, import(file.to_vec()).await);
+    assert_eq!(
+        (first.status, again.status),
+        (201, 201),
+        "{first:?} {again:?}"
+    );
+    assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    let mut other = file.to_vec();
+    other.push(0);
+    assert_eq!(import(other).await.code(), "idempotency-key-reused");
+    world.stop().await;
+}
+
+/// Goal: two calls with one key act once even when they overlap. Method: both at once, many times; one makes
+/// the database, the other hears its answer or that it still runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn overlapping_calls_with_one_key_act_once() {
+    let world = World::start().await;
+    for round in 0..5 {
+        let body = json!({ "name": format!("d{round}") });
+        let key = format!("k{round}");
+        let (a, b) = tokio::join!(
+            keyed(&world, DATABASES, &key, body.clone()),
+            keyed(&world, DATABASES, &key, body.clone())
+        );
+        for got in [&a, &b] {
+            let fine = got.status == 201 || got.code() == "idempotency-in-progress";
+            assert!(fine, "{got:?}");
+        }
+        assert!(a.status == 201 || b.status == 201);
+        let later = keyed(&world, DATABASES, &key, body).await;
+        assert_eq!(
+            (later.status, later.header("idempotency-replayed")),
+            (201, Some("true"))
+        );
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_call_leaves_its_key_free() {
+    let world = World::start().await;
+    let bad = keyed(&world, DATABASES, "k", json!({ "name": "NO" })).await;
+    assert_eq!((bad.status, bad.code()), (422, "name-invalid"));
+    let good = keyed(&world, DATABASES, "k", json!({ "name": "yes" })).await;
+    assert_eq!(good.status, 201, "{good:?}");
+    let shown = world.get("/v1/namespaces/default/databases/yes").await;
+    assert!(
+        shown.body["size_bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes >= 4096)
+    );
+    assert!(shown.body["lag_bytes"].is_u64() && shown.body["lag_ms"].is_number());
+    tokio::time::timeout(Duration::from_secs(60), world.stop())
+        .await
+        .expect("the stop ends");
+}
