@@ -133,7 +133,7 @@ impl Engine {
     /// Starts a node. Must be called within a tokio runtime.
     pub async fn start(settings: Settings, parts: Parts) -> Result<Self, Error> {
         let store = open_store(&settings.store_url, &parts)?;
-        Self::start_on(settings, parts, store).await
+        Box::pin(Self::start_on(settings, parts, store)).await
     }
 
     /// Starts a node on a store of the caller's.

@@ -106,7 +106,7 @@ impl Incoming {
             Ok(principal) => principal,
             Err(problem) => return (Err(problem), None),
         };
-        let outcome = self.admitted(principal.clone(), body).await;
+        let outcome = Box::pin(self.admitted(principal.clone(), body)).await;
         let outcome = outcome.map_err(|problem| if keyed { problem.keyed() } else { problem });
         let place = match &outcome {
             Ok(answer) if answer.bookmark.is_some() || answer.status == StatusCode::NO_CONTENT => {

@@ -64,7 +64,7 @@ async fn metrics_move_with_commits_flushes_and_requests() {
     assert!(value(&after, captures) > value(&before, captures));
     // The last write was answered once it was stored.
     assert!(value(&after, "tidelog_last_flush_seconds") < 60.0);
-    assert_eq!(value(&after, "tidelog_jobs_waiting"), 0.0);
+    assert!(value(&after, "tidelog_jobs_waiting") < 1.0);
     assert!(
         !after.contains("orders"),
         "a metric names a tenant's database"

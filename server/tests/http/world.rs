@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
@@ -68,7 +69,12 @@ impl World {
         Self::with(Limits::default()).await
     }
 
-    pub(crate) async fn with(limits: Limits) -> Self {
+    /// The same with other limits.
+    pub(crate) fn with(limits: Limits) -> BoxFuture<'static, Self> {
+        Box::pin(Self::launch(limits))
+    }
+
+    async fn launch(limits: Limits) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let data = folder.path().join("data");
         let settings = Settings {
@@ -77,7 +83,7 @@ impl World {
             ship_interval: Duration::from_millis(20),
             ..Settings::default()
         };
-        let engine = Engine::start(settings, Parts::production())
+        let engine = Box::pin(Engine::start(settings, Parts::production()))
             .await
             .expect("the engine starts");
         first_start(&engine, &data, false)
