@@ -174,13 +174,30 @@ impl Bucket {
             .load()
             .await
             .map_err(|e| publish_error("read a manifest", e))?;
-        let layer = Layer {
+        let tail = |id| self.tails.get(&id).cloned().unwrap_or_default();
+        let mut parent = loaded.manifest.parent;
+        let mut layers = vec![Layer {
             manifests,
             manifest: loaded.manifest.clone(),
-            tail: self.tails.get(&id).cloned().unwrap_or_default(),
-        };
-        let history = History::new(vec![layer])
-            .ok_or_else(|| Error::internal("a history without a database"))?;
+            tail: tail(id),
+        }];
+        while let Some(from) = parent {
+            let entropy = Arc::clone(&self.parts.entropy);
+            let store = self.store.clone();
+            let manifests = ManifestStore::new(store, from.namespace, from.database, entropy);
+            let read = manifests.load().await;
+            let manifest = read
+                .map_err(|e| publish_error("read the manifest of a fork's parent", e))?
+                .manifest;
+            parent = manifest.parent;
+            layers.push(Layer {
+                manifests,
+                manifest,
+                tail: tail(from.database),
+            });
+        }
+        let history =
+            History::new(layers).ok_or_else(|| Error::internal("a history without a database"))?;
         Ok((loaded, history))
     }
 

@@ -484,7 +484,7 @@ impl Engine {
         Ok(self.draft(meta, name))
     }
 
-    async fn check_free(&self, namespace: NamespaceId, name: &str) -> Result<(), Error> {
+    pub(crate) async fn check_free(&self, namespace: NamespaceId, name: &str) -> Result<(), Error> {
         match self.inner.system.database(namespace, name).await {
             Ok(_) => {
                 let what = format!("there is a database {name:?} already");
@@ -508,6 +508,9 @@ impl Engine {
             block_writes: false,
             delete_protection: false,
             size_limit: None,
+            parent: None,
+            branch: None,
+            expires_at: None,
         };
         Draft(Database {
             engine: self.clone(),
@@ -566,7 +569,7 @@ impl Engine {
     }
 
     /// Makes the files and the first commit of a database: TxId 1, the change from nothing.
-    async fn make_database(
+    pub(crate) async fn make_database(
         &self,
         namespace: NamespaceId,
         id: DatabaseId,

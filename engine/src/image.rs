@@ -6,17 +6,16 @@
 //! go on at once; only the WAL cannot restart until the copy is done. The writer of the object proves the digest,
 //! so that what is stored is that commit or nothing.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::stream;
 use tidelog_archive::envelope::Finished;
 use tidelog_archive::image::{ImageMeta, ImageWriter};
+use tidelog_archive::key::{Key, KeyNonce};
 use tidelog_archive::manifest::{ImageEntry, Loaded, PublishError};
 use tidelog_archive::seal::Stamp;
 use tidelog_wal::PageNo;
 use tidelog_wal::block::Compressor;
-use tokio::sync::mpsc;
 
 use crate::capture::Head;
 use crate::core::Core;
@@ -26,11 +25,10 @@ use crate::error::{Code, Error};
 use crate::remote::publish_error;
 use crate::ship::blocking;
 use crate::sql::connection::{Purpose, Sqlite, open};
+use crate::upload::{Pieces, upload};
 
 /// Bytes handed to the upload at once.
 const PIECE_BYTES: usize = 1 << 20;
-/// Pieces between the reader and the upload.
-const PIECES_WAITING: usize = 4;
 /// A database smaller than this is not worth an image: its log is read whole.
 const LOG_MIN: u64 = 256 << 10;
 /// What a page shrinks to, as a share of its size in percent, before the first image tells.
@@ -100,16 +98,23 @@ pub(crate) async fn write(core: &Arc<Core>, lease: &Lease) -> Result<ImageEntry,
         digest: head.digest,
     };
     let nonce = core.remote.nonces.next();
-    let (pieces, taken) = mpsc::channel::<Result<Bytes, Error>>(PIECES_WAITING);
     let stamp = core.remote.stamp(meta.namespace, meta.database)?;
     let level = core.settings.settle_level;
-    let writing = tokio::task::spawn_blocking(move || {
-        let written = copy(&snapshot, meta, stamp, level, &pieces);
+    let write = move |pieces: &Pieces| {
+        let written = copy(&snapshot, meta, stamp, level, pieces);
         let closed = snapshot.sqlite.close();
         let failed = |e| Error::new(Code::Internal, "end a snapshot").caused_by(e);
         written.and_then(|finished| closed.map_err(failed).map(|()| finished))
-    });
-    let entry = |finished: &Finished| ImageEntry {
+    };
+    let key = Key::image(meta.namespace, meta.database, meta.position.txid, nonce);
+    crash_point!("image.before_put");
+    let finished = upload(core, &key.to_string(), write).await?;
+    crash_point!("image.after_put");
+    Ok(entry(&meta, nonce, &finished))
+}
+
+fn entry(meta: &ImageMeta, nonce: KeyNonce, finished: &Finished) -> ImageEntry {
+    ImageEntry {
         position: meta.position,
         time: meta.time,
         n: meta.n,
@@ -117,21 +122,44 @@ pub(crate) async fn write(core: &Arc<Core>, lease: &Lease) -> Result<ImageEntry,
         nonce,
         len: finished.len,
         blake3: finished.blake3,
+    }
+}
+
+/// Writes an image of the state in `file`, a SQLite file that nobody has open. The writer of the object proves
+/// that it is the state that `meta` names.
+pub(crate) async fn write_file(
+    core: &Arc<Core>,
+    meta: ImageMeta,
+    file: PathBuf,
+) -> Result<ImageEntry, Error> {
+    use std::os::unix::fs::FileExt as _;
+    let nonce = core.remote.nonces.next();
+    let key = Key::image(meta.namespace, meta.database, meta.position.txid, nonce);
+    let stamp = core.remote.stamp(meta.namespace, meta.database)?;
+    let level = core.settings.settle_level;
+    let write = move |pieces: &Pieces| {
+        let io = |e| Error::io("read a database file", e);
+        let format = |e| Error::new(Code::DatabaseCorrupt, "write an image").caused_by(e);
+        let opened = std::fs::File::open(&file).map_err(io)?;
+        let mut writer = ImageWriter::new(meta, stamp, Compressor::new(level));
+        let mut image = vec![0; meta.page_size.bytes()];
+        let mut handed = 0;
+        for page in meta.n.pages(meta.page_size) {
+            opened
+                .read_exact_at(&mut image, page.offset(meta.page_size))
+                .map_err(io)?;
+            writer.page(page, &image).map_err(format)?;
+            if writer.stored_len() - handed >= PIECE_BYTES as u64 {
+                handed = writer.stored_len();
+                pieces.push(writer.take())?;
+            }
+        }
+        let (finished, _, _) = writer.finish().map_err(format)?;
+        pieces.push(finished.bytes.clone())?;
+        Ok(finished)
     };
-    let key =
-        tidelog_archive::key::Key::image(meta.namespace, meta.database, meta.position.txid, nonce);
-    crash_point!("image.before_put");
-    let source = stream::unfold(taken, async |mut taken| {
-        taken.recv().await.map(|piece| (piece, taken))
-    });
-    let stored = core.remote.store.put_unique(&key.to_string(), source).await;
-    let finished = writing
-        .await
-        .map_err(|e| Error::internal("write an image").caused_by(e))
-        .flatten()?;
-    stored.map_err(|e| crate::node::start::store_error("store an image", e))?;
-    crash_point!("image.after_put");
-    Ok(entry(&finished))
+    let finished = upload(core, &key.to_string(), write).await?;
+    Ok(entry(&meta, nonce, &finished))
 }
 
 /// Lists an image in the manifest.
@@ -159,16 +187,10 @@ fn copy(
     meta: ImageMeta,
     stamp: Stamp,
     level: i32,
-    pieces: &mpsc::Sender<Result<Bytes, Error>>,
+    pieces: &Pieces,
 ) -> Result<Finished, Error> {
     let sql = |e| Error::new(Code::Internal, "read a page").caused_by(e);
     let format = |e| Error::new(Code::DatabaseCorrupt, "write an image").caused_by(e);
-    let gone = |_| {
-        Error::new(
-            Code::StorageUnavailable,
-            "the upload of an image ended early",
-        )
-    };
     let mut writer = ImageWriter::new(meta, stamp, Compressor::new(level));
     snapshot.sqlite.as_engine(|connection| {
         let mut select = connection
@@ -186,16 +208,12 @@ fn copy(
             writer.page(page, image).map_err(format)?;
             if writer.stored_len() - handed >= PIECE_BYTES as u64 {
                 handed = writer.stored_len();
-                pieces
-                    .blocking_send(Ok(Bytes::from(writer.take())))
-                    .map_err(gone)?;
+                pieces.push(writer.take())?;
             }
         }
         Ok::<_, Error>(())
     })?;
     let (finished, _, _) = writer.finish().map_err(format)?;
-    pieces
-        .blocking_send(Ok(finished.bytes.clone()))
-        .map_err(gone)?;
+    pieces.push(finished.bytes.clone())?;
     Ok(finished)
 }

@@ -24,7 +24,7 @@ use crate::error::{Code, Error};
 use crate::files::DbPaths;
 use crate::journal::chunk::{ChunkDatabase, WalPosition};
 use crate::journal::{Append, Payload};
-use crate::node::start::store_error;
+use crate::upload::{Pieces, upload};
 
 const HEADER: &[u8; 16] = b"SQLite format 3\0";
 
@@ -173,67 +173,41 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
     let file =
         DbPaths::in_folder(&core.database_folder(meta.id).join(&proven.incarnation)).database;
     let wall = core.parts.clock.wall();
-    let (pieces, taken) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, Error>>(4);
-    let writing = {
-        let (core, pages, file) = (Arc::clone(core), proven.pages, file);
-        tokio::task::spawn_blocking(move || {
-            let digest = digest_of(&file, &meta, pages)?;
-            let image = ImageMeta {
-                namespace: meta.namespace,
-                database: meta.id,
-                page_size: meta.page_size,
-                seed: meta.seed,
-                // The image comes before its record, whose chain it cannot know.
-                position: Position {
-                    term: core.term(),
-                    txid: TxId::FIRST,
-                    chain: Chain::default(),
-                },
-                time: wall,
-                n: pages,
-                digest,
-            };
-            let stamp = core.remote.stamp(meta.namespace, meta.id)?;
-            let compressor = Compressor::new(core.settings.settle_level);
-            let mut writer = ImageWriter::new(image, stamp, compressor);
-            let gone = |_| {
-                Error::new(
-                    Code::StorageUnavailable,
-                    "the upload of an image ended early",
-                )
-            };
-            each_page(&file, &meta, pages, |page, bytes| {
-                writer
-                    .page(page, bytes)
-                    .map_err(|e| Error::internal("write an image").caused_by(e))?;
-                let ready = writer.take();
-                if ready.is_empty() {
-                    return Ok(());
-                }
-                pieces
-                    .blocking_send(Ok(bytes::Bytes::from(ready)))
-                    .map_err(gone)
-            })?;
-            let (finished, _, _) = writer
-                .finish()
+    let (writer_core, pages) = (Arc::clone(core), proven.pages);
+    let write = move |pieces: &Pieces| {
+        let digest = digest_of(&file, &meta, pages)?;
+        let image = ImageMeta {
+            namespace: meta.namespace,
+            database: meta.id,
+            page_size: meta.page_size,
+            seed: meta.seed,
+            // The image comes before its record, whose chain it cannot know.
+            position: Position {
+                term: writer_core.term(),
+                txid: TxId::FIRST,
+                chain: Chain::default(),
+            },
+            time: wall,
+            n: pages,
+            digest,
+        };
+        let stamp = writer_core.remote.stamp(meta.namespace, meta.id)?;
+        let compressor = Compressor::new(writer_core.settings.settle_level);
+        let mut writer = ImageWriter::new(image, stamp, compressor);
+        each_page(&file, &meta, pages, |page, bytes| {
+            writer
+                .page(page, bytes)
                 .map_err(|e| Error::internal("write an image").caused_by(e))?;
-            pieces
-                .blocking_send(Ok(finished.bytes.clone()))
-                .map_err(gone)?;
-            Ok::<_, Error>((finished, digest))
-        })
+            pieces.push(writer.take())
+        })?;
+        let (finished, _, _) = writer
+            .finish()
+            .map_err(|e| Error::internal("write an image").caused_by(e))?;
+        pieces.push(finished.bytes.clone())?;
+        Ok((finished, digest))
     };
-    let source = futures::stream::unfold(taken, async |mut taken| {
-        taken.recv().await.map(|piece| (piece, taken))
-    });
     crash_point!("import.before_image");
-    let stored = core.remote.store.put_unique(&key, source).await;
-    let written = writing
-        .await
-        .map_err(|e| Error::internal("write an image").caused_by(e))
-        .flatten();
-    stored.map_err(|e| store_error("store an image", e))?;
-    let (finished, digest) = written?;
+    let (finished, digest) = upload(core, &key, write).await?;
     crash_point!("import.after_image");
     let header = RecordHeader {
         term: core.term(),

@@ -47,6 +47,7 @@ pub mod system;
 pub mod timeline;
 pub mod travel;
 mod trim;
+mod upload;
 
 pub use core::Parts;
 pub use engine::{Database, Draft, Engine, NewDatabase, Writer};

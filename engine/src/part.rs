@@ -6,8 +6,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::stream;
 use tidelog_archive::envelope::Finished;
 use tidelog_archive::key::{DatabaseObject, Key};
 use tidelog_archive::manifest::SegmentEntry;
@@ -17,17 +15,12 @@ use tidelog_wal::block::Compressor;
 use tidelog_wal::codec::Reader;
 use tidelog_wal::record::{CommitRecord, ObjectRef, RecordBody, RecordHeader, RecordKind};
 use tidelog_wal::{Chain, TxId};
-use tokio::sync::mpsc;
 
 use crate::core::Core;
 use crate::error::{Code, Error};
 use crate::journal::chunk::{ChunkDatabase, Entries, Entry};
-use crate::node::start::store_error;
-use crate::ship::blocking;
 use crate::spool::{read_pieces, spool_path};
-
-/// Pieces between the writer and the upload.
-const PIECES_WAITING: usize = 4;
+use crate::upload::{self, Pieces};
 
 /// A spooled record of a chunk.
 #[derive(Debug, Clone)]
@@ -99,29 +92,15 @@ pub(crate) async fn upload(core: &Arc<Core>, record: &SpooledRecord) -> Result<O
         record.txid,
         nonce,
     );
-    let (pieces, taken) = mpsc::channel::<Result<Bytes, Error>>(PIECES_WAITING);
     let (writer_core, spooled) = (Arc::clone(core), record.clone());
-    let writing = tokio::spawn(blocking(move || write(&writer_core, &spooled, &pieces)));
-    let source = stream::unfold(taken, async |mut taken| {
-        taken.recv().await.map(|piece| (piece, taken))
-    });
-    let stored = core.remote.store.put_unique(&key.to_string(), source).await;
-    let finished = writing
-        .await
-        .map_err(|e| Error::internal("write a segment part").caused_by(e))
-        .flatten();
-    stored.map_err(|e| store_error("store a segment part", e))?;
-    Ok(finished?.object_ref(&key))
+    let write = move |pieces: &Pieces| write(&writer_core, &spooled, pieces);
+    let finished = upload::upload(core, &key.to_string(), write).await?;
+    Ok(finished.object_ref(&key))
 }
 
-fn write(
-    core: &Core,
-    record: &SpooledRecord,
-    pieces: &mpsc::Sender<Result<Bytes, Error>>,
-) -> Result<Finished, Error> {
+fn write(core: &Core, record: &SpooledRecord, pieces: &Pieces) -> Result<Finished, Error> {
     let database = &record.database;
     let format = |e| Error::internal("write a segment part").caused_by(e);
-    let gone = |_| Error::new(Code::StorageUnavailable, "the upload of a part ended early");
     let mut writer = SegmentWriter::new(
         (database.namespace, database.id),
         database.page_size,
@@ -139,20 +118,14 @@ fn write(
     read_pieces(core.parts.disk.as_ref(), &path, record.len, |piece| {
         hasher.update(piece);
         writer.part(piece).map_err(format)?;
-        let bytes = writer.take();
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        pieces.blocking_send(Ok(Bytes::from(bytes))).map_err(gone)
+        pieces.push(writer.take())
     })?;
     if *hasher.finalize().as_bytes() != record.blake3 {
         let what = format!("spool file {} is damaged", path.display());
         return Err(Error::new(Code::DatabaseCorrupt, what));
     }
     let (finished, _, _) = writer.finish().map_err(format)?;
-    pieces
-        .blocking_send(Ok(finished.bytes.clone()))
-        .map_err(gone)?;
+    pieces.push(finished.bytes.clone())?;
     Ok(finished)
 }
 

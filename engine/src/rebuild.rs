@@ -149,15 +149,25 @@ pub(crate) fn restore_error(error: RestoreError) -> Error {
     Error::new(code_of(error.kind()), chain).caused_by(error)
 }
 
-/// The history of a database whose manifest is `loaded`.
-pub(crate) fn history(core: &Core, loaded: &Loaded) -> Result<History, Error> {
-    let manifest = loaded.manifest.clone();
-    let layer = Layer {
-        manifests: core.remote.manifests(manifest.namespace, manifest.database),
-        tail: core.tails.of(manifest.database),
-        manifest,
-    };
-    History::new(vec![layer]).ok_or_else(|| Error::internal("a history without a database"))
+/// The history of a database whose manifest is `loaded`, with those of the databases it was forked from.
+pub(crate) async fn history(core: &Core, loaded: &Loaded) -> Result<History, Error> {
+    let mut manifest = loaded.manifest.clone();
+    let mut layers = Vec::new();
+    loop {
+        let parent = manifest.parent;
+        layers.push(Layer {
+            manifests: core.remote.manifests(manifest.namespace, manifest.database),
+            tail: core.tails.of(manifest.database),
+            manifest,
+        });
+        let Some(parent) = parent else { break };
+        manifest = core
+            .remote
+            .owned_manifest(parent.namespace, parent.database)
+            .await?
+            .manifest;
+    }
+    History::new(layers).ok_or_else(|| Error::internal("a history without a database"))
 }
 
 /// The terms of the cluster, for telling a lost bookmark from an unknown one.
@@ -201,7 +211,13 @@ pub(crate) async fn restore_files(
 ) -> Result<DbState, Error> {
     let manifest = &loaded.manifest;
     let (namespace, id) = (manifest.namespace, manifest.database);
-    let mut history = history(core, loaded)?;
+    if core.journal.holds(id) {
+        // Commits of this life whose files were not finished are read back from the store.
+        core.journal
+            .wait_shipped(core.journal.appended_lsn())
+            .await?;
+    }
+    let mut history = history(core, loaded).await?;
     let store = &core.remote.store;
     let plan = plan(store, &mut history, Target::Head, present(core.term())).await?;
     let folder = core.database_folder(id);
@@ -220,18 +236,27 @@ pub(crate) async fn restore_files(
         digest: target.digest,
         time: target.time,
     };
+    let meta = DbMeta {
+        id,
+        namespace,
+        page_size: manifest.page_size,
+        seed: manifest.seed,
+    };
+    // A fork that was never written begins with a record that says so.
+    let head = match manifest
+        .parent
+        .filter(|parent| parent.at == head.position())
+    {
+        Some(parent) => crate::travel::forks::first_record(core, meta, &parent, head)?,
+        None => head,
+    };
     let state = DbState {
-        meta: DbMeta {
-            id,
-            namespace,
-            page_size: manifest.page_size,
-            seed: manifest.seed,
-        },
+        meta,
         incarnation,
         head,
         wal: None,
         clean: true,
-        durable: Some(head.position()),
+        durable: Some(target.position),
     };
     state.write(core.parts.disk.as_ref(), &folder)?;
     if let Some(old) = old {

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use tidelog_archive::ErrorKind;
 use tidelog_archive::env::{Clock, Entropy};
 use tidelog_archive::key::NonceSource;
-use tidelog_archive::manifest::{Loaded, Manifest, ManifestStore, Owner, PublishError, State};
+use tidelog_archive::manifest::{
+    Loaded, Manifest, ManifestStore, Owner, Parent, PublishError, State,
+};
 use tidelog_archive::store::Store;
 use tidelog_wal::{DatabaseId, NamespaceId, NodeId, Term, TxId};
 
@@ -108,6 +110,20 @@ impl Remote {
 
     /// Creates the manifest of a new database.
     pub(crate) async fn create_manifest(&self, meta: &DbMeta, name: &str) -> Result<(), Error> {
+        let state = State::Active(self.clock.wall());
+        self.create_manifest_of(meta, name, state, None)
+            .await
+            .map(drop)
+    }
+
+    /// Creates the manifest of a new database that may begin in another's history.
+    pub(crate) async fn create_manifest_of(
+        &self,
+        meta: &DbMeta,
+        name: &str,
+        state: State,
+        parent: Option<Parent>,
+    ) -> Result<Loaded, Error> {
         self.make_key(meta.namespace, meta.id).await?;
         let now = self.clock.wall();
         let manifest = Manifest {
@@ -115,7 +131,7 @@ impl Remote {
             database: meta.id,
             version: 1,
             owner: self.owner,
-            state: State::Active(now),
+            state,
             name_hint: name.to_owned(),
             page_size: meta.page_size,
             seed: meta.seed,
@@ -123,7 +139,7 @@ impl Remote {
             retention_micros: RETENTION_MICROS,
             horizon: TxId::ZERO,
             key_ids: Vec::new(),
-            parent: None,
+            parent,
             settled: None,
             terms: Vec::new(),
             labels: Vec::new(),
@@ -139,8 +155,8 @@ impl Remote {
             .create(manifest)
             .await;
         let loaded = created.map_err(|e| publish_error("create a manifest", e))?;
-        self.remember(meta.id, loaded);
-        Ok(())
+        self.remember(meta.id, loaded.clone());
+        Ok(loaded)
     }
 
     /// The manifest of a database, owned by this life: whoever finds it so may write.

@@ -60,7 +60,7 @@ impl Database {
             .remote
             .owned_manifest(meta.namespace, meta.id)
             .await?;
-        let history = history(&lease.core, &loaded)?;
+        let history = history(&lease.core, &loaded).await?;
         Ok((lease, history))
     }
 

@@ -429,11 +429,13 @@ impl<'a> CommitRecord<'a> {
         }
     }
 
-    /// The encoded pages this record changes, or `None` for kinds whose pages stand elsewhere.
+    /// The encoded pages this record changes, none for a fork's first, or `None` for kinds whose pages stand
+    /// elsewhere.
     pub const fn page_bytes(&self) -> Option<&'a [u8]> {
         match self.body {
             RecordBody::Delta(pages) | RecordBody::Restore { pages, .. } => Some(pages),
-            RecordBody::Image(_) | RecordBody::Fork { .. } | RecordBody::Reference { .. } => None,
+            RecordBody::Fork { .. } => Some(&[]),
+            RecordBody::Image(_) | RecordBody::Reference { .. } => None,
         }
     }
 

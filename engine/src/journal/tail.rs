@@ -18,6 +18,11 @@ use crate::spool::spool_path;
 const PIECE: usize = 1 << 20;
 
 impl Journal {
+    /// Whether a chunk of this folder holds a commit of `database`.
+    pub(crate) fn holds(&self, database: DatabaseId) -> bool {
+        !self.chunks_after(database, TxId::ZERO).is_empty()
+    }
+
     /// The chunks that hold commits of `database` after `after`, in order, with their whole lengths.
     fn chunks_after(&self, database: DatabaseId, after: TxId) -> Vec<(PathBuf, u64)> {
         let state = lock(&self.state);

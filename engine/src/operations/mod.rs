@@ -140,6 +140,13 @@ impl Handle {
         self.current()
     }
 
+    /// Waits until it has ended.
+    pub async fn ended(&mut self) -> Operation {
+        // A closed channel holds the end, or what was known when the node stopped.
+        let _ = self.changes.wait_for(|known| known.state.is_final()).await;
+        self.current()
+    }
+
     /// Waits for the next change; `None` once it has ended and been seen so.
     pub async fn changed(&mut self) -> Option<Operation> {
         if self.changes.borrow_and_update().state.is_final() {

@@ -5,7 +5,7 @@ use std::str::FromStr as _;
 use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
-use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
+use tidelog_wal::{DatabaseId, NamespaceId, Position, Timestamp};
 
 use super::names::check_name;
 use super::requests::Record;
@@ -54,6 +54,21 @@ pub struct DatabaseRow {
     pub delete_protection: bool,
     /// The most bytes it may have.
     pub size_limit: Option<u64>,
+    /// Where it begins in another's history.
+    pub parent: Option<ParentRow>,
+    /// The name it has as a branch of its parent.
+    pub branch: Option<String>,
+    /// When it is deleted by itself.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Where a fork begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParentRow {
+    /// The database that was forked.
+    pub database: DatabaseId,
+    /// Its state.
+    pub at: Position,
 }
 
 /// Changes to a database's settings; `None` leaves a setting as it is.
@@ -99,7 +114,8 @@ impl Cache {
 }
 
 const COLUMNS: &str = "id, namespace, name, page_size, created, deleted, durability, \
-                       block_reads, block_writes, delete_protection, size_limit";
+                       block_reads, block_writes, delete_protection, size_limit, parent, parent_at, \
+                       branch, expires";
 
 fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
     let durability: Option<String> = row.get(6)?;
@@ -117,7 +133,20 @@ fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
         size_limit: row
             .get::<_, Option<i64>>(10)?
             .and_then(|n| u64::try_from(n).ok()),
+        parent: parent(row)?,
+        branch: row.get(13)?,
+        expires_at: row.get::<_, Option<i64>>(14)?.map(timestamp),
     })
+}
+
+fn parent(row: &Row<'_>) -> rusqlite::Result<Option<ParentRow>> {
+    let (id, at): (Option<Vec<u8>>, Option<String>) = (row.get(11)?, row.get(12)?);
+    let (Some(id), Some(at)) = (id, at) else {
+        return Ok(None);
+    };
+    let at = at.parse().map_err(|_| rusqlite::Error::InvalidQuery)?;
+    let database = DatabaseId::from_bytes(id16(&id)?);
+    Ok(Some(ParentRow { database, at }))
 }
 
 fn not_found(name: &str) -> Error {
@@ -229,14 +258,18 @@ impl System {
         let row = made.clone();
         self.write_recorded(record, move |c| {
             c.execute(
-                "INSERT INTO databases(id, namespace, name, page_size, created) \
-                 VALUES(?1, ?2, ?3, ?4, ?5)",
+                "INSERT INTO databases(id, namespace, name, page_size, created, parent, parent_at, \
+                 branch, expires) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                 params![
                     row.id.as_bytes(),
                     row.namespace.as_bytes(),
                     row.name,
                     row.page_size,
-                    micros(row.created_at)
+                    micros(row.created_at),
+                    row.parent.map(|parent| parent.database.as_bytes().to_vec()),
+                    row.parent.map(|parent| parent.at.to_string()),
+                    row.branch,
+                    row.expires_at.map(micros),
                 ],
             )
         })
@@ -272,6 +305,50 @@ impl System {
             .ok_or_else(|| not_found(name))?;
         self.databases.put(&found);
         Ok(found)
+    }
+
+    /// The database of this id, deleted or not.
+    pub(crate) async fn database_by_id(
+        &self,
+        id: DatabaseId,
+    ) -> Result<Option<DatabaseRow>, Error> {
+        self.read(move |c| {
+            let sql = format!("SELECT {COLUMNS} FROM databases WHERE id = ?1");
+            c.query_row(&sql, [id.as_bytes()], row).optional()
+        })
+        .await
+    }
+
+    /// The live databases that begin in the history of `parent`, by name; of a branch name, that one.
+    pub(crate) async fn databases_forked(
+        &self,
+        parent: DatabaseId,
+        branch: Option<String>,
+    ) -> Result<Vec<DatabaseRow>, Error> {
+        self.read(move |c| {
+            let mut select = c.prepare(&format!(
+                "SELECT {COLUMNS} FROM databases WHERE parent = ?1 AND deleted IS NULL \
+                 AND (?2 IS NULL OR branch = ?2) ORDER BY name"
+            ))?;
+            select
+                .query_map(params![parent.as_bytes(), branch], row)?
+                .collect()
+        })
+        .await
+    }
+
+    /// Says that a database shares nothing with another any more.
+    pub(crate) async fn database_detached(&self, detached: &DatabaseRow) -> Result<(), Error> {
+        let id = detached.id;
+        self.write(move |c| {
+            c.execute(
+                "UPDATE databases SET parent = NULL, parent_at = NULL, branch = NULL WHERE id = ?1",
+                [id.as_bytes()],
+            )
+        })
+        .await?;
+        self.databases.forget(detached.namespace, &detached.name);
+        Ok(())
     }
 
     /// The live databases of a namespace, by name.

@@ -45,6 +45,16 @@ CREATE TABLE rolled_back_keys(
   PRIMARY KEY(database, key)) WITHOUT ROWID;
 ",
     RECORDS,
+    // Forks: where a database begins in another's history, the branch it is, when it goes by itself.
+    "
+ALTER TABLE databases ADD COLUMN parent BLOB;
+ALTER TABLE databases ADD COLUMN parent_at TEXT;
+ALTER TABLE databases ADD COLUMN branch TEXT;
+ALTER TABLE databases ADD COLUMN expires INTEGER;
+CREATE INDEX databases_forked ON databases(parent) WHERE parent IS NOT NULL;
+CREATE UNIQUE INDEX databases_branch ON databases(parent, branch)
+  WHERE branch IS NOT NULL AND deleted IS NULL;
+",
 ];
 
 /// Answers to repeat, rates and owners of tokens, members, audit lines, insights, maintenance.

@@ -1,4 +1,8 @@
 //! Time travel: everything an owner does with the past of a database.
 
+pub mod branches;
+pub mod detach;
+pub mod forks;
 pub mod restores;
 pub mod rewind;
+mod schema_only;

@@ -1,12 +1,16 @@
 //! Databases: create, list, show, change, delete for a while, bring back.
 
+use axum::http::StatusCode;
 use serde_json::{Value as Json, json};
+use tidelog_engine::bucket::At;
 use tidelog_engine::sql::connection::AutoVacuum;
 use tidelog_engine::system::databases::DatabasePatch;
+use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::{Database, Draft, Durability, NewDatabase};
 use tidelog_wal::PageSize;
 
 use super::shape;
+use crate::fields::Fields;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 
@@ -55,11 +59,45 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
             "auto_vacuum is none, full or incremental, not {word:?}"
         )),
     })?;
+    if let Some(seed) = call.body.take("seed") {
+        let plain = new.page_size == PageSize::DEFAULT && auto_vacuum.is_none();
+        return seeded(call, new.name, seed, plain).await;
+    }
     new.auto_vacuum = auto_vacuum.unwrap_or_default();
     call.finish()?;
     let namespace = call.namespace()?;
     let draft = call.app.engine.database_draft(namespace, new).await?;
     publish(&call, draft).await
+}
+
+/// `seed`: the new database begins as a fork of another one.
+async fn seeded(mut call: Call, name: String, seed: Json, plain: bool) -> Result<Answer, Problem> {
+    let mut fields = Fields::of_value(seed, "/seed")?;
+    let source = fields.required_text("database")?;
+    let schema_only = fields.boolean("schema_only")?.unwrap_or(false);
+    let bookmark = super::restores::bookmark(&mut fields, "bookmark")?.map(At::Bookmark);
+    let time = fields.time("timestamp")?.map(At::Time);
+    fields.finish()?;
+    if bookmark.is_some() && time.is_some() {
+        let detail = "seed names a bookmark or a timestamp, not both";
+        return Err(Problem::invalid(Code::InvalidRequest, "/seed", detail));
+    }
+    if !plain {
+        let detail = "a seeded database has the page size and auto_vacuum of what it begins with";
+        return Err(Problem::invalid(Code::InvalidRequest, "/seed", detail));
+    }
+    let lives = super::forks::lives(&mut call.body)?;
+    let fork = Fork {
+        at: bookmark.or(time).unwrap_or(At::Latest),
+        schema_only,
+        lives,
+        token: super::forks::token(&call)?,
+        ..Fork::named(name)
+    };
+    call.finish()?;
+    let source = call.app.engine.database(call.namespace()?, &source).await?;
+    let handle = source.fork(fork).await?;
+    super::operations::outcome(&call, handle, StatusCode::CREATED).await
 }
 
 /// Lists settings; where each database stands is told by the database itself, which would have to be opened.

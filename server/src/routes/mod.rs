@@ -1,6 +1,7 @@
 //! The route table: every method of every path, its minimum role, its body. docs/api.md says what each does.
 
 mod databases;
+mod forks;
 mod health;
 mod namespaces;
 mod operations;
@@ -27,6 +28,8 @@ const DATABASE: &str = "/v1/namespaces/{ns}/databases/{db}";
 const QUERY: &str = "/v1/namespaces/{ns}/databases/{db}/query";
 const BATCH: &str = "/v1/namespaces/{ns}/databases/{db}/batch";
 const TOKENS: &str = "/v1/namespaces/{ns}/tokens";
+const FORKS: &str = "/v1/namespaces/{ns}/databases/{db}/forks";
+const BRANCH: &str = "/v1/namespaces/{ns}/databases/{db}/branches/{ref}";
 const RESTORES: &str = "/v1/namespaces/{ns}/databases/{db}/restores";
 const OPERATIONS: &str = "/v1/namespaces/{ns}/operations";
 
@@ -153,6 +156,39 @@ pub(crate) fn table() -> Vec<Route> {
             "/v1/namespaces/{ns}/tokens/{token}",
             role(Admin),
             handler!(tokens::revoke),
+        ),
+        Route::new(Method::POST, FORKS, role(Admin), handler!(forks::create)).body(BodyKind::Json),
+        Route::new(Method::GET, FORKS, role(Viewer), handler!(forks::list)),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/databases/{db}/detach",
+            role(Admin),
+            handler!(forks::detach),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/branches",
+            role(Viewer),
+            handler!(forks::branch_list),
+        ),
+        Route::new(
+            Method::PUT,
+            BRANCH,
+            role(Admin),
+            handler!(forks::branch_put),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::GET,
+            BRANCH,
+            role(Viewer),
+            handler!(forks::branch_show),
+        ),
+        Route::new(
+            Method::DELETE,
+            BRANCH,
+            role(Admin),
+            handler!(forks::branch_delete),
         ),
         Route::new(
             Method::POST,

@@ -4,10 +4,12 @@ use axum::http::StatusCode;
 use serde_json::{Value as Json, json};
 use tidelog_engine::bucket::At;
 use tidelog_engine::system::tokens::token_id_text;
+use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::restores::RestoreRecord;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind, RewindPlan};
 use tidelog_wal::Position;
 
+use super::forks::token;
 use super::operations::outcome;
 use crate::fields::Fields;
 use crate::http::{Answer, Call};
@@ -29,21 +31,24 @@ pub(super) fn bookmark(fields: &mut Fields, name: &str) -> Result<Option<Positio
     })
 }
 
-/// The object `target`: exactly one of the ways to name a state.
+/// The object `target`, which has to be there.
 fn target(call: &mut Call) -> Result<RestoreTarget, Problem> {
     let value = call.body.take("target").ok_or_else(|| {
         let detail =
             "target is required: {\"bookmark\": …}, {\"timestamp\": …} or {\"before_restore\": …}";
         Problem::invalid(Code::InvalidRequest, "/target", detail)
     })?;
-    let mut fields = Fields::of_value(value, "/target")?;
-    let bookmark = bookmark(&mut fields, "bookmark")?.map(|at| RestoreTarget::At(At::Bookmark(at)));
-    let timestamp = fields
-        .time("timestamp")?
-        .map(|at| RestoreTarget::At(At::Time(at)));
+    target_of(Fields::of_value(value, "/target")?)
+}
+
+/// A state, named in exactly one way.
+pub(super) fn target_of(mut fields: Fields) -> Result<RestoreTarget, Problem> {
+    let bookmark = bookmark(&mut fields, "bookmark")?.map(At::Bookmark);
+    let timestamp = fields.time("timestamp")?.map(At::Time);
     let before = fields.text("before_restore")?.map(RestoreTarget::Before);
     fields.finish()?;
-    let mut named = [bookmark, timestamp, before].into_iter().flatten();
+    let at = [bookmark, timestamp].map(|at| at.map(RestoreTarget::At));
+    let mut named = at.into_iter().chain([before]).flatten();
     match (named.next(), named.next()) {
         (Some(target), None) => Ok(target),
         _ => {
@@ -51,6 +56,22 @@ fn target(call: &mut Call) -> Result<RestoreTarget, Problem> {
             Err(Problem::invalid(Code::InvalidRequest, "/target", detail))
         }
     }
+}
+
+/// `"mode": "new"`: the state becomes a database of its own.
+async fn new_database(mut call: Call, target: RestoreTarget) -> Result<Answer, Problem> {
+    let RestoreTarget::At(at) = target else {
+        let detail = "mode new takes a bookmark or a timestamp";
+        return Err(Problem::invalid(Code::InvalidRequest, "/target", detail));
+    };
+    let fork = Fork {
+        at,
+        token: token(&call)?,
+        ..Fork::named(call.body.required_text("name")?)
+    };
+    call.finish()?;
+    let handle = call.database().await?.fork(fork).await?;
+    outcome(&call, handle, StatusCode::CREATED).await
 }
 
 fn plan_shown(plan: &RewindPlan) -> Json {
@@ -81,11 +102,14 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
         Some(_) => RestoreTarget::At(At::Latest),
         None => target(&mut call)?,
     };
-    call.body.word("mode", |word| match word {
-        "in_place" => Ok(()),
-        "new" => Err("mode new is a fork: POST to /forks".to_owned()),
+    let mode = call.body.word("mode", |word| match word {
+        "in_place" => Ok(false),
+        "new" => Ok(true),
         _ => Err(format!("mode is in_place or new, not {word:?}")),
     })?;
+    if mode == Some(true) {
+        return new_database(call, target).await;
+    }
     let dry_run = call.body.boolean("dry_run")?.unwrap_or(false);
     let quick_check = call.body.word("verify", |word| match word {
         "quick" => Ok(true),

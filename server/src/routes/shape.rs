@@ -29,6 +29,11 @@ pub(crate) fn database(row: &DatabaseRow) -> Json {
         "block_writes": row.block_writes,
         "delete_protection": row.delete_protection,
         "size_limit": row.size_limit,
+        "parent": row.parent.map(|parent| json!({
+            "id": parent.database.to_string(),
+            "bookmark": parent.at.to_string(),
+        })),
+        "expires_at": row.expires_at.map(time::format),
     })
 }
 

@@ -186,4 +186,5 @@ pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
         .replace("{token}", "tok_none")
         .replace("{operation}", "op_none")
         .replace("{restore}", "rs_none")
+        .replace("{ref}", "none")
 }

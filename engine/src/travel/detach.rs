@@ -1,0 +1,161 @@
+//! Detaching: a fork gets an image of its own of the state it begins with, and shares nothing any more.
+//!
+//! Its bookmarks stay; those of the parent before it began name nothing on it from then on.
+
+use serde_json::{Value as Json, json};
+use tidelog_archive::image::ImageMeta;
+use tidelog_archive::manifest::{ImageEntry, Parent, Settled};
+use tidelog_archive::plan::Target;
+
+use super::forks::unpin;
+use crate::crash_point;
+use crate::engine::{Database, Engine};
+use crate::error::{Code, Error};
+use crate::image;
+use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
+use crate::rebuild::{history, materialise, plan, present};
+use crate::settings::Durability;
+
+impl Database {
+    /// Begins making this database independent of the one it was forked from. One that is, stays as it is.
+    pub async fn detach(&self, token: Option<String>) -> Result<Handle, Error> {
+        let row = self.row();
+        let new = NewOperation {
+            kind: OperationType::Detach,
+            namespace: row.namespace,
+            database: Some((row.id, row.name.clone())),
+            exclusive: true,
+            token,
+            note: Json::Null,
+        };
+        let database = self.clone();
+        self.engine()
+            .operate(new, async move |task| detach(&database, &task).await)
+            .await
+    }
+
+    /// Detaches every live fork that hangs on this database, one after the other.
+    pub async fn detach_forks(&self, token: Option<String>) -> Result<(), Error> {
+        for row in self.forks().await? {
+            let database = self.engine().database(row.namespace, &row.name).await?;
+            let ended = database.detach(token.clone()).await?.ended().await;
+            if let Some(failure) = ended.error {
+                let what = format!("fork {:?} was not detached: {}", row.name, failure.detail);
+                let error = Error::new(Code::ForkParentPinned, what);
+                return Err(error.with("forks", vec![row.name]));
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
+    let engine = database.engine();
+    let core = &engine.inner.core;
+    let row = database.row();
+    // Its first commit, which says that it is a fork, stands in the store before its parent is let go.
+    let lease = database.lease().await?;
+    lease
+        .wait_durable(lease.last_lsn(), Durability::Remote)
+        .await?;
+    let loaded = core.remote.owned_manifest(row.namespace, row.id).await?;
+    let Some(parent) = loaded.manifest.parent else {
+        return Ok(json!({ "detached": false }));
+    };
+    let mut history = history(core, &loaded).await?;
+    let store = &core.remote.store;
+    let target = Target::Position(parent.at);
+    let plan = plan(store, &mut history, target, present(core.term())).await?;
+    task.phase("copy", plan.bytes)?;
+    let io = |e| Error::io("make a scratch folder", e);
+    let scratch = core.settings.data.join("scratch");
+    std::fs::create_dir_all(&scratch).map_err(io)?;
+    let scratch = tempfile::Builder::new()
+        .prefix("detach-")
+        .tempdir_in(scratch)
+        .map_err(io)?;
+    let file = scratch.path().join("database");
+    task.unless_stopped(materialise(store, &plan, &file))
+        .await?;
+    task.phase("store", plan.target.n.bytes(plan.page_size))?;
+    let state = plan.target;
+    let meta = ImageMeta {
+        namespace: row.namespace,
+        database: row.id,
+        page_size: plan.page_size,
+        seed: plan.seed,
+        position: state.position,
+        time: state.time,
+        n: state.n,
+        digest: state.digest,
+    };
+    let entry = image::write_file(core, meta, file).await?;
+    crash_point!("detach.after_image");
+    task.point_of_no_return()?;
+    let settled = Settled {
+        position: state.position,
+        time: state.time,
+        n: state.n,
+        digest: state.digest,
+    };
+    let loaded = core.remote.owned_manifest(row.namespace, row.id).await?;
+    core.remote
+        .change(&loaded, "detach a fork", |manifest| {
+            let parent = manifest.parent.take();
+            if parent.is_some() {
+                manifest.settled.get_or_insert(settled);
+                manifest.horizon = manifest.horizon.max(state.position.txid.next());
+                add(manifest, entry);
+            }
+            Ok(())
+        })
+        .await?;
+    crash_point!("detach.after_manifest");
+    finish(engine, database, &parent).await?;
+    Ok(json!({ "detached": true, "bytes": entry.len }))
+}
+
+fn add(manifest: &mut tidelog_archive::manifest::Manifest, entry: ImageEntry) {
+    if !manifest.images.contains(&entry) {
+        manifest.add_image(entry);
+    }
+}
+
+/// What follows once nothing is shared: the row, and the parent's pin.
+async fn finish(engine: &Engine, database: &Database, parent: &Parent) -> Result<(), Error> {
+    engine
+        .inner
+        .system
+        .database_detached(database.row())
+        .await?;
+    unpin(&engine.inner.core, parent).await
+}
+
+/// Ends a detaching that an earlier life left open: if nothing is shared any more, what follows is done.
+pub(crate) async fn recover(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
+    let (Some(id), core) = (operation.database, &engine.inner.core) else {
+        return Ok(None);
+    };
+    let Some(row) = engine.inner.system.database_by_id(id).await? else {
+        return Ok(None);
+    };
+    let loaded = core.remote.owned_manifest(row.namespace, id).await?;
+    let Some(parent) = row.parent else {
+        return Ok(Some(json!({ "detached": true })));
+    };
+    if loaded.manifest.parent.is_some() {
+        return Ok(None);
+    }
+    let current = core
+        .remote
+        .owned_manifest(row.namespace, parent.database)
+        .await?;
+    core.remote
+        .change(&current, "unpin a fork's state", |manifest| {
+            manifest.pins.retain(|pin| pin.child != Some(id));
+            Ok(())
+        })
+        .await?;
+    engine.inner.system.database_detached(&row).await?;
+    Ok(Some(json!({ "detached": true })))
+}
