@@ -157,7 +157,9 @@ pub(crate) fn table() -> Vec<Route> {
             role(Admin),
             handler!(tokens::revoke),
         ),
-        Route::new(Method::POST, FORKS, role(Admin), handler!(forks::create)).body(BodyKind::Json),
+        Route::new(Method::POST, FORKS, role(Admin), handler!(forks::create))
+            .body(BodyKind::Json)
+            .key_required(),
         Route::new(Method::GET, FORKS, role(Viewer), handler!(forks::list)),
         Route::new(
             Method::POST,
@@ -197,6 +199,7 @@ pub(crate) fn table() -> Vec<Route> {
             handler!(restores::create),
         )
         .body(BodyKind::Json)
+        .key_required()
         .conditional(),
         Route::new(
             Method::GET,
@@ -216,7 +219,8 @@ pub(crate) fn table() -> Vec<Route> {
             role(Admin),
             handler!(restores::undo),
         )
-        .body(BodyKind::Json),
+        .body(BodyKind::Json)
+        .key_required(),
         Route::new(
             Method::GET,
             OPERATIONS,

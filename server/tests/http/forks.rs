@@ -20,7 +20,7 @@ async fn forks_are_made_in_every_way_and_live_on_their_own() {
     let of = |name: &str| format!("/v1/namespaces/default/databases/{name}");
 
     let body = json!({ "name": "then", "target": { "bookmark": one }, "ttl_seconds": 86_400 });
-    let made = world.post(&forks, body).await;
+    let made = world.keyed(&forks, body).await;
     assert_eq!(made.status, 201, "{made:?}");
     assert_eq!(
         made.body["database"]["parent"],
@@ -30,11 +30,14 @@ async fn forks_are_made_in_every_way_and_live_on_their_own() {
     assert_eq!(shown.body["parent"]["bookmark"], one);
     assert!(shown.body["expires_at"].is_string(), "{shown:?}");
     assert_eq!(
-        world.post(&forks, json!({ "name": "now" })).await.status,
+        world.keyed(&forks, json!({ "name": "now" })).await.status,
         201
     );
     let new = json!({ "target": { "bookmark": one }, "mode": "new", "name": "restored" });
-    assert_eq!(world.post(&format!("{db}/restores"), new).await.status, 201);
+    assert_eq!(
+        world.keyed(&format!("{db}/restores"), new).await.status,
+        201
+    );
     let seed = json!({ "name": "seeded", "seed": { "database": "orders", "bookmark": one, "schema_only": true } });
     let seeded = world.post("/v1/namespaces/default/databases", seed).await;
     assert_eq!(seeded.status, 201, "{seeded:?}");
@@ -76,7 +79,7 @@ async fn forks_are_made_in_every_way_and_live_on_their_own() {
             "bookmark-expired",
         ),
     ] {
-        let got = world.post(&forks, body.clone()).await;
+        let got = world.keyed(&forks, body.clone()).await;
         assert_eq!(got.code(), code, "{body}");
     }
     world.stop().await;

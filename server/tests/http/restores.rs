@@ -22,7 +22,7 @@ async fn a_database_is_put_back_and_the_restore_taken_back() {
     let restores = format!("{db}/restores");
 
     let preview = json!({ "target": { "bookmark": one }, "dry_run": true });
-    let preview = world.post(&restores, preview).await;
+    let preview = world.keyed(&restores, preview).await;
     assert_eq!(preview.status, 200, "{preview:?}");
     let plan = &preview.body["plan"];
     assert_eq!(
@@ -36,7 +36,7 @@ async fn a_database_is_put_back_and_the_restore_taken_back() {
     );
 
     let run = json!({ "plan": plan["id"], "reason": "bad migration", "verify": "quick" });
-    let restored = world.post(&restores, run.clone()).await;
+    let restored = world.keyed(&restores, run.clone()).await;
     assert_eq!(restored.status, 200, "{restored:?}");
     assert_eq!(restored.body["operation"]["state"], "succeeded");
     assert_eq!(restored.body["operation"]["progress_percent"], 100);
@@ -54,7 +54,7 @@ async fn a_database_is_put_back_and_the_restore_taken_back() {
         world.run(&db, "SELECT count(*) FROM t").await.body["rows"],
         json!([[1]])
     );
-    assert_eq!(world.post(&restores, run).await.code(), "plan-stale");
+    assert_eq!(world.keyed(&restores, run).await.code(), "plan-stale");
 
     let listed = world.get(&restores).await;
     let item = &listed.body["items"][0];
@@ -78,7 +78,7 @@ async fn a_database_is_put_back_and_the_restore_taken_back() {
     assert_eq!(kinds.last().expect("commits")["kind"], "restore");
 
     let undone = world
-        .post(&format!("{restores}/{id}/undo"), json!({}))
+        .keyed(&format!("{restores}/{id}/undo"), json!({}))
         .await;
     assert_eq!(undone.status, 200, "{undone:?}");
     assert_eq!(
@@ -86,12 +86,12 @@ async fn a_database_is_put_back_and_the_restore_taken_back() {
         json!([[2]])
     );
     let superseded = world
-        .post(&format!("{restores}/{id}/undo"), json!({}))
+        .keyed(&format!("{restores}/{id}/undo"), json!({}))
         .await;
     assert_eq!(superseded.code(), "restore-superseded");
     assert_eq!(superseded.body["commits_since"], 1);
     let force = json!({ "force": superseded.body["current"] });
-    let forced = world.post(&format!("{restores}/{id}/undo"), force).await;
+    let forced = world.keyed(&format!("{restores}/{id}/undo"), force).await;
     assert_eq!(forced.status, 200, "{forced:?}");
 
     // The operation is there afterwards, by itself and in the list, with an end to its events.
@@ -180,11 +180,11 @@ async fn wrong_targets_are_told_apart_and_nothing_happens() {
         ),
         (json!({ "plan": "pl_none" }), 412, "plan-stale"),
     ] {
-        let got = world.post(&restores, body.clone()).await;
+        let got = world.keyed(&restores, body.clone()).await;
         assert_eq!((got.status, got.code()), (status, code), "{body}: {got:?}");
     }
     let moved = world
-        .ask(Method::POST, &restores)
+        .ask_keyed(&restores)
         .header("if-match", format!("\"{foreign}\""))
         .json(&json!({ "target": { "bookmark": here } }));
     let moved = read(moved).await;
@@ -216,7 +216,7 @@ async fn who_does_not_wait_is_told_where_to_look() {
     let here = at(&world.run(&db, "CREATE TABLE t(a)").await);
     world.run(&db, "INSERT INTO t VALUES(1)").await;
     let asked = world
-        .ask(Method::POST, &format!("{db}/restores"))
+        .ask_keyed(&format!("{db}/restores"))
         .header("prefer", "respond-async")
         .json(&json!({ "target": { "bookmark": here } }));
     let accepted = read(asked).await;

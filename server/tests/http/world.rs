@@ -141,6 +141,19 @@ impl World {
         read(self.ask(Method::POST, path).json(&body)).await
     }
 
+    /// A POST with an Idempotency-Key of its own, for calls that must have one.
+    pub(crate) async fn keyed(&self, path: &str, body: Json) -> Got {
+        read(self.ask_keyed(path).json(&body)).await
+    }
+
+    /// The same, to be completed.
+    pub(crate) fn ask_keyed(&self, path: &str) -> RequestBuilder {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let key = format!("key-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        self.ask(Method::POST, path).header("idempotency-key", key)
+    }
+
     /// Makes a database of the default namespace and gives its path.
     pub(crate) async fn database(&self, name: &str) -> String {
         let made = self
