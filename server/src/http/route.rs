@@ -87,7 +87,6 @@ impl Route {
     }
 
     /// The same, refused without an Idempotency-Key. For restores, forks, archives and erasures.
-    #[expect(dead_code, reason = "the routes that need it come with what they do")]
     pub(crate) fn key_required(mut self) -> Self {
         self.key_required = true;
         self

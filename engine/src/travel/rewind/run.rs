@@ -97,35 +97,40 @@ pub(super) async fn run(
     let changed = change(&lease, task, gathered, &plan, &accepted).await;
     crash_point!("restore.after_commit");
     let outcome = match changed {
-        Ok(changed) => finish(database, &lease, &mut record, changed, &accepted).await,
-        Err(error) => Err(error),
+        Ok(changed) => {
+            let keys = changed.rolled_back.clone();
+            let finished = finish(database, &lease, &mut record, changed, &accepted).await;
+            finished
+                .map_err(|error| (error, keys.clone()))
+                .map(|quick| (quick, keys))
+        }
+        Err(error) => Err((error, Vec::new())),
     };
     let ended = clock.wall();
     record.ended_at = Some(ended);
     record.duration_micros = Some(clock.monotonic_micros().saturating_sub(began));
-    let (rolled_back, quick) = match outcome {
-        Ok(done) => {
+    let until = Timestamp::from_micros(ended.micros().saturating_add(KEEP_MICROS));
+    let remembered = |keys: Vec<String>| {
+        let keys = keys.into_iter();
+        keys.map(|key| RolledBackKey { key, until }).collect()
+    };
+    match outcome {
+        Ok((quick, keys)) => {
             record.outcome = Outcome::Succeeded;
-            done
+            system.restore_put(&record, remembered(keys)).await?;
+            Ok(result(&record, &plan, quick.as_deref()))
         }
-        Err(error) => {
+        Err((error, keys)) => {
             // What stands behind the commit is not undone by an error that came later.
             record.outcome = match record.bookmark {
                 Some(_) => Outcome::Succeeded,
                 None => Outcome::Failed,
             };
             record.error = Some(error.to_string());
-            system.restore_put(&record, Vec::new()).await?;
-            return Err(error);
+            system.restore_put(&record, remembered(keys)).await?;
+            Err(error)
         }
-    };
-    let until = Timestamp::from_micros(ended.micros().saturating_add(KEEP_MICROS));
-    let keys = rolled_back.iter().map(|key| RolledBackKey {
-        key: key.clone(),
-        until,
-    });
-    system.restore_put(&record, keys.collect()).await?;
-    Ok(result(&record, &plan, quick.as_deref()))
+    }
 }
 
 fn result(record: &RestoreRecord, plan: &RewindPlan, quick_check: Option<&str>) -> Json {
@@ -354,7 +359,7 @@ async fn finish(
     record: &mut RestoreRecord,
     changed: Changed,
     accepted: &Accepted,
-) -> Result<(Vec<String>, Option<String>), Error> {
+) -> Result<Option<String>, Error> {
     record.previous = changed.from;
     record.pages_changed = Some(changed.pages);
     let position = changed.ticket.wait(Durability::Memory).await?;
@@ -370,12 +375,10 @@ async fn finish(
                 .with("bookmark", position.to_string())
                 .with("previous_bookmark", record.previous.to_string())
         })?;
-    let quick = if accepted.rewind.quick_check {
-        Some(quick_check(lease).await?)
-    } else {
-        None
-    };
-    Ok((changed.rolled_back, quick))
+    if accepted.rewind.quick_check {
+        return quick_check(lease).await.map(Some);
+    }
+    Ok(None)
 }
 
 async fn quick_check(lease: &Lease) -> Result<String, Error> {
