@@ -6,10 +6,14 @@
 
 use bytes::Bytes;
 use tidelog_wal::codec::Reader;
+use tidelog_wal::record::ObjectRef;
 use tidelog_wal::{DatabaseId, DecodeError, NamespaceId};
 
 use crate::envelope::{Expect, Finished, FormatError, ObjectKind, decode_payload, encode_payload};
-use crate::manifest::{ImageEntry, IndexEntry, SegmentEntry, put_list, read_list, spanning};
+use crate::key::Key;
+use crate::manifest::{
+    ImageEntry, IndexEntry, Marked, SegmentEntry, put_list, read_list, spanning,
+};
 use crate::records::Run;
 use crate::seal::{Keyring, Stamp};
 
@@ -95,6 +99,27 @@ impl IndexObject {
                 expected: format!("{:?}, {totals:?}", entry.run),
             });
         }
+        Ok(index)
+    }
+
+    /// Reads an index object that is marked for deletion: what was to be deleted with it.
+    pub fn decode_marked(
+        bytes: &Bytes,
+        namespace: NamespaceId,
+        database: DatabaseId,
+        marked: &Marked,
+        keys: &Keyring,
+    ) -> Result<Self, FormatError> {
+        let expect = Expect::database(ObjectKind::Index, namespace, database);
+        let (index, object) = decode_payload(bytes, expect, keys, |_, payload| {
+            let level = payload.first().copied().unwrap_or(LEVEL_MAX);
+            Self::from_payload(payload, level)
+        })?;
+        object.trailer.check_name(&ObjectRef {
+            key: Key::Database(namespace, database, marked.object).to_string(),
+            len: marked.len,
+            blake3: marked.blake3,
+        })?;
         Ok(index)
     }
 

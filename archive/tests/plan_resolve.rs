@@ -240,3 +240,55 @@ async fn a_gap_is_neither_crossed_nor_guessed() {
         world.check(&plan, None).await;
     }
 }
+
+/// Where records have expired up to an image, the image tells what its commit was, and a time before it is
+/// expired even if something older is pinned: commits may be missing in between.
+#[tokio::test]
+async fn where_records_are_gone_an_image_stands_for_its_commit() {
+    let mut world = world().await;
+    let gone = world.manifest.segments.remove(0);
+    let end = gone.run.last.get();
+    assert_eq!(world.manifest.images[0].position.txid, gone.run.last);
+    world
+        .manifest
+        .marked
+        .push(Marked::segment(&gone, Timestamp::ZERO));
+    world.manifest.horizon = gone.run.last;
+    let there = world.history.at(end).position;
+    let later = Timestamp::from_micros(world.time(end).micros() + 1);
+    for target in [
+        Target::Position(there),
+        Target::TxId(gone.run.last),
+        Target::Time(world.time(end)),
+        Target::Time(later),
+    ] {
+        let found = resolve(&world, target).await.expect("kept");
+        assert_eq!(found.position, there, "{target:?}");
+        let plan = world.plan(target, None).await.expect("a plan");
+        world.check(&plan, None).await;
+    }
+    for target in [
+        Target::Position(world.history.at(end - 1).position),
+        Target::TxId(TxId::new(end - 1)),
+        Target::Time(world.time(end - 1)),
+    ] {
+        let error = resolve(&world, target).await.expect_err("expired");
+        assert!(
+            matches!(error, PlanError::Expired { nearest, .. } if nearest == Some(there)),
+            "{target:?}: {error}"
+        );
+    }
+    // With every segment gone, the image is the head.
+    world.manifest.index.clear();
+    world.tail.clear();
+    for entry in std::mem::take(&mut world.manifest.segments) {
+        let at = Timestamp::ZERO;
+        world.manifest.marked.push(Marked::segment(&entry, at));
+    }
+    let settled = world.manifest.settled.expect("settled").position;
+    world.image(settled.txid.get()).await;
+    world.manifest.horizon = settled.txid;
+    world.manifest.check_self().expect("sound");
+    let head = resolve(&world, Target::Head).await.expect("head");
+    assert_eq!(head.position, settled);
+}

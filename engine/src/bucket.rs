@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OpenFlags};
 use tidelog_archive::ErrorKind;
 use tidelog_archive::key::{Key, Seq};
-use tidelog_archive::manifest::{Loaded, ManifestStore};
+use tidelog_archive::manifest::{Loaded, Manifest, ManifestStore};
 use tidelog_archive::plan::{self, History, Layer, Plan, PlanError, TailSection, Target};
 use tidelog_archive::restore::{FileSink, Report, RestoreSettings, execute};
 use tidelog_archive::root::Root;
@@ -24,6 +24,7 @@ use crate::node::start::{open_store, store_error};
 use crate::node::terms::term_error;
 use crate::rebuild::{plan_error, restore_error};
 use crate::remote::publish_error;
+use crate::travel::labels::{self, Snapshot};
 
 /// A database as the bucket knows it.
 #[derive(Debug, Clone)]
@@ -43,7 +44,7 @@ pub struct BucketDatabase {
 }
 
 /// Which state is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum At {
     /// The newest stored commit.
     Latest,
@@ -51,15 +52,19 @@ pub enum At {
     Bookmark(Position),
     /// The last commit at or before this time.
     Time(Timestamp),
+    /// The commit that the snapshot of this name names.
+    Snapshot(String),
 }
 
 impl At {
-    pub(crate) const fn target(self) -> Target {
-        match self {
+    /// What is meant, by the labels of `manifest`.
+    pub(crate) fn target(&self, manifest: &Manifest) -> Result<Target, Error> {
+        Ok(match self {
             Self::Latest => Target::Head,
-            Self::Bookmark(position) => Target::Position(position),
-            Self::Time(time) => Target::Time(time),
-        }
+            Self::Bookmark(position) => Target::Position(*position),
+            Self::Time(time) => Target::Time(*time),
+            Self::Snapshot(name) => Target::Position(labels::find(manifest, name)?.position),
+        })
     }
 }
 
@@ -228,16 +233,29 @@ impl Bucket {
             .head())
     }
 
+    /// The snapshots of a database, by name.
+    pub async fn snapshots(&self, database: &BucketDatabase) -> Result<Vec<Snapshot>, Error> {
+        let (loaded, history) = self.history_of(database.namespace_id, database.id).await?;
+        let (manifest, head) = (&loaded.manifest, history.head());
+        let now = self.parts.clock.wall();
+        let all = manifest.labels.iter();
+        let mut found: Vec<Snapshot> = all
+            .map(|label| labels::shown(manifest, label, head, now))
+            .collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
     /// The plan to a state of a database.
     pub async fn plan(&self, database: &BucketDatabase, at: At) -> Result<Plan, Error> {
         self.plan_id(database.namespace_id, database.id, at).await
     }
 
     async fn plan_id(&self, namespace: NamespaceId, id: DatabaseId, at: At) -> Result<Plan, Error> {
-        let (_, mut history) = self.history_of(namespace, id).await?;
-        let found: Result<_, PlanError> =
-            history.resolve(&self.store, at.target(), self.terms).await;
-        let resolved = found.map_err(plan_error)?;
+        let (loaded, mut history) = self.history_of(namespace, id).await?;
+        let target = at.target(&loaded.manifest)?;
+        let found: Result<_, PlanError> = history.resolve(&self.store, target, self.terms).await;
+        let resolved = found.map_err(|error| labels::unreachable(&at, plan_error(error)))?;
         history.plan(resolved, None).await.map_err(plan_error)
     }
 

@@ -10,7 +10,7 @@
 //! | [`sql`] | opening connections, judging and running tenant SQL |
 //! | [`journal`] | the local log of commit records and its watermarks |
 //! | [`operations`] | long work as a resource |
-//! | [`travel`] | rewind and its records |
+//! | [`travel`] | labels, rewind, retention, and what else an owner does with the past |
 //! | [`crash`] | named crash points |
 #![forbid(unsafe_code)]
 

@@ -78,6 +78,11 @@ impl Remote {
 
     pub(crate) fn remember(&self, id: DatabaseId, loaded: Loaded) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // Two writers of this life may come here in either order: the newer version counts.
+        let newer = |known: &Loaded| known.manifest.version > loaded.manifest.version;
+        if kept.get(&id).is_some_and(newer) {
+            return;
+        }
         if kept.len() >= KEPT_MAX {
             kept.clear();
         }
@@ -98,6 +103,14 @@ impl Remote {
             base.map_or(manifest.created, |image| image.time).micros()
         };
         kept.values().map(reach).min()
+    }
+
+    /// Forgets what is known of a manifest: it is read again when it is needed.
+    pub(crate) fn forget(&self, id: DatabaseId) {
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 
     fn remembered(&self, id: DatabaseId) -> Option<Loaded> {
@@ -184,6 +197,19 @@ impl Remote {
         Ok(owned)
     }
 
+    /// Changes the manifest of a database, which this life takes over if need be. `change` may be called again
+    /// on a newer version; an error of its own changes nothing.
+    pub(crate) async fn change_of(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+        what: &str,
+        change: impl FnMut(&mut Manifest) -> Result<(), Error>,
+    ) -> Result<Loaded, Error> {
+        let current = self.owned_manifest(namespace, id).await?;
+        self.change(&current, what, change).await
+    }
+
     /// Publishes a change of a manifest.
     pub(crate) async fn publish<E, C>(&self, current: &Loaded, change: C) -> Result<Loaded, E>
     where
@@ -206,6 +232,7 @@ pub(crate) fn publish_error(what: &str, error: PublishError) -> Error {
         ErrorKind::OutcomeUnknown => Code::OutcomeUnknown,
         ErrorKind::Unavailable => Code::StorageUnavailable,
         ErrorKind::NotFound => Code::DatabaseNotFound,
+        ErrorKind::Exhausted => Code::QuotaExceeded,
         _ => Code::Internal,
     };
     Error::new(code, format!("{what}: {error}")).caused_by(error)

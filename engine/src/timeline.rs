@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tidelog_archive::manifest::Loaded;
 use tidelog_archive::plan::{CommitInfo, History, Plan, Resolved, Target};
 use tidelog_wal::{Position, Timestamp, TxId};
 
@@ -16,6 +17,7 @@ use crate::error::{Code, Error};
 use crate::rebuild::{history, materialise, plan_error, present};
 use crate::settings::Durability;
 use crate::system::{Page, PageOf};
+use crate::travel::labels;
 
 /// What a point in time resolves to.
 #[derive(Debug, Clone, Copy)]
@@ -74,9 +76,17 @@ impl Database {
         Ok((lease, history, resolved.map_err(plan_error)?))
     }
 
+    /// The manifest of the database.
+    pub(crate) async fn manifest(&self) -> Result<Loaded, Error> {
+        let remote = &self.engine.inner.core.remote;
+        remote.owned_manifest(self.row.namespace, self.row.id).await
+    }
+
     /// The stored history, and the state that is asked for.
     pub(crate) async fn resolve(&self, at: At) -> Result<(Lease, History, Resolved), Error> {
-        self.resolve_target(at.target()).await
+        let target = at.target(&self.manifest().await?.manifest)?;
+        let resolved = self.resolve_target(target).await;
+        resolved.map_err(|error| labels::unreachable(&at, error))
     }
 
     /// The state that is asked for.

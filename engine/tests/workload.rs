@@ -83,7 +83,7 @@ async fn restored<T>(folder: &Path, at: At, look: impl FnOnce(&Path) -> T) -> T 
     let scratch = tempfile::tempdir().expect("tempdir");
     let out = scratch.path().join("out.db");
     bucket
-        .restore(&found, at, &out, false)
+        .restore(&found, at.clone(), &out, false)
         .await
         .unwrap_or_else(|error| panic!("{at:?}: {error:?}"));
     look(&out)

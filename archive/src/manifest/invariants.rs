@@ -167,10 +167,12 @@ impl Manifest {
         }
         let Some(last) = last else { return Ok(()) };
         let settled = self.settled.is_some_and(|settled| {
-            settled.position == last.end()
-                && settled.time == last.last_time
-                && settled.n == last.n_after
-                && settled.digest == last.digest_after
+            // What is listed may end before it where the rest has expired: an image stands for the end then.
+            settled.position.txid > last.last && settled.position.txid <= self.horizon
+                || settled.position == last.end()
+                    && settled.time == last.last_time
+                    && settled.n == last.n_after
+                    && settled.digest == last.digest_after
         });
         sound(settled, "the settled Position is not the end", last.last)
     }

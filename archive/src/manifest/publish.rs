@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tidelog_wal::{DatabaseId, NamespaceId};
 
-use super::entry::IndexEntry;
+use super::entry::{IndexEntry, Marked};
 use super::fold::NewIndexObject;
 use super::invariants::ManifestError;
 use super::model::{Manifest, Owner, State};
@@ -381,6 +381,27 @@ impl ManifestStore {
             key: self.key.clone(),
             source,
         }
+    }
+
+    /// Reads an index object that the manifest marks for deletion; `None` if it is gone.
+    pub async fn load_marked(&self, marked: &Marked) -> Result<Option<IndexObject>, PublishError> {
+        let key = Key::Database(self.namespace, self.database, marked.object).to_string();
+        let bytes = match self.store.get(&key).await {
+            Ok(bytes) => bytes,
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(source) => return Err(PublishError::Store { key, source }),
+        };
+        self.store
+            .unlock_head(&bytes)
+            .await
+            .map_err(|source| self.key_error(source))?;
+        let keys = self.store.keys();
+        IndexObject::decode_marked(&bytes, self.namespace, self.database, marked, keys)
+            .map(Some)
+            .map_err(|error: FormatError| PublishError::Manifest {
+                key,
+                source: error.into(),
+            })
     }
 
     fn store_error(&self, source: StoreError) -> PublishError {

@@ -3,7 +3,8 @@
 use tidelog_wal::chain;
 use tidelog_wal::record::ObjectRef;
 use tidelog_wal::{
-    DatabaseId, Digest, DigestSeed, NamespaceId, PageCount, PageSize, Position, Term, TxId,
+    DatabaseId, Digest, DigestSeed, NamespaceId, PageCount, PageSize, Position, Term, Timestamp,
+    TxId,
 };
 
 use super::error::PlanError;
@@ -78,6 +79,8 @@ pub struct ImageSource {
     pub database: DatabaseId,
     /// Whose state it is.
     pub position: Position,
+    /// Ordered time of that commit.
+    pub time: Timestamp,
     /// Page count.
     pub n: PageCount,
     /// State digest.
@@ -228,6 +231,7 @@ impl History {
                 namespace: manifest.namespace,
                 database: manifest.database,
                 position: entry.position,
+                time: entry.time,
                 n: entry.n,
                 digest: entry.digest,
                 object: entry.object(manifest.namespace, manifest.database),
@@ -290,11 +294,17 @@ impl History {
 
     /// The newest stored commit.
     pub fn head(&self) -> Option<Position> {
-        self.pieces
-            .last()
-            .filter(|piece| piece.last == piece.run.last)
-            .map(|piece| piece.run.end())
-            .or_else(|| self.layers.first()?.layer.manifest.settled_position())
+        let listed = self.pieces.last();
+        let listed = listed.filter(|piece| piece.last == piece.run.last);
+        let settled = self
+            .layers
+            .first()
+            .and_then(|top| top.layer.manifest.settled_position());
+        // Where its records have expired, the settled Position is an image's.
+        match (listed.map(|piece| piece.run.end()), settled) {
+            (Some(listed), Some(settled)) if settled.txid > listed.txid => Some(settled),
+            (listed, settled) => listed.or(settled),
+        }
     }
 
     /// Whether `next` goes on where `piece` ends, as far as their runs tell.

@@ -4,7 +4,7 @@ use tidelog_wal::delta::PageDelta;
 use tidelog_wal::{Digest, PageCount, Position, Term, Timestamp, TxId};
 
 use super::error::PlanError;
-use super::history::{History, Piece};
+use super::history::{History, ImageSource, Piece};
 use super::read::scan_piece;
 use crate::envelope::FormatError;
 use crate::manifest::Gap;
@@ -109,10 +109,13 @@ impl History {
         terms: Terms,
     ) -> Result<Resolved, PlanError> {
         match target {
-            Target::Head => match self.pieces.last().map(|piece| piece.last) {
-                Some(last) => self.existing(store, last).await,
-                None => Err(PlanError::NoPath { txid: TxId::ZERO }),
-            },
+            Target::Head => {
+                let newest = self.images.last().map(|image| image.position.txid);
+                match newest.max(self.pieces.last().map(|piece| piece.last)) {
+                    Some(last) => self.existing(store, last).await,
+                    None => Err(PlanError::NoPath { txid: TxId::ZERO }),
+                }
+            }
             Target::TxId(txid) => self.by_txid(store, txid, terms).await,
             Target::Time(time) => self.by_time(store, time).await,
             Target::Position(position) => self.by_position(store, position, terms).await,
@@ -126,9 +129,27 @@ impl History {
             .ok_or(PlanError::NoPath { txid })
     }
 
+    /// The state of the image of commit `txid`: where the records before it are gone, it alone tells.
+    fn imaged(&self, wanted: impl Fn(&ImageSource) -> bool) -> Option<Resolved> {
+        let image = self.images.iter().rev().find(|image| wanted(image))?;
+        Some(Resolved {
+            position: image.position,
+            time: image.time,
+            n: image.n,
+            digest: image.digest,
+        })
+    }
+
     /// The commit `txid`, if it is stored and not expired.
     async fn find(&mut self, store: &Store, txid: TxId) -> Result<Option<Resolved>, PlanError> {
-        self.read_index(|_, entry| entry.run.contains(txid)).await?;
+        // An image may stand before the first record of the index object that lists it.
+        self.read_index(|_, entry| {
+            entry.run.contains(txid) || entry.images > 0 && entry.run.first == txid.next()
+        })
+        .await?;
+        if let Some(found) = self.imaged(|image| image.position.txid == txid) {
+            return Ok(Some(found));
+        }
         let holds = |piece: &&Piece| piece.first <= txid && txid <= piece.last;
         let Some(piece) = self.pieces.iter().find(holds) else {
             return Ok(None);
@@ -226,6 +247,9 @@ impl History {
         }
         let at = self.terms.iter().position(|start| start.term == term);
         let Some(at) = at else {
+            if self.is_expired(txid) {
+                return Err(self.expired(store).await);
+            }
             // Claimed, and this database was not written in it as far as anything stored tells.
             let before = self.terms.partition_point(|start| start.term < term);
             let next = self.terms.get(before).map(|next| next.first);
@@ -288,6 +312,19 @@ impl History {
             entry.run.first_time <= time && newest.is_none_or(|newest| entry.run.last > newest)
         })
         .await?;
+        // Records before the oldest kept image are gone; the image stands for its commit.
+        let horizon = self.horizon;
+        if known(self).is_none_or(|piece| piece.last < horizon) {
+            self.read_index(|_, entry| entry.images > 0 && entry.run.first <= horizon.next())
+                .await?;
+        }
+        let newest = known(self).map(|piece| piece.last);
+        let image = self.imaged(|image| {
+            image.time <= time && newest.is_none_or(|newest| image.position.txid > newest)
+        });
+        if let Some(found) = image {
+            return self.kept(store, found).await;
+        }
         let Some(piece) = known(self) else {
             if self.horizon > TxId::FIRST {
                 return Err(self.expired(store).await);
@@ -300,7 +337,13 @@ impl History {
             Some(end) => end,
             None => self.last_before(store, &piece, time).await?,
         };
-        if self.is_expired(found.position.txid) {
+        self.kept(store, found).await
+    }
+
+    /// What was found by its time, unless commits may be missing behind it: below the horizon what is pinned
+    /// stands alone, and is found by its bookmark only.
+    async fn kept(&mut self, store: &Store, found: Resolved) -> Result<Resolved, PlanError> {
+        if found.position.txid < self.horizon {
             return Err(self.expired(store).await);
         }
         Ok(found)

@@ -93,6 +93,7 @@ pub(super) fn image_of_record(
         namespace,
         database,
         position,
+        time: header.time,
         n: header.n_after,
         digest: header.digest,
         object,

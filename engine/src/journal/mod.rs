@@ -666,6 +666,13 @@ impl Journal {
         })
     }
 
+    /// Whether records of `database` are not stored yet.
+    pub fn owes(&self, database: DatabaseId) -> bool {
+        let state = lock(&self.state);
+        let unshipped = |chunk: &Kept| !chunk.shipped && chunk.heads.contains_key(&database);
+        state.open.heads.contains_key(&database) || state.kept.values().any(unshipped)
+    }
+
     /// Bytes that are not stored yet.
     pub fn unshipped_bytes(&self) -> u64 {
         let state = lock(&self.state);

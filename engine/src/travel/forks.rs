@@ -75,7 +75,7 @@ impl Database {
         let engine = self.engine();
         let row = self.row();
         engine.check_free(row.namespace, &fork.name).await?;
-        let (_, _, target) = self.resolve(fork.at).await?;
+        let (_, _, target) = self.resolve(fork.at.clone()).await?;
         let id = DatabaseId::from_bytes(engine.inner.core.parts.entropy.bytes16());
         let new = NewOperation {
             kind: OperationType::Fork,
@@ -411,7 +411,11 @@ impl crate::remote::Remote {
                 Ok(loaded)
             }
             Err(Why::Ours(error)) => Err(error),
-            Err(Why::Published(error)) => Err(publish_error(what, error)),
+            Err(Why::Published(error)) => {
+                // Whether the write landed may be open: what stands there is read anew.
+                self.forget(current.manifest.database);
+                Err(publish_error(what, error))
+            }
         }
     }
 }

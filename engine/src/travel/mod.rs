@@ -3,6 +3,7 @@
 pub mod branches;
 pub mod detach;
 pub mod forks;
+pub mod labels;
 pub mod restores;
 pub mod rewind;
 mod schema_only;

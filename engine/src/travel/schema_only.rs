@@ -44,7 +44,8 @@ pub(super) async fn make(
         .tempdir_in(scratch)
         .map_err(io)?;
     let file = scratch.path().join("database");
-    task.unless_stopped(database.export(fork.at, &file)).await?;
+    task.unless_stopped(database.export(fork.at.clone(), &file))
+        .await?;
     let schema = blocking(move || {
         let read = read(&file);
         read.map_err(|e| Error::new(Code::DatabaseCorrupt, "read a schema").caused_by(e))

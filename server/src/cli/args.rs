@@ -116,6 +116,9 @@ pub(crate) enum Command {
     Export(ExportOptions),
     /// Show where a database stands, or stood at a time
     Bookmark(BookmarkOptions),
+    /// Name commits of a database
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
 }
 
 /// A database by name.
@@ -151,13 +154,17 @@ impl std::fmt::Display for Name {
 
 /// A point in a database's history; the newest when none is given.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "fields are flags: --at is one")]
 pub(crate) struct At {
     /// At or before this time: RFC 3339 or Unix milliseconds
-    #[arg(long, value_name = "TIME", value_parser = time::parse, conflicts_with = "bookmark")]
+    #[arg(long, value_name = "TIME", value_parser = time::parse, conflicts_with_all = ["bookmark", "snapshot"])]
     pub(crate) at: Option<Timestamp>,
     /// At this bookmark
-    #[arg(long, value_name = "BOOKMARK")]
+    #[arg(long, value_name = "BOOKMARK", conflicts_with = "snapshot")]
     pub(crate) bookmark: Option<Position>,
+    /// At the snapshot of this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) snapshot: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -351,6 +358,47 @@ pub(crate) enum DbCommand {
     Undelete {
         /// NAMESPACE/DATABASE
         database: Name,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Name a commit: the newest, or that of a time or bookmark
+    Create {
+        /// NAMESPACE/DATABASE
+        database: Name,
+        /// The name, 1 to 80 characters
+        snapshot: String,
+        /// Free text
+        #[arg(long)]
+        note: Option<String>,
+        /// The last commit at or before this time: RFC 3339 or Unix milliseconds
+        #[arg(long, value_name = "TIME", value_parser = time::parse, conflicts_with = "bookmark")]
+        at: Option<Timestamp>,
+        /// This commit
+        #[arg(long, value_name = "BOOKMARK")]
+        bookmark: Option<Position>,
+        /// Keep the state beyond the retention window
+        #[arg(long)]
+        pin: bool,
+        /// Remove the snapshot then
+        #[arg(long, value_name = "TIME", value_parser = time::parse)]
+        expires_at: Option<Timestamp>,
+    },
+    /// List the snapshots of a database
+    List {
+        /// NAMESPACE/DATABASE
+        database: Name,
+    },
+    /// Delete a snapshot; the history stays
+    Delete {
+        /// NAMESPACE/DATABASE
+        database: Name,
+        /// Its name
+        snapshot: String,
+        /// Also if it is pinned: what it keeps beyond the window expires then
+        #[arg(long)]
+        unpin: bool,
     },
 }
 

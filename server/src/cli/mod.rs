@@ -14,6 +14,7 @@ mod local;
 mod output;
 mod remote;
 mod serve;
+mod snapshots;
 
 use std::process::ExitCode;
 
@@ -90,6 +91,7 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
         Command::Query(options) => remote::query(&place.server()?, options, output).await,
         Command::Import(options) => remote::import(&place.server()?, options, output).await,
         Command::Export(options) => remote::export(&place.server()?, options, output).await,
+        Command::Snapshot(command) => snapshots::snapshot(&place.server()?, command, output).await,
         Command::Bookmark(options) => remote::bookmark(&place.server()?, options, output).await,
     }
 }

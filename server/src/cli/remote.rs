@@ -21,14 +21,14 @@ use crate::time;
 /// The most items a page may have.
 const PAGE_MAX: usize = 500;
 
-fn database<'a>(name: &'a Name, rest: &[&'a str]) -> Vec<&'a str> {
+pub(super) fn database<'a>(name: &'a Name, rest: &[&'a str]) -> Vec<&'a str> {
     let mut path = vec!["namespaces", &name.namespace, "databases", &name.database];
     path.extend(rest);
     path
 }
 
 /// Every item of a list, page by page, up to a number.
-async fn items(
+pub(super) async fn items(
     client: &Client,
     path: &[&str],
     query: &[(&str, String)],
@@ -57,7 +57,7 @@ async fn items(
     Ok(items)
 }
 
-fn listed(output: Output, items: &[Json], headings: &[&str]) {
+pub(super) fn listed(output: Output, items: &[Json], headings: &[&str]) {
     let rows: Vec<Vec<String>> = items
         .iter()
         .map(|item| {
@@ -70,7 +70,7 @@ fn listed(output: Output, items: &[Json], headings: &[&str]) {
     output.result(&json!({ "items": items }), || table(headings, &rows));
 }
 
-fn fields(output: Output, document: &Json) {
+pub(super) fn fields(output: Output, document: &Json) {
     output.result(document, || {
         let rows: Vec<Vec<String>> = document
             .as_object()
@@ -245,6 +245,9 @@ pub(super) async fn export(
     }
     if let Some(at) = options.at.at {
         request = request.query(&[("timestamp", time::format(at))]);
+    }
+    if let Some(snapshot) = &options.at.snapshot {
+        request = request.query(&[("snapshot", snapshot)]);
     }
     let response = client.send(request).await?;
     let bookmark = response

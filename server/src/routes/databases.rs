@@ -77,9 +77,11 @@ async fn seeded(mut call: Call, name: String, seed: Json, plain: bool) -> Result
     let schema_only = fields.boolean("schema_only")?.unwrap_or(false);
     let bookmark = super::restores::bookmark(&mut fields, "bookmark")?.map(At::Bookmark);
     let time = fields.time("timestamp")?.map(At::Time);
+    let snapshot = fields.text("snapshot")?.map(At::Snapshot);
     fields.finish()?;
-    if bookmark.is_some() && time.is_some() {
-        let detail = "seed names a bookmark or a timestamp, not both";
+    let given = [&bookmark, &time, &snapshot].into_iter().flatten().count();
+    if given > 1 {
+        let detail = "seed names one of bookmark, timestamp and snapshot";
         return Err(Problem::invalid(Code::InvalidRequest, "/seed", detail));
     }
     if !plain {
@@ -88,7 +90,7 @@ async fn seeded(mut call: Call, name: String, seed: Json, plain: bool) -> Result
     }
     let lives = super::forks::lives(&mut call.body)?;
     let fork = Fork {
-        at: bookmark.or(time).unwrap_or(At::Latest),
+        at: bookmark.or(time).or(snapshot).unwrap_or(At::Latest),
         schema_only,
         lives,
         token: super::forks::token(&call)?,

@@ -8,6 +8,7 @@ mod operations;
 mod query;
 mod restores;
 pub(crate) mod shape;
+mod snapshots;
 mod time;
 mod tokens;
 mod transfer;
@@ -31,6 +32,8 @@ const TOKENS: &str = "/v1/namespaces/{ns}/tokens";
 const FORKS: &str = "/v1/namespaces/{ns}/databases/{db}/forks";
 const BRANCH: &str = "/v1/namespaces/{ns}/databases/{db}/branches/{ref}";
 const RESTORES: &str = "/v1/namespaces/{ns}/databases/{db}/restores";
+const SNAPSHOTS: &str = "/v1/namespaces/{ns}/databases/{db}/snapshots";
+const SNAPSHOT: &str = "/v1/namespaces/{ns}/databases/{db}/snapshots/{snapshot}";
 const OPERATIONS: &str = "/v1/namespaces/{ns}/operations";
 
 /// Every route.
@@ -134,6 +137,31 @@ pub(crate) fn table() -> Vec<Route> {
             "/v1/namespaces/{ns}/databases/{db}/history",
             role(Analyst),
             handler!(time::history),
+        ),
+        Route::new(
+            Method::POST,
+            SNAPSHOTS,
+            role(Operator),
+            handler!(snapshots::create),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::GET,
+            SNAPSHOTS,
+            role(Viewer),
+            handler!(snapshots::list),
+        ),
+        Route::new(
+            Method::GET,
+            SNAPSHOT,
+            role(Viewer),
+            handler!(snapshots::show),
+        ),
+        Route::new(
+            Method::DELETE,
+            SNAPSHOT,
+            role(Operator),
+            handler!(snapshots::delete),
         ),
         Route::new(
             Method::GET,

@@ -35,7 +35,7 @@ pub(super) fn bookmark(fields: &mut Fields, name: &str) -> Result<Option<Positio
 fn target(call: &mut Call) -> Result<RestoreTarget, Problem> {
     let value = call.body.take("target").ok_or_else(|| {
         let detail =
-            "target is required: {\"bookmark\": …}, {\"timestamp\": …} or {\"before_restore\": …}";
+            "target is required: {\"bookmark\": …}, {\"timestamp\": …}, {\"snapshot\": …} or {\"before_restore\": …}";
         Problem::invalid(Code::InvalidRequest, "/target", detail)
     })?;
     target_of(Fields::of_value(value, "/target")?)
@@ -46,13 +46,15 @@ pub(super) fn target_of(mut fields: Fields) -> Result<RestoreTarget, Problem> {
     let bookmark = bookmark(&mut fields, "bookmark")?.map(At::Bookmark);
     let timestamp = fields.time("timestamp")?.map(At::Time);
     let before = fields.text("before_restore")?.map(RestoreTarget::Before);
+    let snapshot = fields.text("snapshot")?.map(At::Snapshot);
     fields.finish()?;
-    let at = [bookmark, timestamp].map(|at| at.map(RestoreTarget::At));
+    let at = [bookmark, timestamp, snapshot].map(|at| at.map(RestoreTarget::At));
     let mut named = at.into_iter().chain([before]).flatten();
     match (named.next(), named.next()) {
         (Some(target), None) => Ok(target),
         _ => {
-            let detail = "target names exactly one of bookmark, timestamp, before_restore";
+            let detail =
+                "target names exactly one of bookmark, timestamp, snapshot, before_restore";
             Err(Problem::invalid(Code::InvalidRequest, "/target", detail))
         }
     }

@@ -18,14 +18,17 @@ const PIECE: usize = 1 << 18;
 pub(super) async fn export(mut call: Call) -> Result<Answer, Problem> {
     let bookmark = time::bookmark(&mut call, "bookmark")?;
     let timestamp = call.query.time("timestamp")?;
-    if bookmark.is_some() && timestamp.is_some() {
-        let detail = "give a bookmark or a timestamp, not both";
+    let snapshot = call.query.text("snapshot")?;
+    let given = [bookmark.is_some(), timestamp.is_some(), snapshot.is_some()];
+    if given.iter().filter(|one| **one).count() > 1 {
+        let detail = "give one of bookmark, timestamp and snapshot";
         return Err(Problem::invalid(Code::InvalidRequest, "/timestamp", detail));
     }
     call.finish()?;
     let at = bookmark
         .map(At::Bookmark)
         .or(timestamp.map(At::Time))
+        .or(snapshot.map(At::Snapshot))
         .unwrap_or(At::Latest);
     let database = call.database().await?;
     let folder = tempfile::Builder::new()

@@ -4,6 +4,7 @@ mod forks;
 mod keys;
 mod restores;
 mod rules;
+mod snapshots;
 mod sql;
 mod tenants;
 mod watch;

@@ -200,4 +200,5 @@ pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
         .replace("{operation}", "op_none")
         .replace("{restore}", "rs_none")
         .replace("{ref}", "none")
+        .replace("{snapshot}", "none")
 }

@@ -159,7 +159,7 @@ impl Database {
 
     async fn target(&self, target: &RestoreTarget) -> Result<At, Error> {
         match target {
-            RestoreTarget::At(at) => Ok(*at),
+            RestoreTarget::At(at) => Ok(at.clone()),
             RestoreTarget::Before(id) => Ok(At::Bookmark(self.restore(id).await?.previous)),
         }
     }

@@ -44,9 +44,11 @@ impl At {
     /// The point in time that is meant; the newest when none is given.
     fn target(&self) -> bucket::At {
         let time = self.at.map(bucket::At::Time);
+        let snapshot = self.snapshot.clone().map(bucket::At::Snapshot);
         self.bookmark
             .map(bucket::At::Bookmark)
             .or(time)
+            .or(snapshot)
             .unwrap_or(bucket::At::Latest)
     }
 }
