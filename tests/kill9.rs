@@ -5,6 +5,7 @@ mod world;
 
 use tidelog_engine::bucket::Bucket;
 use tidelog_testkit::counting::Found;
+use tidelog_testkit::sealing::masters;
 use tidelog_testkit::server::Launch;
 
 /// Goal: what was answered at any level survives the death of the process. Method: writers at every level, small
@@ -36,7 +37,7 @@ async fn acknowledged_rows_survive_kill_nine_on_the_same_disk() {
         assert_eq!(status.map(|status| status.as_u16()), Some(200));
     }
     server.kill();
-    let bucket = Bucket::open(launch.store())
+    let bucket = Bucket::open_with_keys(launch.store(), &masters())
         .await
         .expect("the bucket opens");
     for writer in &writers {

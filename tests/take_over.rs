@@ -9,6 +9,7 @@ use std::process::Command;
 use serde_json::json;
 use tidelog_engine::bucket::Bucket;
 use tidelog_testkit::counting::{Acknowledged, Counting, Found};
+use tidelog_testkit::sealing::masters;
 use tidelog_testkit::server::{Launch, Server};
 
 /// Goal: `remote` survives the machine; the rest is a prefix; a bookmark is its state or an error. Method: kill,
@@ -42,7 +43,7 @@ async fn remote_rows_survive_the_loss_of_the_machine() {
         assert_eq!(status.map(|status| status.as_u16()), Some(200));
     }
     server.kill();
-    let bucket = Bucket::open(launch.store())
+    let bucket = Bucket::open_with_keys(launch.store(), &masters())
         .await
         .expect("the bucket opens");
     for writer in &writers {
@@ -123,7 +124,7 @@ async fn two_processes_on_copies_of_one_folder() {
     zombie.kill();
     heir.kill();
 
-    let bucket = Bucket::open(original.store())
+    let bucket = Bucket::open_with_keys(original.store(), &masters())
         .await
         .expect("the bucket opens");
     for row in &by_heir.acknowledged {

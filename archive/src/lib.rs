@@ -17,9 +17,11 @@
 //! | [`scrub`] | verifying a database from the bucket alone |
 //! | [`records`] | streams of commit records, as journal sections and segments hold them |
 //! | [`seal`] | encryption: data keys, master keys, sealed blocks |
+//! | [`audit`] | audit lines as objects |
 //! | [`root`], [`journal`], [`manifest`], [`index`], [`segment`], [`image`] | the objects themselves |
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod env;
 pub mod envelope;
 pub mod error;

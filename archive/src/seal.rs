@@ -10,7 +10,8 @@
 //!
 //! A data key's id stands in the header of every object it seals, and in every section of a journal object: a
 //! section is sealed with its own database's key, so that a shared object opens database by database. The
-//! index of a journal object, which tells of all of them, is sealed with the system database's key.
+//! index of a journal object, which tells of all of them, is sealed with the system database's key, and so are audit
+//! lines.
 //!
 //! # Blocks
 //!
@@ -44,6 +45,7 @@
 mod access;
 mod cipher;
 mod error;
+mod file;
 mod keys;
 mod master;
 mod object;
@@ -52,6 +54,7 @@ mod ring;
 pub use access::{KeyStatus, KeyStore};
 pub use cipher::{BlockSealer, INDEX_BLOCK, SEAL_OVERHEAD};
 pub use error::KeyError;
+pub use file::FileSealer;
 pub use keys::{DataKey, SealKey, Stamp};
 pub use master::{MASTER_ID_LEN_MAX, MasterKey, MasterKeyError, MasterKeys};
 pub use object::{KEYS_MAX, KeyObject, WrappedKey};

@@ -543,6 +543,35 @@ fn sealing_costs_sixteen_bytes_a_block_and_shows_nothing() {
 }
 
 #[test]
+fn audit_lines_are_sealed_with_the_systems_key() {
+    use tidelog_archive::audit;
+    let lines = "{\"event\":\"a database was made\"}\n";
+    let plain = Bytes::from(lines);
+    assert_eq!(
+        audit::open(&plain, NAMESPACE, &Keyring::off()).as_deref(),
+        Ok(lines)
+    );
+    let sealed = audit::seal(NAMESPACE, stamp(7, 3), lines)
+        .expect("seal")
+        .bytes;
+    assert!(
+        !sealed
+            .windows(8)
+            .any(|window| window == &lines.as_bytes()[..8])
+    );
+    assert_eq!(
+        audit::open(&sealed, NAMESPACE, &ring()).as_deref(),
+        Ok(lines)
+    );
+    let refused = audit::open(&sealed, NAMESPACE, &Keyring::off()).expect_err("no key");
+    assert_eq!(refused.kind(), ErrorKind::KeyUnavailable);
+    assert!(
+        audit::open(&sealed, SYSTEM.0, &ring()).is_err(),
+        "of another namespace"
+    );
+}
+
+#[test]
 fn an_index_is_found_by_the_tail_and_opened() {
     let ring = ring();
     let (written, named) = segment_with(&noise(4), stamp(1, 1));

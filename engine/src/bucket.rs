@@ -14,12 +14,14 @@ use tidelog_archive::manifest::{Loaded, Manifest, ManifestStore};
 use tidelog_archive::plan::{self, History, Layer, Plan, PlanError, TailSection, Target};
 use tidelog_archive::restore::{FileSink, Report, RestoreSettings, execute};
 use tidelog_archive::root::Root;
+use tidelog_archive::seal::MasterKeys;
 use tidelog_archive::store::Store;
 use tidelog_archive::term::{End, Step, Terms};
 use tidelog_wal::{DatabaseId, NamespaceId, NodeId, Position, Term, Timestamp};
 
 use crate::core::Parts;
 use crate::error::{Code, Error};
+use crate::node::keys::unlock_bucket;
 use crate::node::start::{open_store, store_error};
 use crate::node::terms::term_error;
 use crate::rebuild::{plan_error, restore_error};
@@ -79,16 +81,22 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Opens the bucket at a store URL, reading its root and the unsettled journals.
+    /// Opens the bucket at a store URL, reading its root and the unsettled journals. A sealed one is refused.
     pub async fn open(url: &str) -> Result<Self, Error> {
-        let parts = Parts::production();
-        let store = open_store(url, &parts)?;
-        Self::open_on(store, parts).await
+        Self::open_with_keys(url, &MasterKeys::default()).await
     }
 
-    /// As [`Bucket::open`], on a store of the caller's.
-    pub async fn open_on(store: Store, parts: Parts) -> Result<Self, Error> {
+    /// As [`Bucket::open`], with the master keys of a sealed bucket.
+    pub async fn open_with_keys(url: &str, keys: &MasterKeys) -> Result<Self, Error> {
+        let parts = Parts::production();
+        let store = open_store(url, &parts)?;
+        Self::open_on(store, parts, keys).await
+    }
+
+    /// As [`Bucket::open_with_keys`], on a store of the caller's.
+    pub async fn open_on(store: Store, parts: Parts, keys: &MasterKeys) -> Result<Self, Error> {
         let root = read_root(&store).await?;
+        let store = unlock_bucket(store, keys, &root).await?;
         let terms = Terms::new(
             store.clone(),
             NodeId::default(),
@@ -132,6 +140,10 @@ impl Bucket {
             terms,
             tails,
         })
+    }
+
+    pub(crate) const fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// The store.

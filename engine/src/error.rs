@@ -8,6 +8,8 @@ use std::fmt;
 
 use tidelog_archive::ErrorKind;
 
+use crate::sealed::{FileDamaged, FileKeyMissing};
+
 /// What happened, as API.md section 4 names it. The text form is stable and kebab-case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "each name is the fact; docs/api.md says when")]
@@ -217,7 +219,23 @@ impl Error {
 
     /// An error of the local disk: full where it says so, else internal.
     pub(crate) fn io(what: impl Into<String>, source: std::io::Error) -> Self {
+        let sealed = source
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<FileKeyMissing>());
+        if let Some(missing) = sealed {
+            let object = missing.path.display().to_string();
+            return Self::new(Code::KeyUnavailable, format!("{}: {missing}", what.into()))
+                .with("object", object)
+                .with("key_id", missing.key_id.to_string())
+                .caused_by(source);
+        }
         let code = match source.kind() {
+            _ if source
+                .get_ref()
+                .is_some_and(|inner| inner.is::<FileDamaged>()) =>
+            {
+                Code::DatabaseCorrupt
+            }
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::DiskFull,
             _ => Code::Internal,
         };

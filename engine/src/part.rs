@@ -106,7 +106,7 @@ fn write(core: &Core, record: &SpooledRecord, pieces: &Pieces) -> Result<Finishe
         database.page_size,
         database.seed,
         record.chain_before,
-        core.remote.stamp(database.namespace, database.id)?,
+        core.remote.part_stamp(database.namespace, database.id)?,
         Compressor::new(core.settings.settle_level.min(core.settings.journal_level)),
     );
     let (header, kind) = header_of(&record.header)?;

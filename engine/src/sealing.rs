@@ -15,6 +15,8 @@ use tidelog_archive::store::Store;
 use tidelog_wal::{DatabaseId, NamespaceId, Term};
 
 use crate::error::{Code, Error};
+use crate::node::keys::refuse_sealed;
+use crate::node::start::store_error;
 use crate::remote::Remote;
 
 /// Turns a failure to get at a key into the engine's.
@@ -69,20 +71,95 @@ impl Remote {
             .map_err(key_error)
     }
 
+    /// A stamp for a segment part: as [`section_key`](Self::section_key).
+    pub(crate) fn part_stamp(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+    ) -> Result<Stamp, Error> {
+        let key = self.section_key(namespace, id)?;
+        Ok(Stamp::draw(self.entropy.as_ref(), key))
+    }
+
     /// A stamp for a new journal object.
     pub(crate) fn journal_stamp(&self) -> Result<Stamp, Error> {
         let keys = self.store.keys();
         keys.journal_stamp(self.entropy.as_ref()).map_err(key_error)
     }
 
-    /// What seals the sections of a database.
+    /// The object of audit lines: sealed with the system's key, if it has one.
+    pub(crate) fn audit_object(
+        &self,
+        namespace: NamespaceId,
+        lines: String,
+    ) -> Result<Bytes, Error> {
+        let keys = self.store.keys();
+        let key = match keys.system() {
+            Some((system, id)) => keys.sealing(system, id).map_err(key_error)?,
+            None => None,
+        };
+        if key.is_none() {
+            return Ok(Bytes::from(lines));
+        }
+        let stamp = Stamp::draw(self.entropy.as_ref(), key);
+        let sealed = tidelog_archive::audit::seal(namespace, stamp, &lines);
+        let sealed = sealed.map_err(|e| Error::internal("seal audit lines").caused_by(e))?;
+        Ok(sealed.bytes)
+    }
+
+    /// What seals the journaled records of a database. Those of one whose key object is gone are sealed with the
+    /// system's key: an acknowledged record is neither lost nor shown, and the other tenants' are shipped. Those of
+    /// one whose keys were destroyed are sealed with a key that nobody keeps.
     pub(crate) fn section_key(
         &self,
         namespace: NamespaceId,
         id: DatabaseId,
     ) -> Result<Option<Arc<SealKey>>, Error> {
         let keys = self.store.keys();
-        keys.sealing(namespace, id).map_err(key_error)
+        match (keys.known(id), keys.system()) {
+            (Known::Shredded, _) => {
+                let thrown_away = SealKey::draw(self.entropy.as_ref(), self.clock.wall());
+                Ok(Some(Arc::new(thrown_away)))
+            }
+            (Known::Lost, Some((namespace, system))) if system != id => {
+                keys.sealing(namespace, system).map_err(key_error)
+            }
+            _ => keys.sealing(namespace, id).map_err(key_error),
+        }
+    }
+
+    /// Learns how a database is sealed whose records stand in a journal of an earlier life.
+    pub(crate) async fn learn(&self, namespace: NamespaceId, id: DatabaseId) -> Result<(), Error> {
+        let ring = self.store.keys();
+        self.keys(namespace, id).ensure().await.map_err(key_error)?;
+        if !ring.is_on() || ring.known(id) != Known::Plain {
+            return Ok(());
+        }
+        let place = Key::manifest(namespace, id).to_string();
+        match self.store.get(&place).await {
+            Ok(bytes) => {
+                if let Err(error) = refuse_sealed(&place, &bytes) {
+                    tracing::error!(%error, "the key of a database with unshipped commits is gone");
+                    ring.note_lost(id);
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(store_error("read a manifest", error)),
+        }
+    }
+
+    /// Destroys the data keys of a database, in the store and here: from then on nothing of it that is stored
+    /// opens, whoever holds the master keys. Doing it again is no error; a plain database has no keys to destroy.
+    ///
+    /// Whoever purges reads the manifest first, then calls this, then publishes the tombstone, which is plain from
+    /// then on, and deletes the objects.
+    pub(crate) async fn shred(&self, namespace: NamespaceId, id: DatabaseId) -> Result<(), Error> {
+        let now = self.clock.wall();
+        let keys = self.keys(namespace, id);
+        keys.shred(now, self.entropy.as_ref())
+            .await
+            .map_err(key_error)
     }
 
     /// Makes the data key of a new database, before anything else of it is stored. Nothing to do without master

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use tidelog_archive::seal::MasterKeys;
 use tidelog_wal::NodeId;
 
 /// When a write is answered.
@@ -76,6 +77,9 @@ pub struct Settings {
     pub take_over: TakeOver,
     /// Join a bucket with an empty folder for one errand, taking nothing over: refused while a term is open.
     pub visit: bool,
+    /// The master keys, the newest last. With any, encryption is on: new databases, the local journal and spools
+    /// are sealed. Without, a sealed bucket or data folder is refused.
+    pub master_keys: MasterKeys,
     /// How long a chunk collects commits. Longer: fewer requests and better compression, more to lose with
     /// the machine for writes below `remote`.
     pub ship_interval: Duration,
@@ -136,6 +140,7 @@ impl Default for Settings {
             durability: Durability::Local,
             take_over: TakeOver::None,
             visit: false,
+            master_keys: MasterKeys::default(),
             ship_interval: Duration::from_secs(1),
             ship_linger: Duration::from_millis(10),
             chunk_bytes: 4 << 20,

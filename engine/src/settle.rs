@@ -326,17 +326,17 @@ impl SegmentBuild<'_> {
             self.took(&header);
             return Ok(());
         }
-        let stamp = core.remote.stamp(meta.namespace, meta.database)?;
-        let writer = self.writer.get_or_insert_with(|| {
-            SegmentWriter::new(
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => none.insert(SegmentWriter::new(
                 (meta.namespace, meta.database),
                 meta.page_size,
                 meta.seed,
                 chain_before,
-                stamp,
+                core.remote.stamp(meta.namespace, meta.database)?,
                 Compressor::new(core.settings.settle_level),
-            )
-        });
+            )),
+        };
         writer
             .push(record)
             .map_err(|e| Error::internal("write a segment").caused_by(e))?;

@@ -13,6 +13,7 @@ use tidelog_engine::{
     Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
     Settings, Statement, TakeOver, Value,
 };
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::{NamespaceId, Position};
 
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -25,6 +26,7 @@ fn settings(folder: &Path) -> Settings {
         settle_bytes: 4 << 10,
         settle_pause: Duration::from_millis(1),
         take_over: TakeOver::All,
+        master_keys: masters(),
         ..Settings::default()
     }
 }
@@ -96,7 +98,7 @@ async fn made(engine: &Engine) -> (NamespaceId, Database) {
 /// What the bucket alone restores.
 async fn stored(folder: &Path, name: &str, at: At) -> Result<i64, tidelog_engine::Error> {
     let url = format!("file://{}", folder.join("store").display());
-    let bucket = Bucket::open(&url).await?;
+    let bucket = Bucket::open_with_keys(&url, &masters()).await?;
     let found = bucket.find("acme", name).await?;
     let out = tempfile::tempdir().expect("tempdir");
     let file = out.path().join("out.db");

@@ -20,6 +20,7 @@ use tidelog_engine::{
     Statement, TakeOver, Writer,
 };
 use tidelog_testkit::history::{History, Host, Options, Step};
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::{PageSize, Position};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -46,6 +47,7 @@ fn settings(folder: &Path, rng: &mut StdRng) -> Settings {
         settle_pause: Duration::from_millis(1),
         wal_soft_bytes: pick(&[16 << 10, 100 << 10, 1 << 20]),
         spool_bytes: pick(&[2 << 10, 20 << 10, 1 << 20]),
+        master_keys: masters(),
         ..Settings::default()
     }
 }
@@ -286,7 +288,7 @@ async fn create(settings: Settings, history: &History) -> (Engine, Database) {
 async fn check(folder: &Path, promises: &[Promise]) -> Result<usize, String> {
     let failed = |e| format!("bucket: {e:?}");
     let url = format!("file://{}", folder.join("store").display());
-    let bucket = Bucket::open(&url).await.map_err(failed)?;
+    let bucket = Bucket::open_with_keys(&url, &masters()).await.map_err(failed)?;
     let found = bucket.find("acme", "orders").await.map_err(failed)?;
     let scratch = tempfile::tempdir().expect("tempdir");
     for (at, promise) in promises.iter().enumerate() {
@@ -472,7 +474,7 @@ fn a_spooled_commit_that_is_checkpointed_before_it_is_shipped_is_stored() {
     flushed.expect("everything before is stored");
     let restored = runtime.block_on(async {
         let url = format!("file://{}", folder.path().join("store").display());
-        let bucket = Bucket::open(&url).await.expect("bucket");
+        let bucket = Bucket::open_with_keys(&url, &masters()).await.expect("bucket");
         let found = bucket.find("acme", "orders").await.expect("find");
         let out = folder.path().join("out.db");
         let restored = bucket.restore(&found, At::Bookmark(at), &out, false);

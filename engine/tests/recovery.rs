@@ -21,6 +21,7 @@ use tidelog_engine::{
     Access, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request, Settings,
     Statement,
 };
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::{PageSize, Position, TxId};
 
 const PAGE: u64 = 1024;
@@ -44,6 +45,7 @@ fn settings(folder: &Path, rng: &mut StdRng) -> Settings {
         settle_bytes: 1 << 40,
         wal_soft_bytes: pick(&[16 << 10, 64 << 10, 1 << 30]),
         spool_bytes: pick(&[4 << 10, 1 << 20]),
+        master_keys: masters(),
         ..Settings::default()
     }
 }
@@ -288,7 +290,7 @@ async fn crash(mut node: Node, rng: &mut StdRng, next: &Path) -> Node {
 impl Node {
     async fn bucket(&self) -> (Bucket, BucketDatabase) {
         let url = format!("file://{}", self.folder.join("store").display());
-        let bucket = Bucket::open(&url).await.expect("bucket");
+        let bucket = Bucket::open_with_keys(&url, &masters()).await.expect("bucket");
         let found = bucket.find("acme", "orders").await.expect("find");
         (bucket, found)
     }

@@ -6,12 +6,14 @@ use tidelog_engine::request::{Access, Request};
 use tidelog_engine::{
     Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Settings, Statement, Value,
 };
+use tidelog_testkit::sealing::masters;
 
 fn settings(folder: &std::path::Path) -> Settings {
     Settings {
         data: folder.join("data"),
         store_url: format!("file://{}", folder.join("store").display()),
         ship_interval: Duration::from_millis(50),
+        master_keys: masters(),
         ..Settings::default()
     }
 }

@@ -22,6 +22,7 @@ use tidelog_engine::{
     Request, Settings, Statement, Value,
 };
 use tidelog_testkit::history::{History, Host, Options, Step, Tables};
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::{PageSize, Position};
 use tokio::runtime::Runtime;
 
@@ -35,6 +36,7 @@ fn settings(folder: &Path) -> Settings {
         ship_interval: Duration::from_millis(20),
         settle_pause: Duration::from_millis(1),
         restores_max: usize::MAX,
+        master_keys: masters(),
         ..Settings::default()
     }
 }
@@ -340,7 +342,7 @@ fn random_history(seed: u64, runtime: &Runtime) -> Result<usize, String> {
 async fn check_bucket(folder: &Path, past: &[Was]) -> Result<(), String> {
     let failed = |e| format!("bucket: {e:?}");
     let url = format!("file://{}", folder.join("store").display());
-    let bucket = Bucket::open(&url).await.map_err(failed)?;
+    let bucket = Bucket::open_with_keys(&url, &masters()).await.map_err(failed)?;
     let found = bucket.find("acme", "orders").await.map_err(failed)?;
     for (number, was) in past.iter().enumerate() {
         let out = folder.join(format!("out-{number}.db"));

@@ -9,6 +9,7 @@ use tidelog_engine::system::Page;
 use tidelog_engine::{
     Code, Database, Durability, Engine, Limits, Params, Parts, Settings, Statement,
 };
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::Position;
 
 fn settings(folder: &Path) -> Settings {
@@ -18,6 +19,7 @@ fn settings(folder: &Path) -> Settings {
         ship_interval: Duration::from_millis(20),
         settle_bytes: 32 << 10,
         settle_pause: Duration::from_millis(1),
+        master_keys: masters(),
         ..Settings::default()
     }
 }

@@ -10,6 +10,7 @@ use tidelog_engine::{
     Code, Database, Durability, Engine, Error, Limits, NewDatabase, Params, Parts, Settings,
     Statement, TakeOver, Value,
 };
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::{PageSize, Position};
 
 fn settings(folder: &Path) -> Settings {
@@ -20,6 +21,7 @@ fn settings(folder: &Path) -> Settings {
         ship_linger: Duration::from_millis(1),
         settle_bytes: 64 << 10,
         settle_pause: Duration::from_millis(1),
+        master_keys: masters(),
         ..Settings::default()
     }
 }
@@ -78,7 +80,7 @@ fn sound(file: &Path) {
 /// Restores `at` from the bucket and hands the file to `look`.
 async fn restored<T>(folder: &Path, at: At, look: impl FnOnce(&Path) -> T) -> T {
     let url = format!("file://{}", folder.join("store").display());
-    let bucket = Bucket::open(&url).await.expect("bucket");
+    let bucket = Bucket::open_with_keys(&url, &masters()).await.expect("bucket");
     let found = bucket.find("acme", "orders").await.expect("find");
     let scratch = tempfile::tempdir().expect("tempdir");
     let out = scratch.path().join("out.db");

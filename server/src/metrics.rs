@@ -137,8 +137,32 @@ pub(crate) async fn scrape(app: &App) -> String {
         "Number of this process life.",
         u64::from(app.engine.term().get()),
     );
+    keys(&mut out, app);
     app.guards.meters.write(&mut out);
     out
+}
+
+/// How old the keys are; nothing without encryption.
+fn keys(out: &mut String, app: &App) {
+    let ages = app.engine.key_ages();
+    if !ages.on {
+        return;
+    }
+    gauge(
+        out,
+        "sealed_databases",
+        "Databases whose data key is in memory.",
+        ages.databases,
+    );
+    let now = app.clock.wall();
+    let oldest = ages.oldest.map_or(0, |made| now.micros_since(made));
+    head(
+        out,
+        "gauge",
+        "data_key_oldest_seconds",
+        "Age of the oldest data key that seals new objects, of the databases opened so far.",
+    );
+    series(out, "data_key_oldest_seconds", &seconds(oldest));
 }
 
 fn node(out: &mut String, status: &NodeStatus) {

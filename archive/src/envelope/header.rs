@@ -103,11 +103,13 @@ pub enum ObjectKind {
     Key = 10,
     /// What an archive holds.
     ArchiveMetadata = 11,
+    /// Audit lines.
+    Audit = 12,
 }
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Root,
         Self::Claim,
         Self::Journal,
@@ -119,6 +121,7 @@ impl ObjectKind {
         Self::Image,
         Self::Key,
         Self::ArchiveMetadata,
+        Self::Audit,
     ];
 
     /// Its code in a header.

@@ -86,7 +86,7 @@ impl KeyStore {
     pub async fn ensure(&self) -> Result<(), KeyError> {
         match self.keys().known(self.database) {
             Known::Nothing => self.admit().await,
-            Known::Plain | Known::Key(_) | Known::Shredded => Ok(()),
+            Known::Plain | Known::Key(_) | Known::Lost | Known::Shredded => Ok(()),
         }
     }
 
@@ -276,7 +276,7 @@ impl Store {
             ids.ensure().await?;
         }
         let ids = match header.kind {
-            ObjectKind::Journal => self.keys().system(),
+            ObjectKind::Journal | ObjectKind::Audit => self.keys().system(),
             _ => Some((header.namespace, header.database)),
         };
         match ids {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tidelog_wal::{DatabaseId, NamespaceId};
+use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use super::cipher::BlockSealer;
 use super::error::KeyError;
@@ -22,6 +22,8 @@ pub enum Known {
     Plain,
     /// This key seals new objects of it.
     Key(Arc<SealKey>),
+    /// It is sealed, and its key object is gone.
+    Lost,
     /// Its keys were destroyed.
     Shredded,
 }
@@ -34,6 +36,7 @@ enum Held {
         plain_before: bool,
         ids: Vec<KeyId>,
     },
+    Lost,
     Shredded,
 }
 
@@ -147,6 +150,29 @@ impl Keyring {
         });
     }
 
+    /// Says that a database is sealed and its key object is gone.
+    pub fn note_lost(&self, database: DatabaseId) {
+        self.write(|state| {
+            state.databases.insert(database, Held::Lost);
+        });
+    }
+
+    /// How many databases with a key are known here, and when the oldest of the keys that seal new objects was made.
+    pub fn ages(&self) -> (u64, Option<Timestamp>) {
+        let ages = self.read(|state| {
+            let newest = state.databases.values().filter_map(|held| match held {
+                Held::Sealed { newest, .. } => state.keys.get(newest),
+                Held::Plain | Held::Lost | Held::Shredded => None,
+            });
+            newest.fold((0, None), |(count, oldest), key| {
+                let oldest =
+                    oldest.map_or(key.created, |oldest: Timestamp| oldest.min(key.created));
+                (count + 1, Some(oldest))
+            })
+        });
+        ages.unwrap_or_default()
+    }
+
     /// Forgets what is known of a database, its keys wiped.
     pub fn forget(&self, database: DatabaseId) {
         self.write(|state| {
@@ -168,6 +194,7 @@ impl Keyring {
         let known = self.read(|state| match state.databases.get(&database) {
             None => Known::Nothing,
             Some(Held::Plain) => Known::Plain,
+            Some(Held::Lost) => Known::Lost,
             Some(Held::Shredded) => Known::Shredded,
             Some(Held::Sealed { newest, .. }) => match state.keys.get(newest) {
                 Some(key) => Known::Key(Arc::clone(key)),
@@ -189,6 +216,7 @@ impl Keyring {
             Known::Plain => Ok(None),
             Known::Key(key) => Ok(Some(key)),
             Known::Nothing => Err(KeyError::Unread { object: object() }),
+            Known::Lost => Err(KeyError::Missing { object: object() }),
             Known::Shredded => Err(KeyError::Shredded { object: object() }),
         }
     }
@@ -250,7 +278,7 @@ impl Keyring {
     fn must_be_sealed(&self, database: DatabaseId) -> bool {
         let sealed = self.read(|state| match state.databases.get(&database) {
             Some(Held::Sealed { plain_before, .. }) => !plain_before,
-            Some(Held::Plain | Held::Shredded) | None => false,
+            Some(Held::Plain | Held::Lost | Held::Shredded) | None => false,
         });
         sealed.unwrap_or(false)
     }

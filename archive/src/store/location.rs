@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::aws::{AmazonS3Builder, Checksum, S3ConditionalPut};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::memory::InMemory;
@@ -82,6 +82,11 @@ struct Bucket {
     endpoint: Option<String>,
     region: Option<String>,
     path_style: Option<bool>,
+    /// What S3 is asked to encrypt with, beside what is sealed already.
+    sse: Option<String>,
+    sse_kms_key_id: Option<String>,
+    /// A checksum header with every PUT, which buckets with Object Lock ask for.
+    checksum: bool,
 }
 
 impl Bucket {
@@ -102,6 +107,9 @@ impl Bucket {
             endpoint: None,
             region: None,
             path_style: None,
+            sse: None,
+            sse_kms_key_id: None,
+            checksum: false,
         };
         for (name, value) in url.query_pairs() {
             match (url.scheme(), name.as_ref()) {
@@ -113,8 +121,25 @@ impl Bucket {
                             invalid("path_style is true or false", value.into_owned())
                         })?);
                 }
+                ("s3", "sse") if ["AES256", "aws:kms", "aws:kms:dsse"].contains(&&*value) => {
+                    bucket.sse = Some(value.into_owned());
+                }
+                ("s3", "sse") => {
+                    let what = "sse is AES256, aws:kms or aws:kms:dsse";
+                    return Err(invalid(what, value.into_owned()));
+                }
+                ("s3", "sse_kms_key_id") => bucket.sse_kms_key_id = Some(value.into_owned()),
+                ("s3", "checksum") if value == "sha256" => bucket.checksum = true,
+                ("s3", "checksum") => {
+                    return Err(invalid("checksum is sha256", value.into_owned()));
+                }
                 _ => return Err(invalid("unknown option in the store's URL", name)),
             }
+        }
+        if bucket.sse_kms_key_id.is_some() && bucket.sse.as_deref().unwrap_or("AES256") == "AES256"
+        {
+            let what = "sse_kms_key_id needs sse=aws:kms or sse=aws:kms:dsse";
+            return Err(invalid(what, text));
         }
         Ok(bucket)
     }
@@ -143,6 +168,11 @@ fn no_retries() -> RetryConfig {
 }
 
 fn s3(bucket: &Bucket, settings: &StoreSettings) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    let built = s3_builder(bucket, settings).build();
+    Ok(Arc::new(built.map_err(|error| unusable(&error))?))
+}
+
+fn s3_builder(bucket: &Bucket, settings: &StoreSettings) -> AmazonS3Builder {
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(&bucket.name)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
@@ -159,7 +189,19 @@ fn s3(bucket: &Bucket, settings: &StoreSettings) -> Result<Arc<dyn ObjectStore>,
     if let Some(path_style) = bucket.path_style {
         builder = builder.with_virtual_hosted_style_request(!path_style);
     }
-    Ok(Arc::new(builder.build().map_err(|error| unusable(&error))?))
+    let keys = [
+        ("aws_server_side_encryption", &bucket.sse),
+        ("aws_sse_kms_key_id", &bucket.sse_kms_key_id),
+    ];
+    for (key, value) in keys {
+        if let (Ok(key), Some(value)) = (key.parse(), value) {
+            builder = builder.with_config(key, value);
+        }
+    }
+    if bucket.checksum {
+        builder = builder.with_checksum_algorithm(Checksum::SHA256);
+    }
+    builder
 }
 
 fn gcs(bucket: &Bucket, settings: &StoreSettings) -> Result<Arc<dyn ObjectStore>, StoreError> {
@@ -209,6 +251,49 @@ mod tests {
         assert!(open(url, &StoreSettings::default()).is_ok());
     }
 
+    /// Goal: what the URL asks of S3 is in the request. Method: a listener that answers one PUT and hands out its head.
+    #[tokio::test]
+    async fn server_side_encryption_and_checksums_are_asked_for_in_headers() {
+        use object_store::ObjectStoreExt as _;
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answering = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut seen = Vec::new();
+            let mut piece = [0; 4096];
+            while !seen.ends_with(b"the body") {
+                let read = client.read(&mut piece).unwrap();
+                assert!(read > 0, "the body comes");
+                seen.extend_from_slice(&piece[..read]);
+            }
+            let answer =
+                "HTTP/1.1 200 OK\r\netag: \"x\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            client.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8_lossy(&seen).to_lowercase()
+        });
+        let url = format!(
+            "s3://b?endpoint=http://127.0.0.1:{port}&region=eu-1&path_style=true&sse=aws:kms&\
+             sse_kms_key_id=my-key&checksum=sha256"
+        );
+        let bucket = Bucket::parse(&url).unwrap();
+        let store = s3_builder(&bucket, &StoreSettings::default())
+            .with_access_key_id("id")
+            .with_secret_access_key("secret")
+            .build()
+            .unwrap();
+        let put = store.put(&"key".into(), "the body".into()).await;
+        let head = answering.join().unwrap();
+        put.unwrap();
+        for wanted in [
+            "x-amz-server-side-encryption: aws:kms",
+            "x-amz-server-side-encryption-aws-kms-key-id: my-key",
+            "x-amz-checksum-sha256: ",
+        ] {
+            assert!(head.contains(wanted), "{wanted} is not in {head}");
+        }
+    }
+
     #[test]
     fn wrong_urls_are_refused_with_a_reason() {
         assert!(error("/var/lib").contains("scheme"));
@@ -218,6 +303,9 @@ mod tests {
         assert!(!error("s3://key:secret@b/p").contains("secret"));
         assert!(error("s3:///p").contains("bucket"));
         assert!(error("s3://b/p?path_style=maybe").contains("maybe"));
+        assert!(error("s3://b/p?sse=rot13").contains("rot13"));
+        assert!(error("s3://b/p?sse_kms_key_id=k").contains("sse=aws:kms"));
+        assert!(error("s3://b/p?checksum=md5").contains("md5"));
         assert!(error("file:relative").contains("file:///"));
         assert!(error("s3://b/../..//x y").contains("prefix"));
     }

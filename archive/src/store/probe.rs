@@ -21,6 +21,8 @@ pub struct Fitness {
     pub wall: Timestamp,
     /// The store's time of that object: a large difference means that one of the clocks is wrong.
     pub store_time: Timestamp,
+    /// The store names versions of objects: what is overwritten or deleted may live on as an older one.
+    pub versioned: bool,
 }
 
 /// Length of a probe object.
@@ -132,7 +134,12 @@ impl Store {
                 "it ignores If-Match: it created an object that did not exist",
             ));
         }
-        Ok(Fitness { wall, store_time })
+        let versioned = first.version.as_deref().is_some_and(|id| id != "null");
+        Ok(Fitness {
+            wall,
+            store_time,
+            versioned,
+        })
     }
 
     /// One PUT, unresolved: what the store itself answers is the question. `None` is a refusal.

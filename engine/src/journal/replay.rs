@@ -90,7 +90,7 @@ pub fn replay(disk: &Arc<dyn Disk>, folder: &Path, cluster: ClusterId) -> Result
     let files = disk
         .list(folder)
         .map_err(|e| Error::io("list the journal folder", e))?;
-    for (path, len) in files {
+    for (path, _) in files {
         if path.extension().is_none_or(|e| e != "chunk") {
             continue;
         }
@@ -137,7 +137,7 @@ pub fn replay(disk: &Arc<dyn Disk>, folder: &Path, cluster: ClusterId) -> Result
             &bytes,
             expected,
         )?;
-        if whole < len {
+        if whole < bytes.len() as u64 {
             torn_term = Some(header.term);
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod identity;
 pub(crate) mod inherit;
+pub(crate) mod keys;
 pub(crate) mod start;
 pub(crate) mod tail;
 pub(crate) mod terms;

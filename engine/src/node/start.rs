@@ -17,6 +17,7 @@ use tidelog_wal::{ClusterId, DatabaseId, NamespaceId, NodeId, Term};
 
 use super::identity::{FolderLock, Identity};
 use super::inherit::{Inherited, inherit};
+use super::keys::{prepare_bucket, seal_disk, unlock_bucket};
 use super::tail::unsettled;
 use super::terms::{Closed, close_earlier, refuse_beside_open, term_error};
 use crate::capture::Scratches;
@@ -55,6 +56,7 @@ pub(crate) fn store_error(what: &str, error: StoreError) -> Error {
     let code = match error.kind() {
         ErrorKind::OutcomeUnknown => Code::OutcomeUnknown,
         ErrorKind::Corrupt => Code::ObjectCorrupt,
+        ErrorKind::KeyUnavailable => Code::KeyUnavailable,
         ErrorKind::Conflict => Code::DatabaseMoved,
         ErrorKind::Invalid => Code::Refused,
         _ => Code::StorageUnavailable,
@@ -81,14 +83,16 @@ pub(crate) async fn start(
     if let Some(sentence) = unfit_library() {
         return Err(Error::new(Code::Refused, sentence));
     }
-    let disk = Arc::clone(&parts.disk);
+    let mut parts = parts;
     let journal_folder = settings.data.join("journal");
     for folder in [
         &settings.data,
         &journal_folder,
         &settings.data.join("databases"),
     ] {
-        disk.create_folder(folder)
+        parts
+            .disk
+            .create_folder(folder)
             .map_err(|e| Error::io(format!("create {}", folder.display()), e))?;
     }
     let lock = FolderLock::take(&settings.data)?;
@@ -97,8 +101,12 @@ pub(crate) async fn start(
         .await
         .map_err(|e| store_error("probe the store", e))?;
     let mut notices = Vec::new();
-    let known = Identity::read(disk.as_ref(), &settings.data)?;
+    let known = Identity::read(parts.disk.as_ref(), &settings.data)?;
     let (root, fresh) = read_or_make_root(&store, &parts, known.as_ref()).await?;
+    let store = unlock_bucket(store, &settings.master_keys, &root).await?;
+    prepare_bucket(&store, &parts, &root, &mut notices).await?;
+    parts.disk = seal_disk(&parts, &settings.data, &settings.master_keys)?;
+    let disk = Arc::clone(&parts.disk);
     let mut identity = identify(&settings, &parts, known, &root, fresh)?;
     identity.write(disk.as_ref(), &settings.data)?;
 
@@ -168,6 +176,9 @@ pub(crate) async fn start(
         rolled_back: RolledBack::default(),
         meters: Meters::default(),
     });
+    for database in found.databases.values() {
+        core.remote.learn(database.namespace, database.id).await?;
+    }
     let inherited = inherit(&core, &found, &fences)?;
     if inherited.reappended > 0 {
         notices.push(format!(

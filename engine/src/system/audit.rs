@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use rusqlite::params;
 use serde_json::{Value as Json, json};
 use tidelog_archive::key::{AuditDate, Key};
@@ -307,7 +306,9 @@ impl System {
                 text.push_str(line);
                 text.push('\n');
             }
-            remote.create(&key, Bytes::from(text)).await?;
+            remote
+                .create(&key, remote.audit_object(namespace, text)?)
+                .await?;
             let newest = lines.iter().map(|(_, at, _)| *at).max().unwrap_or(0);
             self.write(move |c| {
                 c.execute(

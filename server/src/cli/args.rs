@@ -37,6 +37,10 @@ pub(crate) struct Place {
     /// The token for the server [env: `TIDELOG_TOKEN`]
     #[arg(long, global = true, value_name = "TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+    /// A master key of the bucket, `ID=PATH`: 32 random bytes, raw or in base64; once a key, the newest last
+    /// [env: `TIDELOG_MASTER_KEY_FILES`, separated by commas; or `TIDELOG_MASTER_KEYS` with `ID=BASE64`]
+    #[arg(long, global = true, value_name = "ID=PATH")]
+    pub(crate) master_key_file: Vec<String>,
 }
 
 impl Place {
@@ -99,6 +103,9 @@ pub(crate) enum Command {
     /// Look at the store itself
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Show and rotate the keys a bucket is sealed with
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Make, list and revoke tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -119,6 +126,26 @@ pub(crate) enum Command {
     /// Name commits of a database
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+}
+
+/// What is done with keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// How every database is sealed, how old its newest data key is, and by which master keys
+    Status,
+    /// Print the lines of a sealed audit object
+    Audit {
+        /// Its key in the bucket: tenants/NAMESPACE/audit/DATE/NAME.jsonl
+        key: String,
+    },
+    /// Wrap every data key by the newest master key; with --data-keys make new data keys instead
+    Rotate {
+        /// Give databases a new data key; a plain one gets its first
+        #[arg(long)]
+        data_keys: bool,
+        /// NAMESPACE/DATABASE; every database when left out
+        database: Option<Name>,
+    },
 }
 
 /// A database by name.

@@ -10,6 +10,7 @@ mod args;
 mod bucket;
 mod client;
 mod exit;
+mod keys;
 mod local;
 mod output;
 mod remote;
@@ -60,16 +61,19 @@ pub fn main() -> ExitCode {
 
 async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
     let place = arguments.place;
+    let keys = place.master_keys()?;
     match arguments.command {
-        Command::Serve(options) => Box::pin(serve::run(place, options, output)).await,
-        Command::List => bucket::list::list(&place.bucket()?, output).await,
+        Command::Serve(options) => Box::pin(serve::run(place, keys, options, output)).await,
+        Command::List => bucket::list::list(&place.bucket()?, &keys, output).await,
         Command::Restore(options) => {
-            bucket::restore::restore(&place.bucket()?, options, output).await
+            bucket::restore::restore(&place.bucket()?, &keys, options, output).await
         }
-        Command::Verify(options) => bucket::verify::verify(&place.bucket()?, options, output).await,
+        Command::Verify(options) => {
+            bucket::verify::verify(&place.bucket()?, &keys, options, output).await
+        }
         Command::Store(StoreCommand::Check) => bucket::check::check(&place.bucket()?, output).await,
         Command::History(options) if place.names_bucket() => {
-            bucket::history::history(&place.bucket()?, options, output).await
+            bucket::history::history(&place.bucket()?, &keys, options, output).await
         }
         Command::History(options) => remote::history(&place.server()?, options, output).await,
         Command::Token(TokenCommand::Recover {
@@ -79,12 +83,14 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
             let bucket = place.bucket()?;
             Box::pin(bucket::recover::recover(
                 &bucket,
+                &keys,
                 &namespace,
                 take_over.as_deref(),
                 output,
             ))
             .await
         }
+        Command::Keys(command) => keys::keys(&place.bucket()?, &keys, command, output).await,
         Command::Token(command) => remote::token(&place.server()?, command, output).await,
         Command::Namespace(command) => remote::namespace(&place.server()?, command, output).await,
         Command::Db(command) => remote::db(&place.server()?, command, output).await,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidelog_engine::{Engine, Parts, Settings, TakeOver};
+use tidelog_engine::{Engine, MasterKeys, Parts, Settings, TakeOver};
 use tracing_subscriber::EnvFilter;
 
 use super::args::{Place, ServeOptions, variable};
@@ -21,6 +21,7 @@ const SCRATCH: &str = "scratch";
 
 pub(super) async fn run(
     place: Place,
+    keys: MasterKeys,
     options: ServeOptions,
     output: &Output,
 ) -> Result<(), Failure> {
@@ -29,7 +30,8 @@ pub(super) async fn run(
     }
     log(options.log_json)?;
     let store = place.store.or_else(|| variable("TIDELOG_STORE"));
-    let settings = settings(&options, store)?;
+    let mut settings = settings(&options, store)?;
+    settings.master_keys = keys;
     // The address first: one in use must not cost a term.
     let listener = serve::bind(options.listen, options.insecure_listen)
         .await

@@ -81,6 +81,7 @@ impl World {
             data: data.clone(),
             store_url: "memory:".to_owned(),
             ship_interval: Duration::from_millis(20),
+            master_keys: tidelog_testkit::sealing::masters(),
             ..Settings::default()
         };
         let engine = Box::pin(Engine::start(settings, Parts::production()))

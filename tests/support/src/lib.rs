@@ -22,5 +22,6 @@ pub mod oracle;
 pub mod proxy;
 pub mod recorder;
 pub mod s3;
+pub mod sealing;
 pub mod server;
 pub mod sim;

@@ -76,6 +76,7 @@ impl Launch {
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(&self.arguments)
             .env("TIDELOG_LOG", "error")
+            .envs(crate::sealing::environment())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         command

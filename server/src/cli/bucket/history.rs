@@ -1,6 +1,7 @@
 //! `tidelog history --store`: the newest commits of a database, each with its bookmark.
 
 use serde_json::{Value as Json, json};
+use tidelog_engine::MasterKeys;
 use tidelog_engine::bucket::Bucket;
 use tidelog_wal::TxId;
 
@@ -20,10 +21,11 @@ const HEADINGS: [&str; 5] = [
 /// Lists commits, newest first.
 pub(in crate::cli) async fn history(
     url: &str,
+    keys: &MasterKeys,
     options: HistoryOptions,
     output: &Output,
 ) -> Result<(), Failure> {
-    let bucket = Bucket::open(url).await?;
+    let bucket = Bucket::open_with_keys(url, keys).await?;
     let name = &options.database;
     let database = bucket.find(&name.namespace, &name.database).await?;
     let mut history = bucket.history(&database).await?;

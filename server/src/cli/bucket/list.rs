@@ -1,6 +1,7 @@
 //! `tidelog list`: what is in a bucket, by name.
 
 use serde_json::{Value as Json, json};
+use tidelog_engine::MasterKeys;
 use tidelog_engine::bucket::Bucket;
 
 use crate::cli::exit::Failure;
@@ -29,8 +30,12 @@ fn snapshots_of(items: &[Json]) -> Vec<Vec<String>> {
 }
 
 /// Lists the databases of a bucket with their newest stored bookmark.
-pub(in crate::cli) async fn list(url: &str, output: &Output) -> Result<(), Failure> {
-    let bucket = Bucket::open(url).await?;
+pub(in crate::cli) async fn list(
+    url: &str,
+    keys: &MasterKeys,
+    output: &Output,
+) -> Result<(), Failure> {
+    let bucket = Bucket::open_with_keys(url, keys).await?;
     let mut items = Vec::new();
     for database in bucket.databases().await? {
         let head = bucket.head(&database).await?;

@@ -5,7 +5,7 @@
 
 use serde_json::json;
 use tidelog_engine::system::tokens::NewToken;
-use tidelog_engine::{Engine, Parts, Settings};
+use tidelog_engine::{Engine, MasterKeys, Parts, Settings};
 
 use crate::cli::exit::Failure;
 use crate::cli::output::Output;
@@ -17,6 +17,7 @@ const SERVER: &str = "server";
 /// Makes an owner token of a namespace, or a server token.
 pub(in crate::cli) async fn recover(
     store: &str,
+    keys: &MasterKeys,
     namespace: &str,
     wanted: Option<&str>,
     output: &Output,
@@ -28,6 +29,7 @@ pub(in crate::cli) async fn recover(
         data: folder.path().to_owned(),
         store_url: store.to_owned(),
         visit: true,
+        master_keys: keys.clone(),
         take_over,
         ..Settings::default()
     };

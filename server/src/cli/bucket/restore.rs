@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 use serde_json::json;
 use tidelog_archive::restore::{FileSink, PageSink, RestoreSettings, execute};
+use tidelog_engine::MasterKeys;
 use tidelog_engine::bucket::Bucket;
 
 use crate::cli::args::RestoreOptions;
@@ -49,12 +50,13 @@ fn beside(out: &Path) -> PathBuf {
 /// Restores a database to a file.
 pub(in crate::cli) async fn restore(
     url: &str,
+    keys: &MasterKeys,
     options: RestoreOptions,
     output: &Output,
 ) -> Result<(), Failure> {
     let out = &options.out;
     refuse_existing(out, options.force)?;
-    let bucket = Bucket::open(url).await?;
+    let bucket = Bucket::open_with_keys(url, keys).await?;
     let name = &options.database;
     let database = bucket.find(&name.namespace, &name.database).await?;
     let plan = bucket.plan(&database, options.at.target()).await?;

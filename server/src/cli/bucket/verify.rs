@@ -3,6 +3,7 @@
 use serde_json::{Value as Json, json};
 use tidelog_archive::restore::FileSink;
 use tidelog_archive::scrub::{self, scrub};
+use tidelog_engine::MasterKeys;
 use tidelog_engine::bucket::Bucket;
 
 use crate::cli::args::{Level, VerifyOptions};
@@ -12,10 +13,11 @@ use crate::cli::output::Output;
 /// Verifies one database or all, the system database among them. Damage is exit 5, after everything was looked at.
 pub(in crate::cli) async fn verify(
     url: &str,
+    keys: &MasterKeys,
     options: VerifyOptions,
     output: &Output,
 ) -> Result<(), Failure> {
-    let bucket = Bucket::open(url).await?;
+    let bucket = Bucket::open_with_keys(url, keys).await?;
     let wanted = if let Some(name) = &options.database {
         vec![bucket.find(&name.namespace, &name.database).await?]
     } else {
