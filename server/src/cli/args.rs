@@ -96,8 +96,16 @@ pub(crate) enum Command {
     List,
     /// List the commits of a database, from a bucket or a server
     History(HistoryOptions),
-    /// Restore a database from a bucket to a new file
+    /// Restore a database: from a bucket to a new file, or on a server in place
     Restore(RestoreOptions),
+    /// Take a restore on a server back
+    Undo(UndoOptions),
+    /// Make a database that begins at a state of another
+    Fork(ForkOptions),
+    /// Make a fork independent of the database it was made from
+    Detach(DetachOptions),
+    /// List the long work of a namespace, or cancel some of it
+    Operations(OperationsOptions),
     /// Check what a bucket holds
     Verify(VerifyOptions),
     /// Look at the store itself
@@ -264,12 +272,73 @@ pub(crate) struct RestoreOptions {
     pub(crate) database: Name,
     #[command(flatten)]
     pub(crate) at: At,
-    /// The file to write
+    /// The file to write, from a bucket
     #[arg(long, value_name = "FILE")]
-    pub(crate) out: PathBuf,
+    pub(crate) out: Option<PathBuf>,
     /// Replace the file if it exists
     #[arg(long)]
     pub(crate) force: bool,
+    /// On a server: only show what would happen
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// On a server: do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// On a server: why, for the record
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+    /// On a server: keep the state before as a pinned snapshot of this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preserve_as: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UndoOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    /// Which restore; the newest when left out
+    pub(crate) restore: Option<String>,
+    /// Take back what came after it, too: the present bookmark
+    #[arg(long, value_name = "BOOKMARK")]
+    pub(crate) force: Option<Position>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ForkOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+    /// The name of the fork
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// Tables, indexes, views and triggers without rows
+    #[arg(long)]
+    pub(crate) schema_only: bool,
+    /// Delete it after so many days, 1 to 30
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) ttl_days: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetachOptions {
+    /// NAMESPACE/DATABASE
+    pub(crate) database: Name,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OperationsOptions {
+    /// The namespace
+    #[arg(default_value = DEFAULT_NAMESPACE)]
+    pub(crate) namespace: String,
+    /// Cancel this one
+    #[arg(long, value_name = "ID")]
+    pub(crate) cancel: Option<String>,
+    /// The most operations to list
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: usize,
 }
 
 /// How much a verification looks at.

@@ -16,6 +16,7 @@ mod output;
 mod remote;
 mod serve;
 mod snapshots;
+mod travel;
 
 use std::process::ExitCode;
 
@@ -65,9 +66,14 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve(options) => Box::pin(serve::run(place, keys, options, output)).await,
         Command::List => bucket::list::list(&place.bucket()?, &keys, output).await,
-        Command::Restore(options) => {
+        Command::Restore(options) if place.names_bucket() || options.out.is_some() => {
             bucket::restore::restore(&place.bucket()?, &keys, options, output).await
         }
+        Command::Restore(options) => travel::restore(&place.server()?, options, output).await,
+        Command::Undo(options) => travel::undo(&place.server()?, options, output).await,
+        Command::Fork(options) => travel::fork(&place.server()?, options, output).await,
+        Command::Detach(options) => travel::detach(&place.server()?, options, output).await,
+        Command::Operations(options) => travel::operations(&place.server()?, options, output).await,
         Command::Verify(options) => {
             bucket::verify::verify(&place.bucket()?, &keys, options, output).await
         }

@@ -137,7 +137,7 @@ pub(super) async fn db(
 }
 
 /// Asks on the terminal; without one the answer is no.
-fn confirm(question: &str) -> Result<(), Failure> {
+pub(super) fn confirm(question: &str) -> Result<(), Failure> {
     let refused = || Failure::new(Exit::Refused, "not confirmed: pass --yes");
     if !std::io::stdin().is_terminal() {
         return Err(refused());

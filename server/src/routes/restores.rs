@@ -118,6 +118,7 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
         "none" => Ok(false),
         _ => Err(format!("verify is none or quick, not {word:?}")),
     })?;
+    let preserve_as = call.body.text("preserve_as")?;
     let reason = call.body.text("reason")?;
     if reason
         .as_ref()
@@ -139,6 +140,7 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
     let rewind = Rewind {
         only_at: call.if_match,
         plan,
+        preserve_as,
         quick_check: quick_check.unwrap_or(false),
         reason,
         token: Some(token_id_text(&call.principal()?.token.id)),

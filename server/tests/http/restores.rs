@@ -35,7 +35,9 @@ async fn a_database_is_put_back_and_the_restore_taken_back() {
         json!([[2]])
     );
 
-    let run = json!({ "plan": plan["id"], "reason": "bad migration", "verify": "quick" });
+    let run = json!({
+        "plan": plan["id"], "reason": "bad migration", "verify": "quick", "preserve_as": "before-fix"
+    });
     let restored = world.keyed(&restores, run.clone()).await;
     assert_eq!(restored.status, 200, "{restored:?}");
     assert_eq!(restored.body["operation"]["state"], "succeeded");
@@ -56,6 +58,12 @@ async fn a_database_is_put_back_and_the_restore_taken_back() {
     );
     assert_eq!(world.keyed(&restores, run).await.code(), "plan-stale");
 
+    let kept = world.get(&format!("{db}/snapshots/before-fix")).await;
+    assert_eq!(
+        (&kept.body["bookmark"], &kept.body["pinned"]),
+        (&json!(two), &json!(true)),
+        "{kept:?}"
+    );
     let listed = world.get(&restores).await;
     let item = &listed.body["items"][0];
     assert_eq!(

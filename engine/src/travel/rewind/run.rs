@@ -27,6 +27,7 @@ use crate::rebuild::{materialise, restore_error};
 use crate::settings::Durability;
 use crate::ship::blocking;
 use crate::system::Page;
+use crate::travel::labels::NewSnapshot;
 use crate::travel::restores::{Outcome, RestoreRecord, RolledBackKey};
 
 /// Commits that may be left for the gate: catching up before it goes on until so few are missing.
@@ -92,10 +93,21 @@ pub(super) async fn run(
         error: None,
     };
     let system = &engine.inner.system;
+    let preserved = record.previous;
+    if let Some(name) = &accepted.rewind.preserve_as {
+        preserve(database, name, preserved).await?;
+    }
     system.restore_put(&record, Vec::new()).await?;
     crash_point!("restore.after_record");
     let changed = change(&lease, task, gathered, &plan, &accepted).await;
     crash_point!("restore.after_commit");
+    if let Some(name) = &accepted.rewind.preserve_as {
+        let from = changed.as_ref().ok().map(|changed| changed.from);
+        if let Err(error) = preserved_at(database, name, preserved, from).await {
+            tracing::warn!(snapshot = name, %error, "what a restore preserves is not exact");
+            record.error = Some(format!("the snapshot {name:?} is of {preserved}: {error}"));
+        }
+    }
     let outcome = match changed {
         Ok(changed) => {
             let keys = changed.rolled_back.clone();
@@ -190,6 +202,36 @@ async fn gather(lease: &Lease, plan: &RewindPlan) -> Result<Gathered, Error> {
             })
         }
     }
+}
+
+/// Sees to it that the snapshot names the state the restore began at, and that none stays of one that failed.
+async fn preserved_at(
+    database: &Database,
+    name: &str,
+    preserved: Position,
+    from: Option<Position>,
+) -> Result<(), Error> {
+    if from == Some(preserved) {
+        return Ok(());
+    }
+    database.snapshot_delete(name, true).await?;
+    match from {
+        // Commits that came in between belong to what is preserved.
+        Some(from) => preserve(database, name, from).await,
+        None => Ok(()),
+    }
+}
+
+/// Pins the state before, under the name that was asked for.
+async fn preserve(database: &Database, name: &str, at: Position) -> Result<(), Error> {
+    let new = NewSnapshot {
+        name: name.to_owned(),
+        note: "the state before a restore".to_owned(),
+        at: At::Bookmark(at),
+        pin: true,
+        expires_at: None,
+    };
+    database.snapshot_create(new).await.map(drop)
 }
 
 /// Adds the commits that were captured since to what is gathered; answers whether many were.

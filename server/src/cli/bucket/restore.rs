@@ -54,7 +54,15 @@ pub(in crate::cli) async fn restore(
     options: RestoreOptions,
     output: &Output,
 ) -> Result<(), Failure> {
-    let out = &options.out;
+    if options.dry_run || options.yes || options.reason.is_some() || options.preserve_as.is_some() {
+        let what =
+            "--dry-run, --yes, --reason and --preserve-as belong to a restore on a server (--url)";
+        return Err(Failure::usage(what));
+    }
+    let out = options
+        .out
+        .as_deref()
+        .ok_or_else(|| Failure::usage("name the file to write with --out FILE"))?;
     refuse_existing(out, options.force)?;
     let bucket = Bucket::open_with_keys(url, keys).await?;
     let name = &options.database;

@@ -1,0 +1,249 @@
+//! The commands that move a database in time, against a server: `restore`, `undo`, `fork`, `detach`, `operations`.
+//!
+//! What changes a live database asks first: `--yes`, or a terminal's confirmation. Each call carries an
+//! Idempotency-Key of its own, so that what the network repeats is not done twice.
+
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::{Value as Json, json};
+use tidelog_archive::{Entropy, SystemEntropy};
+
+use super::args::{
+    At, DetachOptions, ForkOptions, Name, OperationsOptions, RestoreOptions, UndoOptions,
+};
+use super::client::Client;
+use super::exit::{Exit, Failure};
+use super::output::{Output, bytes, cell, table};
+use super::remote::{confirm, database, fields, items, listed};
+use crate::time;
+
+/// How often an operation that takes long is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+/// The state that the arguments name, as the API's `target`; `None` for the newest.
+fn target(at: &At) -> Option<Json> {
+    if let Some(bookmark) = at.bookmark {
+        return Some(json!({ "bookmark": bookmark.to_string() }));
+    }
+    if let Some(snapshot) = &at.snapshot {
+        return Some(json!({ "snapshot": snapshot }));
+    }
+    at.at.map(|at| json!({ "timestamp": time::format(at) }))
+}
+
+fn keyed(request: RequestBuilder) -> RequestBuilder {
+    let key = u128::from_be_bytes(SystemEntropy.bytes16());
+    request
+        .header("idempotency-key", format!("cli-{key:032x}"))
+        .header("prefer", "wait=2")
+}
+
+/// Sends a call that may be long and waits for its end, showing how far it is.
+async fn done(
+    client: &Client,
+    namespace: &str,
+    request: RequestBuilder,
+    output: &Output,
+) -> Result<Json, Failure> {
+    let response = client.send(keyed(request)).await?;
+    let accepted = response.status() == StatusCode::ACCEPTED;
+    let answer: Json = response
+        .json()
+        .await
+        .map_err(|error| Failure::failed(format!("the server's answer broke off: {error}")))?;
+    if !accepted {
+        return Ok(answer);
+    }
+    let id = cell(&answer["operation"]["id"]);
+    let bar = output.bar(100, "working");
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let path = ["namespaces", namespace, "operations", &id];
+        let operation = client.json(client.request(Method::GET, &path)).await?;
+        bar.set_position(operation["progress_percent"].as_u64().unwrap_or(0));
+        match operation["state"].as_str() {
+            Some("succeeded") => {
+                bar.finish_and_clear();
+                let mut document = operation["result"].clone();
+                document["operation"] = operation;
+                return Ok(document);
+            }
+            Some("failed" | "cancelled") => {
+                bar.finish_and_clear();
+                let error = &operation["error"];
+                let text = match error["detail"].as_str() {
+                    Some(detail) => detail.to_owned(),
+                    None => "the operation was cancelled".to_owned(),
+                };
+                return Err(Failure::new(Exit::Failed, text));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `restore --url`: puts a live database back, in place.
+pub(super) async fn restore(
+    client: &Client,
+    options: RestoreOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let name = &options.database;
+    if options.out.is_some() {
+        return Err(Failure::usage(
+            "--out writes a file from a bucket (--store); a server's database is put back in place, or written to \
+             a file with `tidelog export`",
+        ));
+    }
+    let target = target(&options.at).ok_or_else(|| {
+        Failure::usage("say where to: --at TIME, --bookmark BOOKMARK or --snapshot NAME")
+    })?;
+    let path = database(name, &["restores"]);
+    let preview = json!({ "target": target, "dry_run": true });
+    let preview = client.request(Method::POST, &path).json(&preview);
+    let preview = client.json(keyed(preview)).await?;
+    let plan = &preview["plan"];
+    if options.dry_run {
+        fields(*output, plan);
+        return Ok(());
+    }
+    if !options.yes {
+        let (commits, at) = (cell(&plan["commits_undone"]), cell(&plan["committed_at"]));
+        confirm(&format!(
+            "put {name} back to {at}, taking back {commits} commits?"
+        ))?;
+    }
+    let mut body = json!({ "plan": plan["id"] });
+    if let Some(reason) = options.reason {
+        body["reason"] = json!(reason);
+    }
+    if let Some(preserve_as) = options.preserve_as {
+        body["preserve_as"] = json!(preserve_as);
+    }
+    let request = client.request(Method::POST, &path).json(&body);
+    let answer = done(client, &name.namespace, request, output).await?;
+    restored(output, name, &answer);
+    Ok(())
+}
+
+fn restored(output: &Output, name: &Name, answer: &Json) {
+    output.result(answer, || {
+        let restore = &answer["restore"];
+        format!(
+            "{name} is at {}, as it was at {}; {} pages changed\n`tidelog undo {name} {}` takes it back\n",
+            cell(&restore["bookmark"]),
+            cell(&restore["to"]),
+            cell(&restore["pages_changed"]),
+            cell(&restore["id"]),
+        )
+    });
+}
+
+/// `undo`: takes a restore back, the newest one unless told which.
+pub(super) async fn undo(
+    client: &Client,
+    options: UndoOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let name = &options.database;
+    let id = match options.restore {
+        Some(id) => id,
+        None => {
+            let found = items(client, &database(name, &["restores"]), &[], 500).await?;
+            let newest = found.iter().find(|item| item["outcome"] == "succeeded");
+            let newest = newest.ok_or_else(|| {
+                Failure::new(Exit::NotFound, format!("{name} was never put back"))
+            })?;
+            cell(&newest["id"])
+        }
+    };
+    if !options.yes {
+        confirm(&format!("take restore {id} of {name} back?"))?;
+    }
+    let body = match options.force {
+        Some(bookmark) => json!({ "force": bookmark.to_string() }),
+        None => json!({}),
+    };
+    let path = database(name, &["restores", &id, "undo"]);
+    let request = client.request(Method::POST, &path).json(&body);
+    let answer = done(client, &name.namespace, request, output).await?;
+    restored(output, name, &answer);
+    Ok(())
+}
+
+/// `fork`: a database that begins at a state of another.
+pub(super) async fn fork(
+    client: &Client,
+    options: ForkOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let name = &options.database;
+    let mut body = json!({ "name": options.name, "schema_only": options.schema_only });
+    if let Some(target) = target(&options.at) {
+        body["target"] = target;
+    }
+    if let Some(days) = options.ttl_days {
+        body["ttl_seconds"] = json!(days.saturating_mul(86_400));
+    }
+    let request = client
+        .request(Method::POST, &database(name, &["forks"]))
+        .json(&body);
+    let answer = done(client, &name.namespace, request, output).await?;
+    output.result(&answer, || {
+        let made = &answer["database"];
+        format!(
+            "{}/{} begins at {}\n",
+            name.namespace,
+            cell(&made["name"]),
+            cell(&answer["bookmark"])
+        )
+    });
+    Ok(())
+}
+
+/// `detach`: a fork shares nothing any more.
+pub(super) async fn detach(
+    client: &Client,
+    options: DetachOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let name = &options.database;
+    let request = client.request(Method::POST, &database(name, &["detach"]));
+    let answer = done(client, &name.namespace, request, output).await?;
+    output.result(&answer, || match answer["bytes"].as_u64() {
+        Some(copied) => format!("{name} shares nothing any more; {} copied\n", bytes(copied)),
+        None => format!("{name} shares nothing with another database\n"),
+    });
+    Ok(())
+}
+
+/// `operations`: the long work of a namespace.
+pub(super) async fn operations(
+    client: &Client,
+    options: OperationsOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    let path = ["namespaces", &options.namespace, "operations"];
+    if let Some(id) = options.cancel {
+        let path = [&path[..], &[&id, "cancel"]].concat();
+        let answer = client.json(client.request(Method::POST, &path)).await?;
+        fields(*output, &answer);
+        return Ok(());
+    }
+    let found = items(client, &path, &[], options.limit).await?;
+    let headings = [
+        "id",
+        "type",
+        "state",
+        "phase",
+        "progress_percent",
+        "started_at",
+    ];
+    if found.is_empty() {
+        output.result(&json!({ "items": [] }), || table(&headings, &[]));
+        return Ok(());
+    }
+    listed(*output, &found, &headings);
+    Ok(())
+}
