@@ -1,5 +1,13 @@
 //! The OLTP mix through the engine: what is shipped for each commit, all commits kept.
+//!
+//! Two figures, always together: the first copy (journal objects), and everything uploaded meanwhile (segments,
+//! images, manifests, index objects too). `--speed N` runs N times as fast with every interval N times as short, so
+//! that an hour of 100 commits a second in batches of one second takes its N-th part.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -25,6 +33,70 @@ pub(crate) struct Options {
     /// Commits of the run, if not rate times seconds.
     #[arg(long)]
     commits: Option<u32>,
+    /// How many times as fast as said, with intervals as much shorter.
+    #[arg(long, default_value_t = 1)]
+    speed: u32,
+}
+
+/// How often the journal folder of the store is looked at: an object stays there until it is settled and trimmed.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// The backlog of the load counts as settled once nothing was stored for so long.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Sums the journal objects that come to stand in a store that is a folder.
+#[derive(Debug)]
+struct JournalWatch {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<HashMap<PathBuf, u64>>,
+}
+
+impl JournalWatch {
+    fn start(journal: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let before = objects(&journal);
+            let mut seen = HashMap::new();
+            loop {
+                let last = stopped.load(Ordering::Relaxed);
+                let found = objects(&journal).into_iter();
+                seen.extend(found.filter(|(path, _)| !before.contains_key(path)));
+                if last {
+                    return seen;
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
+        });
+        Self { stop, thread }
+    }
+
+    fn finish(self) -> (usize, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        let seen = self.thread.join().expect("the watch ends");
+        (seen.len(), seen.values().sum())
+    }
+}
+
+/// Journal objects and their lengths; claims and states are not among them.
+fn objects(journal: &Path) -> HashMap<PathBuf, u64> {
+    let mut found = HashMap::new();
+    for term in std::fs::read_dir(journal).into_iter().flatten().flatten() {
+        for object in std::fs::read_dir(term.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = object.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let number = name.and_then(|name| u64::from_str_radix(name, 16).ok());
+            if number.is_some_and(|number| number > 0)
+                && let Ok(meta) = object.metadata()
+            {
+                found.insert(path, meta.len());
+            }
+        }
+    }
+    found
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
@@ -35,6 +107,14 @@ pub(crate) async fn run(options: Options) -> Value {
         store_url: format!("file://{}", folder.path().join("store").display()),
         ..Settings::default()
     };
+    let speed = options.speed.max(1);
+    let settings = Settings {
+        ship_interval: settings.ship_interval / speed,
+        settle_age: settings.settle_age / speed,
+        settle_pause: settings.settle_pause / speed,
+        ..settings
+    };
+    let journal = folder.path().join("store").join("journal");
     let engine = Engine::start(settings, Parts::production())
         .await
         .expect("start");
@@ -47,7 +127,7 @@ pub(crate) async fn run(options: Options) -> Value {
     let commits = options
         .commits
         .unwrap_or(options.rate.max(1) * options.seconds);
-    let rate = options.rate;
+    let rate = options.rate * speed;
     let rows = options.rows;
     let meter = {
         let engine = engine.clone();
@@ -78,7 +158,16 @@ pub(crate) async fn run(options: Options) -> Value {
                 .expect("shipped")
         };
         wait(loaded.expect("the load commits"));
-        let before = put_bytes();
+        let mut before = put_bytes();
+        loop {
+            std::thread::sleep(QUIET);
+            let now = put_bytes();
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+        let watch = JournalWatch::start(journal);
         let start = Instant::now();
         let mut last = None;
         for i in 0..commits {
@@ -93,9 +182,9 @@ pub(crate) async fn run(options: Options) -> Value {
         }
         let took = start.elapsed();
         wait(last.expect("commits"));
-        (put_bytes() - before, took)
+        (put_bytes() - before, watch.finish(), took)
     });
-    let (bytes, took) = run.await.expect("run");
+    let (bytes, (journal_objects, journal_bytes), took) = run.await.expect("run");
     let all = meter();
     engine.shutdown().await.expect("shutdown");
     json!({
@@ -103,7 +192,10 @@ pub(crate) async fn run(options: Options) -> Value {
         "rate": rate,
         "seconds": took.as_secs_f64(),
         "commits_per_second": f64::from(commits) / took.as_secs_f64(),
-        "put_bytes_per_commit": bytes / u64::from(commits.max(1)),
+        "speed": speed,
+        "journal_objects": journal_objects,
+        "first_copy_bytes_per_commit": journal_bytes / u64::from(commits.max(1)),
+        "all_bytes_per_commit": bytes / u64::from(commits.max(1)),
         "put_bytes_with_load": all,
         "recoverable_points": commits,
     })
