@@ -164,7 +164,9 @@ async fn bucket(folder: &Path, file: &Path, keys: &MasterKeys) -> Bucket {
     let imported = engine.database_import(namespace.id, "large", file).await;
     drop(imported.expect("import"));
     engine.shutdown().await.expect("shutdown");
-    Bucket::open_with_keys(&url, keys).await.expect("the bucket")
+    Bucket::open_with_keys(&url, keys)
+        .await
+        .expect("the bucket")
 }
 
 fn restoring(c: &mut Criterion) {

@@ -288,7 +288,9 @@ async fn create(settings: Settings, history: &History) -> (Engine, Database) {
 async fn check(folder: &Path, promises: &[Promise]) -> Result<usize, String> {
     let failed = |e| format!("bucket: {e:?}");
     let url = format!("file://{}", folder.join("store").display());
-    let bucket = Bucket::open_with_keys(&url, &masters()).await.map_err(failed)?;
+    let bucket = Bucket::open_with_keys(&url, &masters())
+        .await
+        .map_err(failed)?;
     let found = bucket.find("acme", "orders").await.map_err(failed)?;
     let scratch = tempfile::tempdir().expect("tempdir");
     for (at, promise) in promises.iter().enumerate() {
@@ -474,7 +476,9 @@ fn a_spooled_commit_that_is_checkpointed_before_it_is_shipped_is_stored() {
     flushed.expect("everything before is stored");
     let restored = runtime.block_on(async {
         let url = format!("file://{}", folder.path().join("store").display());
-        let bucket = Bucket::open_with_keys(&url, &masters()).await.expect("bucket");
+        let bucket = Bucket::open_with_keys(&url, &masters())
+            .await
+            .expect("bucket");
         let found = bucket.find("acme", "orders").await.expect("find");
         let out = folder.path().join("out.db");
         let restored = bucket.restore(&found, At::Bookmark(at), &out, false);

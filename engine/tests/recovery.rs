@@ -290,7 +290,9 @@ async fn crash(mut node: Node, rng: &mut StdRng, next: &Path) -> Node {
 impl Node {
     async fn bucket(&self) -> (Bucket, BucketDatabase) {
         let url = format!("file://{}", self.folder.join("store").display());
-        let bucket = Bucket::open_with_keys(&url, &masters()).await.expect("bucket");
+        let bucket = Bucket::open_with_keys(&url, &masters())
+            .await
+            .expect("bucket");
         let found = bucket.find("acme", "orders").await.expect("find");
         (bucket, found)
     }

@@ -342,7 +342,9 @@ fn random_history(seed: u64, runtime: &Runtime) -> Result<usize, String> {
 async fn check_bucket(folder: &Path, past: &[Was]) -> Result<(), String> {
     let failed = |e| format!("bucket: {e:?}");
     let url = format!("file://{}", folder.join("store").display());
-    let bucket = Bucket::open_with_keys(&url, &masters()).await.map_err(failed)?;
+    let bucket = Bucket::open_with_keys(&url, &masters())
+        .await
+        .map_err(failed)?;
     let found = bucket.find("acme", "orders").await.map_err(failed)?;
     for (number, was) in past.iter().enumerate() {
         let out = folder.join(format!("out-{number}.db"));

@@ -649,7 +649,9 @@ async fn opened(
 ) -> (usize, usize) {
     use tidelog_archive::envelope::{Expect, FormatError, Header, Object, ObjectKind};
     use tidelog_archive::journal::{JournalObject, slot_kind};
-    let bucket = Bucket::open_with_keys(&url(folder), keys).await.expect("bucket");
+    let bucket = Bucket::open_with_keys(&url(folder), keys)
+        .await
+        .expect("bucket");
     let store = bucket.store();
     let root = folder.join("store");
     let (mut opens, mut refused) = (0, 0);

@@ -80,7 +80,9 @@ fn sound(file: &Path) {
 /// Restores `at` from the bucket and hands the file to `look`.
 async fn restored<T>(folder: &Path, at: At, look: impl FnOnce(&Path) -> T) -> T {
     let url = format!("file://{}", folder.join("store").display());
-    let bucket = Bucket::open_with_keys(&url, &masters()).await.expect("bucket");
+    let bucket = Bucket::open_with_keys(&url, &masters())
+        .await
+        .expect("bucket");
     let found = bucket.find("acme", "orders").await.expect("find");
     let scratch = tempfile::tempdir().expect("tempdir");
     let out = scratch.path().join("out.db");
