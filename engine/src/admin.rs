@@ -177,10 +177,7 @@ impl Engine {
         deleted: &Database,
         record: Option<Record>,
     ) -> Result<DatabaseRow, Error> {
-        self.inner
-            .system
-            .database_undelete(deleted.row.clone(), record)
-            .await
+        self.revive(deleted.row.clone(), record).await
     }
 
     /// The answer kept under a key in the last 24 hours.

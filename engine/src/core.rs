@@ -17,6 +17,8 @@ use crate::rebuild::Tails;
 use crate::remote::Remote;
 use crate::settings::Settings;
 use crate::spool::Spools;
+use crate::travel::calendar::Calendar;
+use crate::travel::retention::hold::Holds;
 
 /// The components a node is made of. Tests put in their own.
 #[derive(Debug, Clone)]
@@ -51,6 +53,10 @@ pub(crate) struct Core {
     pub(crate) tails: Tails,
     pub(crate) scratches: Scratches,
     pub(crate) rolled_back: RolledBack,
+    /// Databases that something reads for long.
+    pub(crate) holds: Holds,
+    /// What is due when.
+    pub(crate) calendar: Calendar,
     pub(crate) meters: Meters,
 }
 

@@ -218,6 +218,7 @@ impl Engine {
         }
         engine.spawn_idle_sweep();
         engine.spawn_recovery();
+        engine.spawn_calendar();
         engine.spawn_record_keeper();
         Ok(engine)
     }
@@ -511,6 +512,8 @@ impl Engine {
             parent: None,
             branch: None,
             expires_at: None,
+            retention_micros: None,
+            purging: false,
         };
         Draft(Database {
             engine: self.clone(),
@@ -534,29 +537,13 @@ impl Engine {
         name: &str,
         patch: DatabasePatch,
     ) -> Result<DatabaseRow, Error> {
+        if let Some(micros) = patch.retention_micros {
+            self.set_retention(namespace, name, micros).await?;
+        }
         self.inner
             .system
             .database_patch(namespace, name, patch)
             .await
-    }
-
-    /// Hides a database.
-    pub async fn database_delete(
-        &self,
-        namespace: NamespaceId,
-        name: &str,
-    ) -> Result<DatabaseRow, Error> {
-        self.inner.system.database_delete(namespace, name).await
-    }
-
-    /// Brings a hidden database back.
-    pub async fn database_undelete(
-        &self,
-        namespace: NamespaceId,
-        name: &str,
-    ) -> Result<DatabaseRow, Error> {
-        let found = self.inner.system.database_deleted(namespace, name).await?;
-        self.inner.system.database_undelete(found, None).await
     }
 
     /// The database of a name.
@@ -731,11 +718,11 @@ impl Database {
     }
 
     pub(crate) async fn lease(&self) -> Result<Lease, Error> {
-        self.engine
-            .inner
-            .registry
-            .lease(self.row.namespace, self.row.id)
-            .await
+        let registry = &self.engine.inner.registry;
+        // Whoever asked for a deleted database by name may look at it.
+        let deleted = self.row.deleted_at.is_some();
+        registry.slot(self.row.id).check(&self.row.name, deleted)?;
+        registry.lease(self.row.namespace, self.row.id).await
     }
 
     /// Runs statements.

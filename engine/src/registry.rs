@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tidelog_archive::manifest::State as ManifestState;
 use tidelog_wal::{DatabaseId, NamespaceId, Position};
 
 use crate::core::Core;
@@ -29,6 +30,36 @@ pub(crate) struct Slot {
     journaled: Mutex<Vec<Journaled>>,
     /// This life owns its manifest and has compared its files with the store.
     owned: AtomicBool,
+    /// It was deleted: handles are refused, the engine itself may still read it.
+    hidden: AtomicBool,
+    /// It was purged.
+    gone: AtomicBool,
+}
+
+impl Slot {
+    /// Refuses handles from now on, or no longer.
+    pub(crate) fn hide(&self, hidden: bool) {
+        self.hidden.store(hidden, Ordering::Release);
+    }
+
+    /// Refuses a handle of a database that was purged, or deleted since the handle was made.
+    pub(crate) fn check(&self, name: &str, deleted: bool) -> Result<(), Error> {
+        if self.gone.load(Ordering::Acquire) {
+            return Err(crate::system::lifecycle::purged(name));
+        }
+        if !deleted && self.hidden.load(Ordering::Acquire) {
+            let what = format!("database {name:?} was deleted");
+            return Err(Error::new(Code::DatabaseNotFound, what));
+        }
+        Ok(())
+    }
+
+    fn check_gone(&self, id: DatabaseId) -> Result<(), Error> {
+        if self.gone.load(Ordering::Acquire) {
+            return Err(crate::system::lifecycle::purged(&id.to_string()));
+        }
+        Ok(())
+    }
 }
 
 /// All databases of a node.
@@ -82,6 +113,7 @@ impl Registry {
     ) -> Result<Lease, Error> {
         let slot = self.slot(id);
         let mut open = slot.open.lock().await;
+        slot.check_gone(id)?;
         if let Some(database) = open.as_ref() {
             if !database.is_poisoned()
                 && let Some(lease) = database.lease()
@@ -98,6 +130,9 @@ impl Registry {
         let opened_before = slot.owned.load(Ordering::Acquire);
         if !opened_before {
             let loaded = self.core.remote.owned_manifest(namespace, id).await?;
+            if let ManifestState::Purged(_) = loaded.manifest.state {
+                return Err(crate::system::lifecycle::purged(&id.to_string()));
+            }
             let settled = loaded.manifest.settled_position();
             if state.is_none() && !journaled.is_empty() {
                 // The files were never finished; their commits are on their way to the store.
@@ -174,6 +209,12 @@ impl Registry {
         close(&database).await;
         *open = None;
         Ok(true)
+    }
+
+    /// Closes a purged database, waiting for its users, and opens it no more.
+    pub(crate) async fn bury(&self, id: DatabaseId) {
+        self.slot(id).gone.store(true, Ordering::Release);
+        self.close(id).await;
     }
 
     /// Closes a database whatever its age, waiting for its users.

@@ -20,9 +20,6 @@ use crate::database::DbMeta;
 use crate::error::{Code, Error};
 use crate::node::start::store_error;
 
-/// The retention window of a new database.
-const RETENTION_MICROS: u64 = 30 * 24 * 3600 * 1_000_000;
-
 /// Manifests kept in memory.
 const KEPT_MAX: usize = 4096;
 
@@ -149,7 +146,7 @@ impl Remote {
             page_size: meta.page_size,
             seed: meta.seed,
             created: now,
-            retention_micros: RETENTION_MICROS,
+            retention_micros: crate::travel::retention::WINDOW_MICROS,
             horizon: TxId::ZERO,
             key_ids: Vec::new(),
             parent,
@@ -195,6 +192,35 @@ impl Remote {
         };
         self.remember(id, owned.clone());
         Ok(owned)
+    }
+
+    /// Whether a database was purged: its tombstone stands, or its keys are destroyed.
+    pub(crate) async fn is_gone(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+    ) -> Result<bool, Error> {
+        match self.owned_manifest(namespace, id).await {
+            Ok(loaded) => Ok(matches!(loaded.manifest.state, State::Purged(_))),
+            Err(error) if error.code() == Code::KeyUnavailable => {
+                match self.is_shredded(namespace, id).await? {
+                    true => Ok(true),
+                    false => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the keys of a database are destroyed.
+    pub(crate) async fn is_shredded(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+    ) -> Result<bool, Error> {
+        let status = self.keys(namespace, id).status().await;
+        let status = status.map_err(crate::sealing::key_error)?;
+        Ok(status.is_some_and(|status| status.shredded.is_some()))
     }
 
     /// Changes the manifest of a database, which this life takes over if need be. `change` may be called again

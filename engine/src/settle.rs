@@ -120,7 +120,11 @@ impl Settler {
         };
         let clock = Arc::clone(&self.core.parts.clock);
         let began = clock.monotonic_micros();
+        if self.core.remote.is_gone(first.meta.namespace, id).await? {
+            return self.pass_over(id).await;
+        }
         let mut loaded = settle(&self.core, id, sections).await?;
+        self.core.calendar.settled(id);
         let took = clock.monotonic_micros().saturating_sub(began);
         self.core.meters.settle.record(took);
         let settled = loaded
@@ -144,6 +148,29 @@ impl Settler {
             self.images.insert(id, entry);
         }
         Ok(())
+    }
+}
+
+impl Settler {
+    /// What a purged database left in the journal counts as settled, so that trimming goes on.
+    async fn pass_over(&mut self, id: DatabaseId) -> Result<(), Error> {
+        self.images.remove(&id);
+        self.core.pass_over(id).await?;
+        self.trimmer.settled(id, TxId::new(u64::MAX));
+        self.trimmer.trim().await;
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Lets the journal forget a purged database: everything of it counts as settled and checkpointed.
+    pub(crate) async fn pass_over(self: &Arc<Self>, id: DatabaseId) -> Result<(), Error> {
+        let all = TxId::new(u64::MAX);
+        self.tails.settled(id, all);
+        self.journal.set_settled(id, all);
+        self.journal.set_checkpointed(id, all);
+        let core = Arc::clone(self);
+        blocking(move || core.journal.collect()).await
     }
 }
 

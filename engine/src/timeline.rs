@@ -165,6 +165,7 @@ impl Database {
 
     /// Writes a state as a plain SQLite file at `out`, which must not exist; proven before it has its name.
     pub async fn export(&self, at: At, out: &Path) -> Result<Position, Error> {
+        let _hold = self.engine.inner.core.holds.hold(self.row.id);
         let (lease, mut history, resolved) = self.resolve(at).await?;
         let plan = history.plan(resolved, None).await.map_err(plan_error)?;
         materialise(&lease.core.remote.store, &plan, out).await?;

@@ -178,6 +178,9 @@ impl History {
         let mut upto = None;
         for layer in layers {
             let parent = layer.manifest.parent.map(|parent| parent.at);
+            if let Some(at) = upto {
+                history.bound(&layer.manifest, at);
+            }
             history.add(layer, upto);
             match parent {
                 Some(at) => upto = Some(at),
@@ -186,6 +189,14 @@ impl History {
         }
         history.sort();
         Some(history)
+    }
+
+    /// What has expired in a parent has expired for its forks, but for what is pinned there: each fork's own
+    /// beginning is.
+    fn bound(&mut self, parent: &Manifest, upto: Position) {
+        self.horizon = self.horizon.max(parent.horizon.min(upto.txid));
+        let shared = parent.pins.iter().map(|pin| pin.position);
+        self.pinned.extend(shared.filter(|at| at.txid <= upto.txid));
     }
 
     fn add(&mut self, layer: Layer, upto: Option<Position>) {

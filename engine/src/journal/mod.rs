@@ -666,6 +666,11 @@ impl Journal {
         })
     }
 
+    /// The newest chunk: no record that was appended so far stands in a later one.
+    pub fn newest_chunk(&self) -> ChunkId {
+        lock(&self.state).open.id
+    }
+
     /// Whether records of `database` are not stored yet.
     pub fn owes(&self, database: DatabaseId) -> bool {
         let state = lock(&self.state);

@@ -34,6 +34,8 @@ use crate::remote::Remote;
 use crate::settings::{Settings, TakeOver};
 use crate::ship::ShippedSection;
 use crate::sql::connection::unfit_library;
+use crate::travel::calendar::Calendar;
+use crate::travel::retention::hold::Holds;
 
 /// A node that has its term and its journal, and serves nothing yet.
 #[derive(Debug)]
@@ -174,6 +176,8 @@ pub(crate) async fn start(
         tails: Tails::default(),
         scratches: Scratches::default(),
         rolled_back: RolledBack::default(),
+        holds: Holds::default(),
+        calendar: Calendar::default(),
         meters: Meters::default(),
     });
     for database in found.databases.values() {

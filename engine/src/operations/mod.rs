@@ -98,6 +98,11 @@ impl Running {
         inner.exclusive.retain(|_, holder| holder != id);
     }
 
+    /// The exclusive operation that works on a database.
+    pub(crate) fn working_on(&self, database: DatabaseId) -> Option<String> {
+        self.lock().exclusive.get(&database).cloned()
+    }
+
     /// Interrupts everything that has not passed its point of no return, and lets nothing new in.
     pub(crate) fn interrupt(&self) -> Vec<Handle> {
         let mut inner = self.lock();

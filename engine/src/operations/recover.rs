@@ -50,12 +50,12 @@ async fn outcome(engine: &Engine, operation: &Operation) -> Result<Option<Json>,
     match operation.kind {
         // What these make is either complete by one conditional write or garbage that nothing names.
         OperationType::Restore => crate::travel::rewind::recover(engine, operation).await,
+        OperationType::Purge => engine.recover_purge(operation).await,
         OperationType::Fork => crate::travel::forks::recover(engine, operation).await,
         OperationType::Detach => crate::travel::detach::recover(engine, operation).await,
         OperationType::Archive
         | OperationType::Import
         | OperationType::Verification
-        | OperationType::Purge
         | OperationType::Retention => Ok(None),
     }
 }

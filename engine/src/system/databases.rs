@@ -60,6 +60,10 @@ pub struct DatabaseRow {
     pub branch: Option<String>,
     /// When it is deleted by itself.
     pub expires_at: Option<Timestamp>,
+    /// How long every commit is kept, if it is not the default.
+    pub retention_micros: Option<u64>,
+    /// It is being destroyed for good.
+    pub purging: bool,
 }
 
 /// Where a fork begins.
@@ -84,6 +88,8 @@ pub struct DatabasePatch {
     pub delete_protection: Option<bool>,
     /// The most bytes it may have; `Some(None)` lifts it.
     pub size_limit: Option<Option<u64>>,
+    /// How long every commit is kept.
+    pub retention_micros: Option<u64>,
 }
 
 /// Databases by tenant and name, once read.
@@ -108,16 +114,16 @@ impl Cache {
         rows.insert((row.namespace, row.name.clone()), row.clone());
     }
 
-    fn forget(&self, namespace: NamespaceId, name: &str) {
+    pub(super) fn forget(&self, namespace: NamespaceId, name: &str) {
         self.lock().remove(&(namespace, name.to_owned()));
     }
 }
 
-const COLUMNS: &str = "id, namespace, name, page_size, created, deleted, durability, \
+pub(super) const COLUMNS: &str = "id, namespace, name, page_size, created, deleted, durability, \
                        block_reads, block_writes, delete_protection, size_limit, parent, parent_at, \
-                       branch, expires";
+                       branch, expires, retention, purging";
 
-fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
+pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
     let durability: Option<String> = row.get(6)?;
     Ok(DatabaseRow {
         id: DatabaseId::from_bytes(id16(&row.get::<_, Vec<u8>>(0)?)?),
@@ -136,6 +142,10 @@ fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
         parent: parent(row)?,
         branch: row.get(13)?,
         expires_at: row.get::<_, Option<i64>>(14)?.map(timestamp),
+        retention_micros: row
+            .get::<_, Option<i64>>(15)?
+            .and_then(|n| u64::try_from(n).ok()),
+        purging: row.get::<_, Option<i64>>(16)?.is_some(),
     })
 }
 
@@ -149,7 +159,7 @@ fn parent(row: &Row<'_>) -> rusqlite::Result<Option<ParentRow>> {
     Ok(Some(ParentRow { database, at }))
 }
 
-fn not_found(name: &str) -> Error {
+pub(super) fn not_found(name: &str) -> Error {
     Error::new(
         Code::DatabaseNotFound,
         format!("there is no database {name:?} in this namespace"),
@@ -259,7 +269,7 @@ impl System {
         self.write_recorded(record, move |c| {
             c.execute(
                 "INSERT INTO databases(id, namespace, name, page_size, created, parent, parent_at, \
-                 branch, expires) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                 branch, expires, due) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)",
                 params![
                     row.id.as_bytes(),
                     row.namespace.as_bytes(),
@@ -387,18 +397,20 @@ impl System {
         changed.block_writes = patch.block_writes.unwrap_or(changed.block_writes);
         changed.delete_protection = patch.delete_protection.unwrap_or(changed.delete_protection);
         changed.size_limit = patch.size_limit.unwrap_or(changed.size_limit);
+        changed.retention_micros = patch.retention_micros.or(changed.retention_micros);
         let row = changed.clone();
         self.write(move |c| {
             c.execute(
                 "UPDATE databases SET durability = ?2, block_reads = ?3, block_writes = ?4, \
-                 delete_protection = ?5, size_limit = ?6 WHERE id = ?1",
+                 delete_protection = ?5, size_limit = ?6, retention = ?7 WHERE id = ?1",
                 params![
                     row.id.as_bytes(),
                     row.durability.map(Durability::as_str),
                     row.block_reads,
                     row.block_writes,
                     row.delete_protection,
-                    row.size_limit.and_then(|n| i64::try_from(n).ok())
+                    row.size_limit.and_then(|n| i64::try_from(n).ok()),
+                    row.retention_micros.and_then(|n| i64::try_from(n).ok()),
                 ],
             )
         })
@@ -419,10 +431,11 @@ impl System {
             return Err(Error::new(Code::DatabaseProtected, what));
         }
         let (id, now) = (found.id, self.core.parts.clock.wall());
+        let gone = Timestamp::from_micros(now.micros().saturating_add(UNDELETE_MICROS));
         self.write(move |c| {
             c.execute(
-                "UPDATE databases SET deleted = ?2 WHERE id = ?1",
-                params![id.as_bytes(), micros(now)],
+                "UPDATE databases SET deleted = ?2, due = min(coalesce(due, ?3), ?3) WHERE id = ?1",
+                params![id.as_bytes(), micros(now), micros(gone)],
             )
         })
         .await?;
@@ -456,10 +469,17 @@ impl System {
                 )
                 .optional()
             })
-            .await?
-            .ok_or_else(|| not_found(name))?;
-        if found.deleted_at.is_none_or(|at| micros(at) < oldest) {
-            let what = format!("database {name:?} was deleted more than seven days ago");
+            .await?;
+        let Some(found) = found else {
+            return Err(if self.was_purged(namespace, name).await? {
+                super::lifecycle::purged(name)
+            } else {
+                not_found(name)
+            });
+        };
+        if found.purging || found.deleted_at.is_none_or(|at| micros(at) < oldest) {
+            let what =
+                format!("database {name:?} was deleted for good, or more than seven days ago");
             return Err(Error::new(Code::DatabasePurged, what));
         }
         Ok(found)
@@ -472,14 +492,19 @@ impl System {
         record: Option<Record>,
     ) -> Result<DatabaseRow, Error> {
         let id = found.id;
-        self.write_recorded(record, move |c| {
-            c.execute(
-                "UPDATE databases SET deleted = NULL WHERE id = ?1",
-                [id.as_bytes()],
-            )
-        })
-        .await
-        .map_err(|error| taken("database", &found.name, error))?;
+        let changed = self
+            .write_recorded(record, move |c| {
+                c.execute(
+                    "UPDATE databases SET deleted = NULL, due = 0 \
+                     WHERE id = ?1 AND purging IS NULL",
+                    [id.as_bytes()],
+                )
+            })
+            .await
+            .map_err(|error| taken("database", &found.name, error))?;
+        if changed == 0 {
+            return Err(super::lifecycle::purged(&found.name));
+        }
         Ok(DatabaseRow {
             deleted_at: None,
             ..found

@@ -10,6 +10,7 @@
 pub mod audit;
 pub mod databases;
 pub mod insights;
+pub(crate) mod lifecycle;
 pub mod maintenance;
 pub mod members;
 pub mod names;
@@ -74,7 +75,7 @@ impl<T> PageOf<T> {
 pub(crate) struct System {
     pub(crate) core: Arc<Core>,
     registry: Arc<Registry>,
-    id: DatabaseId,
+    pub(crate) id: DatabaseId,
     pub(crate) namespace: NamespaceId,
     databases: databases::Cache,
     tokens: token_rows::Cache,

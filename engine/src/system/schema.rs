@@ -55,6 +55,17 @@ CREATE INDEX databases_forked ON databases(parent) WHERE parent IS NOT NULL;
 CREATE UNIQUE INDEX databases_branch ON databases(parent, branch)
   WHERE branch IS NOT NULL AND deleted IS NULL;
 ",
+    // Windows, expiry and purges, and when the calendar looks at a database next.
+    "
+ALTER TABLE databases ADD COLUMN retention INTEGER;
+ALTER TABLE databases ADD COLUMN purging INTEGER;
+ALTER TABLE databases ADD COLUMN due INTEGER;
+UPDATE databases SET due = 0;
+CREATE INDEX databases_due ON databases(due) WHERE due IS NOT NULL;
+CREATE TABLE purged(
+  id BLOB PRIMARY KEY, namespace BLOB NOT NULL, name TEXT NOT NULL, purged INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX purged_of ON purged(namespace, name);
+",
 ];
 
 /// Answers to repeat, rates and owners of tokens, members, audit lines, insights, maintenance.

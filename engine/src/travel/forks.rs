@@ -142,6 +142,8 @@ pub(super) fn row_of(
         parent,
         branch: fork.branch.clone(),
         expires_at: fork.lives.map(ends),
+        retention_micros: None,
+        purging: false,
     }
 }
 
@@ -247,7 +249,11 @@ async fn create(engine: &Engine, child: &Child) -> Result<(), Error> {
         })
         .await?;
     crash_point!("fork.after_ready");
-    engine.inner.system.database_add(row, None).await
+    engine.inner.system.database_add(row, None).await?;
+    if let Some(at) = row.expires_at {
+        core.calendar.not_later(row.id, at);
+    }
+    Ok(())
 }
 
 /// Removes a fork that no row names: a tombstone in its place first, its pin then.

@@ -191,6 +191,23 @@ pub(crate) fn remove(manifest: &mut Manifest, name: &str, unpin: bool) -> Result
     Ok(())
 }
 
+/// Removes labels whose own time is over, and their pins; answers their names.
+pub(crate) fn remove_expired(manifest: &mut Manifest, now: Timestamp) -> Vec<String> {
+    let over = |label: &&Label| label.expires.is_some_and(|at| at <= now);
+    let gone: Vec<String> = manifest
+        .labels
+        .iter()
+        .filter(over)
+        .map(|label| label.name.clone())
+        .collect();
+    for name in &gone {
+        let id = pin_id(name);
+        manifest.labels.retain(|label| label.name != *name);
+        manifest.pins.retain(|pin| pin.id != id);
+    }
+    gone
+}
+
 /// The label of this name.
 pub(crate) fn find<'a>(manifest: &'a Manifest, name: &str) -> Result<&'a Label, Error> {
     let found = manifest.labels.iter().find(|label| label.name == name);
@@ -313,6 +330,9 @@ impl Database {
                 |manifest| add(manifest, label.clone(), new.pin),
             )
             .await?;
+        if let Some(at) = new.expires_at {
+            self.engine.due_not_later(self.row.id, at).await?;
+        }
         let manifest = &loaded.manifest;
         let durable = self.stored_position(manifest);
         let mut made = shown(manifest, &label, durable, now);
@@ -363,16 +383,18 @@ impl Database {
 
     /// Removes a label. What it names stays as long as the window, or another pin, keeps it.
     pub async fn snapshot_delete(&self, name: &str, unpin: bool) -> Result<(), Error> {
-        let remote = &self.engine.inner.core.remote;
-        remote
-            .change_of(
-                self.row.namespace,
-                self.row.id,
-                "delete a snapshot",
-                |manifest| remove(manifest, name, unpin),
-            )
-            .await
-            .map(drop)
+        let core = &self.engine.inner.core;
+        let (namespace, id) = (self.row.namespace, self.row.id);
+        core.remote
+            .change_of(namespace, id, "delete a snapshot", |manifest| {
+                remove(manifest, name, unpin)
+            })
+            .await?;
+        if unpin {
+            // What the pin kept beyond the window goes.
+            self.engine.due_not_later(id, self.engine.now()).await?;
+        }
+        Ok(())
     }
 }
 

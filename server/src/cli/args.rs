@@ -134,6 +134,8 @@ pub(crate) enum Command {
     /// Name commits of a database
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Show what the retention window lets go, with the server token
+    Gc(GcOptions),
 }
 
 /// What is done with keys.
@@ -446,6 +448,9 @@ pub(crate) enum DbCommand {
     Delete {
         /// NAMESPACE/DATABASE
         database: Name,
+        /// Destroy it for good, at once
+        #[arg(long)]
+        purge: bool,
         /// Do not ask
         #[arg(long)]
         yes: bool,
@@ -455,6 +460,15 @@ pub(crate) enum DbCommand {
         /// NAMESPACE/DATABASE
         database: Name,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcOptions {
+    /// NAMESPACE/DATABASE; every database when left out
+    pub(crate) database: Option<Name>,
+    /// Mark and delete; without it nothing is changed
+    #[arg(long)]
+    pub(crate) apply: bool,
 }
 
 #[derive(Debug, Subcommand)]

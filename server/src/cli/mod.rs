@@ -10,6 +10,7 @@ mod args;
 mod bucket;
 mod client;
 mod exit;
+mod gc;
 mod keys;
 mod local;
 mod output;
@@ -103,6 +104,7 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
         Command::Query(options) => remote::query(&place.server()?, options, output).await,
         Command::Import(options) => remote::import(&place.server()?, options, output).await,
         Command::Export(options) => remote::export(&place.server()?, options, output).await,
+        Command::Gc(options) => gc::gc(&place.server()?, options, output).await,
         Command::Snapshot(command) => snapshots::snapshot(&place.server()?, command, output).await,
         Command::Bookmark(options) => remote::bookmark(&place.server()?, options, output).await,
     }

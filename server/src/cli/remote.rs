@@ -115,10 +115,18 @@ pub(super) async fn db(
         }
         DbCommand::Delete {
             database: name,
+            purge,
             yes,
         } => {
             if !yes {
-                confirm(&format!("delete {name}?"))?;
+                let how = if purge { "destroy for good" } else { "delete" };
+                confirm(&format!("{how} {name}?"))?;
+            }
+            if purge {
+                let request = client.request(Method::DELETE, &database(&name, &[]));
+                let answer = client.json(request.query(&[("purge", true)])).await?;
+                fields(*output, &answer);
+                return Ok(());
             }
             client
                 .json(client.request(Method::DELETE, &database(&name, &[])))

@@ -5,10 +5,13 @@ use serde_json::{Value as Json, json};
 use tidelog_engine::bucket::At;
 use tidelog_engine::sql::connection::AutoVacuum;
 use tidelog_engine::system::databases::DatabasePatch;
+use tidelog_engine::system::tokens::token_id_text;
 use tidelog_engine::travel::forks::Fork;
+use tidelog_engine::travel::retention::{DAY_MICROS, WINDOW_DAYS};
 use tidelog_engine::{Database, Draft, Durability, NewDatabase};
 use tidelog_wal::PageSize;
 
+use super::operations::outcome;
 use super::shape;
 use crate::fields::Fields;
 use crate::http::{Answer, Call};
@@ -99,7 +102,7 @@ async fn seeded(mut call: Call, name: String, seed: Json, plain: bool) -> Result
     call.finish()?;
     let source = call.app.engine.database(call.namespace()?, &source).await?;
     let handle = source.fork(fork).await?;
-    super::operations::outcome(&call, handle, StatusCode::CREATED).await
+    outcome(&call, handle, StatusCode::CREATED).await
 }
 
 /// Lists settings; where each database stands is told by the database itself, which would have to be opened.
@@ -131,6 +134,40 @@ pub(super) async fn show(mut call: Call) -> Result<Answer, Problem> {
     shown(&call.database().await?).await
 }
 
+/// `retention`: `{"days": N}`, or the days that a regulation's name stands for.
+fn retention(call: &mut Call) -> Result<Option<u64>, Problem> {
+    let invalid = |detail: &str| Problem::invalid(Code::InvalidRequest, "/retention", detail);
+    let days = match call.body.take("retention") {
+        None => return Ok(None),
+        Some(Json::String(preset)) => match preset.as_str() {
+            "gdpr" => 7,
+            "soc2" => 30,
+            "hipaa" | "pci" => 90,
+            _ => {
+                let detail =
+                    "retention is {\"days\": N}, or gdpr (7), soc2 (30), hipaa or pci (90)";
+                return Err(invalid(detail));
+            }
+        },
+        Some(value) => {
+            let mut fields = Fields::of_value(value, "/retention")?;
+            let days = fields.number("days")?;
+            fields.finish()?;
+            days.ok_or_else(|| invalid("retention needs days"))?
+        }
+    };
+    let (least, most) = WINDOW_DAYS;
+    if !(least..=most).contains(&days) {
+        let detail = format!("retention is {least} to {most} days");
+        return Err(Problem::invalid(
+            Code::InvalidRequest,
+            "/retention/days",
+            detail,
+        ));
+    }
+    Ok(Some(days * DAY_MICROS))
+}
+
 pub(super) async fn change(mut call: Call) -> Result<Answer, Problem> {
     let patch = DatabasePatch {
         block_reads: call.body.boolean("block_reads")?,
@@ -141,6 +178,7 @@ pub(super) async fn change(mut call: Call) -> Result<Answer, Problem> {
             .word("durability", str::parse::<Durability>)?
             .map(Some),
         size_limit: call.body.number("size_limit")?.map(Some),
+        retention_micros: retention(&mut call)?,
     };
     call.finish()?;
     call.app
@@ -151,7 +189,15 @@ pub(super) async fn change(mut call: Call) -> Result<Answer, Problem> {
 }
 
 pub(super) async fn delete(mut call: Call) -> Result<Answer, Problem> {
+    let purge = call.query.boolean("purge")?.unwrap_or(false);
     call.finish()?;
+    if purge {
+        let token = token_id_text(&call.principal()?.token.id);
+        let (namespace, name) = (call.namespace()?, call.name("db")?);
+        let engine = &call.app.engine;
+        let handle = engine.database_purge(namespace, &name, Some(token)).await?;
+        return outcome(&call, handle, StatusCode::OK).await;
+    }
     call.app
         .engine
         .database_delete(call.namespace()?, &call.name("db")?)

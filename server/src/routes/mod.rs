@@ -7,6 +7,7 @@ mod namespaces;
 mod operations;
 mod query;
 mod restores;
+mod retention;
 pub(crate) mod shape;
 mod snapshots;
 mod time;
@@ -68,6 +69,13 @@ pub(crate) fn table() -> Vec<Route> {
             "/v1/namespaces",
             Access::Server,
             handler!(namespaces::create),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::POST,
+            "/v1/retention",
+            Access::Server,
+            handler!(retention::run),
         )
         .body(BodyKind::Json),
         Route::new(

@@ -4,6 +4,7 @@ use serde_json::{Value as Json, json};
 use tidelog_archive::plan::CommitInfo;
 use tidelog_engine::system::databases::DatabaseRow;
 use tidelog_engine::system::tokens::{TokenInfo, token_id_text};
+use tidelog_engine::travel::retention::{DAY_MICROS, WINDOW_MICROS};
 use tidelog_engine::{Durability, StatementResult};
 use tidelog_wal::Position;
 use tidelog_wal::record::{RecordKind, tag};
@@ -29,6 +30,7 @@ pub(crate) fn database(row: &DatabaseRow) -> Json {
         "block_writes": row.block_writes,
         "delete_protection": row.delete_protection,
         "size_limit": row.size_limit,
+        "retention": { "days": row.retention_micros.unwrap_or(WINDOW_MICROS) / DAY_MICROS },
         "parent": row.parent.map(|parent| json!({
             "id": parent.database.to_string(),
             "bookmark": parent.at.to_string(),

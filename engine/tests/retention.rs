@@ -1,0 +1,789 @@
+//! Time passes over a database: the window moves, what is promised stays, what is not goes. Clock and store are
+//! the test's own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use object_store::memory::InMemory;
+use tidelog_archive::env::{Clock, SystemClock, SystemEntropy};
+use tidelog_archive::key::NonceSource;
+use tidelog_archive::manifest::{Loaded, Manifest, ManifestStore, Pin, PublishError, State};
+use tidelog_archive::seal::MasterKeys;
+use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
+use tidelog_engine::bucket::{At, Bucket};
+use tidelog_engine::disk::StdDisk;
+use tidelog_engine::operations::OperationState;
+use tidelog_engine::system::databases::{DatabasePatch, Namespace};
+use tidelog_engine::travel::labels::{NewSnapshot, SnapshotState};
+use tidelog_engine::{
+    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
+    Settings, Statement,
+};
+use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Shared, script};
+use tidelog_wal::{DatabaseId, Position, Timestamp};
+
+const DAY: i64 = 24 * 3600;
+const HOUR: i64 = 3600;
+
+/// The system's clock, set forward.
+#[derive(Debug)]
+struct Shifted {
+    real: SystemClock,
+    wall: AtomicI64,
+    monotonic: AtomicI64,
+}
+
+impl Shifted {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            real: SystemClock::new(),
+            wall: AtomicI64::new(0),
+            monotonic: AtomicI64::new(0),
+        })
+    }
+
+    fn pass(&self, seconds: i64) {
+        self.step(seconds);
+        self.monotonic.fetch_add(seconds, Ordering::SeqCst);
+    }
+
+    /// Sets the wall clock; no time passes.
+    fn step(&self, seconds: i64) {
+        self.wall.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for Shifted {
+    fn wall(&self) -> Timestamp {
+        let shift = self.wall.load(Ordering::SeqCst) * 1_000_000;
+        Timestamp::from_micros(self.real.wall().micros().saturating_add_signed(shift))
+    }
+
+    fn monotonic_micros(&self) -> u64 {
+        let shift = self.monotonic.load(Ordering::SeqCst) * 1_000_000;
+        self.real.monotonic_micros().saturating_add_signed(shift)
+    }
+}
+
+struct World {
+    folder: tempfile::TempDir,
+    faults: Arc<FaultStore>,
+    store: Store,
+    /// Ours and the store's.
+    clock: Arc<Shifted>,
+    theirs: Arc<Shifted>,
+    settle_age: Duration,
+    engine: Engine,
+    namespace: Namespace,
+}
+
+fn parts(clock: &Arc<Shifted>) -> Parts {
+    Parts {
+        clock: Arc::clone(clock) as Arc<dyn Clock>,
+        entropy: Arc::new(SystemEntropy),
+        disk: Arc::new(StdDisk),
+    }
+}
+
+fn settings(folder: &Path, settle_age: Duration) -> Settings {
+    Settings {
+        data: folder.join("data"),
+        store_url: "memory:".to_owned(),
+        ship_interval: Duration::from_millis(5),
+        settle_bytes: if settle_age.is_zero() { 1 } else { 1 << 30 },
+        settle_age,
+        settle_pause: Duration::from_millis(1),
+        ..Settings::default()
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::with(Duration::ZERO).await
+    }
+
+    async fn with(settle_age: Duration) -> Self {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let (clock, theirs) = (Shifted::new(), Shifted::new());
+        let memory = Arc::new(InMemory::new());
+        let faults = FaultStore::new(memory, script(|_| Fault::None));
+        faults.set_clock(Arc::clone(&theirs) as Arc<dyn Clock>);
+        let options = StoreOptions {
+            settings: StoreSettings {
+                attempts_max: 1,
+                ..StoreSettings::default()
+            },
+            ..StoreOptions::default()
+        };
+        let shared = Arc::new(Shared(Arc::clone(&faults)));
+        let store = Store::from_object_store(shared, "", options).expect("a store");
+        let engine = Engine::start_on(
+            settings(folder.path(), settle_age),
+            parts(&clock),
+            store.clone(),
+        );
+        let engine = engine.await.expect("start");
+        let namespace = engine.namespace_create("acme").await.expect("namespace");
+        Self {
+            folder,
+            faults,
+            store,
+            clock,
+            theirs,
+            settle_age,
+            engine,
+            namespace,
+        }
+    }
+
+    async fn restart(&mut self) {
+        self.engine.shutdown().await.expect("shutdown");
+        let engine = Engine::start_on(
+            settings(self.folder.path(), self.settle_age),
+            parts(&self.clock),
+            self.store.clone(),
+        );
+        self.engine = engine.await.expect("start");
+    }
+
+    fn pass(&self, seconds: i64) {
+        self.clock.pass(seconds);
+        self.theirs.pass(seconds);
+    }
+
+    async fn create(&self, name: &str) -> Database {
+        let made = self
+            .engine
+            .database_create(self.namespace.id, NewDatabase::named(name));
+        made.await.expect("create")
+    }
+
+    async fn open(&self, name: &str) -> Database {
+        let found = self.engine.database(self.namespace.id, name).await;
+        found.expect("the database")
+    }
+
+    fn manifests(&self, id: DatabaseId) -> ManifestStore {
+        let entropy = Arc::new(SystemEntropy);
+        ManifestStore::new(self.store.clone(), self.namespace.id, id, entropy)
+    }
+
+    async fn manifest(&self, id: DatabaseId) -> Loaded {
+        self.manifests(id).load().await.expect("a manifest")
+    }
+
+    async fn settled(&self, database: &Database, at: Position) {
+        for _ in 0..2_000 {
+            let loaded = self.manifest(database.row().id).await;
+            if loaded.manifest.settled_position() == Some(at) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{at} is not settled in time");
+    }
+
+    async fn turn(&self) {
+        self.engine.calendar_turn().await.expect("a turn");
+    }
+
+    async fn keys(&self, id: DatabaseId) -> BTreeSet<String> {
+        let prefix = format!("tenants/{}/{id}/", self.namespace.id);
+        let listed = self.store.list(&prefix).await.expect("a listing");
+        listed.into_iter().map(|entry| entry.key).collect()
+    }
+
+    async fn exported(&self, database: &Database, at: At) -> i64 {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let out = folder.path().join("out.db");
+        database
+            .export(at.clone(), &out)
+            .await
+            .unwrap_or_else(|e| panic!("{at:?}: {e:?}"));
+        let file = rusqlite::Connection::open(&out).expect("open");
+        let newest = file.query_row("SELECT max(a) FROM t", [], |row| row.get(0));
+        newest.expect("a row")
+    }
+}
+
+async fn write(database: &Database, sql: &str) -> Position {
+    let request = Request {
+        statements: vec![Statement {
+            sql: sql.to_owned(),
+            params: Params::None,
+        }],
+        transaction: true,
+        durability: Some(Durability::Remote),
+        access: Access::owner(),
+        limits: Limits::default(),
+        idempotency: None,
+    };
+    let done = database.execute(request).await;
+    done.unwrap_or_else(|e| panic!("{sql}: {e:?}")).bookmark
+}
+
+fn label(name: &str, pin: bool) -> NewSnapshot {
+    NewSnapshot {
+        name: name.to_owned(),
+        note: String::new(),
+        at: At::Latest,
+        pin,
+        expires_at: None,
+    }
+}
+
+async fn refused(database: &Database, at: At) -> tidelog_engine::Error {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let out = folder.path().join("out.db");
+    database.export(at, &out).await.expect_err("it is refused")
+}
+
+/// Goal: I5 and the promise of the window over fifty days of one write a day. Method: every day every bookmark
+/// that is promised resolves, some restore; on the last day all of them do, and the rest is expired by name.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_window_moves_and_what_it_promises_stays() {
+    let world = World::new().await;
+    let orders = world.create("orders").await;
+    let patch = DatabasePatch {
+        retention_micros: Some(10 * DAY as u64 * 1_000_000),
+        ..DatabasePatch::default()
+    };
+    let patched = world
+        .engine
+        .database_patch(world.namespace.id, "orders", patch);
+    patched.await.expect("ten days");
+    let id = orders.row().id;
+    write(&orders, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+    let mut days: Vec<(Position, i64)> = Vec::new();
+    let mut first_keys = BTreeSet::new();
+    let mut most = 0;
+    for day in 0..40_i64 {
+        let sql = format!("INSERT INTO t VALUES({day}, randomblob(3000))");
+        let at = write(&orders, &sql).await;
+        days.push((at, day));
+        if day == 2 {
+            let made = orders.snapshot_create(label("kept", true)).await;
+            assert!(made.expect("a label").pinned);
+            orders
+                .snapshot_create(label("mortal", false))
+                .await
+                .expect("a label");
+        }
+        world.settled(&orders, at).await;
+        if day == 0 {
+            first_keys = world.keys(id).await;
+            first_keys.retain(|key| !key.ends_with("/manifest"));
+        }
+        world.pass(DAY);
+        world.turn().await;
+        // The day that has begun, and ten before it.
+        let oldest = usize::try_from((day - 9).max(0)).expect("small");
+        let (at, value) = days[oldest];
+        assert_eq!(
+            world.exported(&orders, At::Bookmark(at)).await,
+            value,
+            "day {day}"
+        );
+        most = most.max(world.keys(id).await.len());
+    }
+    for (at, value) in &days[30..] {
+        assert_eq!(world.exported(&orders, At::Bookmark(*at)).await, *value);
+    }
+    let expired = refused(&orders, At::Bookmark(days[5].0)).await;
+    assert_eq!(expired.code(), Code::BookmarkExpired);
+    let oldest = expired.members()["oldest_available"]
+        .as_str()
+        .expect("a bookmark");
+    let oldest: Position = oldest.parse().expect("a bookmark");
+    assert!(oldest.txid <= days[30].0.txid);
+    world.exported(&orders, At::Bookmark(oldest)).await;
+    let window = orders.recovery_window().await.expect("a window");
+    assert_eq!(window.earliest.map(|(at, _)| at), Some(oldest));
+    assert_eq!(
+        world
+            .exported(&orders, At::Snapshot("kept".to_owned()))
+            .await,
+        2
+    );
+    let expired = refused(&orders, At::Snapshot("mortal".to_owned())).await;
+    assert_eq!(expired.code(), Code::SnapshotExpired);
+    let shown = orders.snapshot("mortal").await.expect("it is shown");
+    assert_eq!(shown.state, SnapshotState::Expired);
+    let left: Vec<_> = world
+        .keys(id)
+        .await
+        .intersection(&first_keys)
+        .cloned()
+        .collect();
+    assert!(left.is_empty(), "{left:?} are left of the first day");
+    assert!(most < 60, "storage stays bounded: {most} objects at most");
+    // The bucket alone says the same.
+    let bucket = Bucket::open_on(
+        world.store.clone(),
+        parts(&world.clock),
+        &MasterKeys::default(),
+    )
+    .await
+    .expect("bucket");
+    let found = bucket.find("acme", "orders").await.expect("orders");
+    let labels = bucket.snapshots(&found).await.expect("labels");
+    let states: Vec<_> = labels.iter().map(|l| (l.name.as_str(), l.state)).collect();
+    let wanted = [
+        ("kept", SnapshotState::Restorable),
+        ("mortal", SnapshotState::Expired),
+    ];
+    assert_eq!(states, wanted);
+    let out = world.folder.path().join("kept.db");
+    let at = At::Snapshot("kept".to_owned());
+    bucket
+        .restore(&found, at, &out, false)
+        .await
+        .expect("from the bucket alone");
+    // Without its pin the label's state goes.
+    orders
+        .snapshot_delete("kept", true)
+        .await
+        .expect("unpinned");
+    for _ in 0..3 {
+        world.pass(2 * DAY);
+        world.turn().await;
+    }
+    let gone = refused(&orders, At::Bookmark(days[2].0)).await;
+    assert_eq!(gone.code(), Code::BookmarkExpired);
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: an outage at any call of a look leaves what the next look goes on with. Method: two databases alike;
+/// each call of the looks of the second fails once, before or after its effect; in the end both hold as much.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_at_any_step_of_a_look_is_made_up_for() {
+    let world = World::new().await;
+    let mut before = None;
+    for fault in [None, Some(Fault::Before), Some(Fault::After)] {
+        let name = format!("db{}", fault.map_or(0, |f| 1 + u8::from(f == Fault::After)));
+        let orders = world.create(&name).await;
+        let id = orders.row().id;
+        let mut at = write(&orders, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+        for day in 0..5 {
+            let sql = format!("INSERT INTO t VALUES({day}, randomblob(2000))");
+            at = write(&orders, &sql).await;
+            world.settled(&orders, at).await;
+            world.pass(DAY);
+        }
+        world.pass(40 * DAY);
+        let mut failed = 0;
+        for number in 0.. {
+            if let Some(fault) = fault {
+                let prefix = id.to_string();
+                let seen = std::sync::atomic::AtomicU64::new(0);
+                world.faults.set_plan(script(move |call: &Call| {
+                    let ours = call.key.contains(&prefix);
+                    if ours && seen.fetch_add(1, Ordering::SeqCst) == number {
+                        return fault;
+                    }
+                    Fault::None
+                }));
+            }
+            let calls = world.faults.calls().len();
+            world.turn().await;
+            let ours = world.faults.calls()[calls..]
+                .iter()
+                .filter(|call| call.key.contains(&id.to_string()))
+                .count() as u64;
+            world.faults.set_plan(script(|_| Fault::None));
+            failed += u64::from(fault.is_some() && ours > number);
+            world.pass(2 * HOUR);
+            if fault.is_none() && number > 30 || fault.is_some() && number > 60 {
+                break;
+            }
+            // Half of the time no grace is over yet.
+            if number % 2 == 1 {
+                world.pass(DAY);
+            }
+            assert_eq!(world.exported(&orders, At::Bookmark(at)).await, 4);
+        }
+        assert_eq!(fault.is_some(), failed > 0, "{failed} faults were met");
+        for _ in 0..3 {
+            world.pass(2 * DAY);
+            world.turn().await;
+        }
+        let manifest = world.manifest(id).await.manifest;
+        assert!(manifest.marked.is_empty(), "{:?}", manifest.marked);
+        let listed = manifest.segments.len() + manifest.images.len() + manifest.index.len();
+        let shape = (manifest.segments.len(), manifest.images.len());
+        assert_eq!(*before.get_or_insert(shape), shape);
+        // An image whose listing failed is garbage of this life: the next one's business.
+        assert!(world.keys(id).await.len() >= listed + 1);
+    }
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_marked_before_a_restart_is_swept_after_it_and_garbage_with_it() {
+    let mut world = World::new().await;
+    let orders = world.create("orders").await;
+    let id = orders.row().id;
+    let mut at = write(&orders, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+    for day in 0..4 {
+        let sql = format!("INSERT INTO t VALUES({day}, randomblob(2000))");
+        at = write(&orders, &sql).await;
+        world.settled(&orders, at).await;
+        world.pass(DAY);
+    }
+    // Something this life wrote and never listed.
+    let manifest = world.manifest(id).await.manifest;
+    let listed = manifest.segments[0];
+    let mut stray = listed;
+    stray.nonce.counter += 1_000_000;
+    let bytes = world
+        .store
+        .get(&listed.key(world.namespace.id, id).to_string())
+        .await;
+    let stray = stray.key(world.namespace.id, id).to_string();
+    world
+        .store
+        .create(&stray, bytes.expect("a segment"))
+        .await
+        .expect("a stray");
+    world.pass(40 * DAY);
+    world.turn().await;
+    let marked = world.manifest(id).await.manifest.marked;
+    assert!(!marked.is_empty());
+    let keys = world.keys(id).await;
+    world.restart().await;
+    let orders = world.open("orders").await;
+    world.pass(23 * HOUR);
+    world.turn().await;
+    assert!(
+        world.keys(id).await.is_superset(&keys),
+        "the grace is not over"
+    );
+    world.pass(2 * HOUR);
+    world.turn().await;
+    world.pass(2 * HOUR);
+    world.turn().await;
+    let left = world.keys(id).await;
+    let manifest = world.manifest(id).await.manifest;
+    assert!(manifest.marked.is_empty(), "{:?}", manifest.marked);
+    assert!(!left.contains(&stray), "garbage of an earlier life is gone");
+    assert_eq!(
+        left.len(),
+        1 + manifest.segments.len() + manifest.images.len()
+    );
+    assert_eq!(world.exported(&orders, At::Bookmark(at)).await, 3);
+    assert_eq!(world.exported(&orders, At::Latest).await, 3);
+    // It takes writes, and they are restorable, behind an end that only an image tells.
+    let next = write(&orders, "INSERT INTO t VALUES(9, 'x')").await;
+    world.settled(&orders, next).await;
+    assert_eq!(world.exported(&orders, At::Bookmark(next)).await, 9);
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+/// HAZARDS S39: our clock, or the store's alone, set forward by a year expires nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_set_forward_by_a_year_expires_nothing() {
+    let world = World::new().await;
+    let orders = world.create("orders").await;
+    let id = orders.row().id;
+    write(&orders, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+    let mut bookmarks = BTreeMap::new();
+    for day in 0..3 {
+        let at = write(&orders, &format!("INSERT INTO t VALUES({day}, 'x')")).await;
+        world.settled(&orders, at).await;
+        bookmarks.insert(day, at);
+    }
+    let hidden = world.create("hidden").await;
+    let made = world.engine.now();
+    let mut new = label("short", true);
+    new.expires_at = Some(Timestamp::from_micros(made.micros() + 86_400_000_000));
+    orders.snapshot_create(new).await.expect("a label");
+    let deleted = world.engine.database_delete(world.namespace.id, "hidden");
+    deleted.await.expect("deleted");
+    for clock in [&world.clock, &world.theirs] {
+        clock.step(365 * DAY);
+        for _ in 0..3 {
+            world.turn().await;
+            clock.step(2 * DAY);
+        }
+        let manifest = world.manifest(id).await.manifest;
+        assert!(manifest.marked.is_empty() && manifest.labels.len() == 1);
+        let state = world.manifest(hidden.row().id).await.manifest.state;
+        assert!(matches!(state, State::Deleted(_)), "{state:?}");
+        clock.step(-371 * DAY);
+    }
+    for (day, at) in bookmarks {
+        assert_eq!(world.exported(&orders, At::Bookmark(at)).await, day);
+    }
+    let back = world.engine.database_undelete(world.namespace.id, "hidden");
+    back.await.expect("undeleted");
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_database_comes_back_or_is_purged_after_seven_days() {
+    let world = World::new().await;
+    let namespace = world.namespace.id;
+    let orders = world.create("orders").await;
+    let id = orders.row().id;
+    write(&orders, "CREATE TABLE t(a)").await;
+    let at = write(&orders, "INSERT INTO t VALUES(1)").await;
+    world
+        .engine
+        .database_delete(namespace, "orders")
+        .await
+        .expect("deleted");
+    let refused = orders.bookmark().await.expect_err("a handle is refused");
+    assert_eq!(refused.code(), Code::DatabaseNotFound);
+    assert!(matches!(
+        world.manifest(id).await.manifest.state,
+        State::Deleted(_)
+    ));
+    let other = world.create("orders").await;
+    let taken = world.engine.database_undelete(namespace, "orders").await;
+    assert_eq!(
+        taken.expect_err("the name is in use").code(),
+        Code::NameTaken
+    );
+    let purged = world.engine.database_purge(namespace, "orders", None).await;
+    let purged = purged.expect("begun").wait(Duration::from_secs(30)).await;
+    assert_eq!(purged.state, OperationState::Succeeded, "{purged:?}");
+    assert_eq!(
+        world.keys(other.row().id).await.len(),
+        1,
+        "the live one was meant"
+    );
+    world
+        .engine
+        .database_undelete(namespace, "orders")
+        .await
+        .expect("undeleted");
+    let orders = world.open("orders").await;
+    assert_eq!(orders.bookmark().await.expect("open").bookmark, at);
+    assert!(matches!(
+        world.manifest(id).await.manifest.state,
+        State::Active(_)
+    ));
+    world
+        .engine
+        .database_delete(namespace, "orders")
+        .await
+        .expect("deleted");
+    world.pass(6 * DAY);
+    world.turn().await;
+    assert!(world.keys(id).await.len() > 1, "six days");
+    world.pass(DAY + HOUR);
+    world.turn().await;
+    for _ in 0..2_000 {
+        if world.keys(id).await.len() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(world.keys(id).await.len(), 1, "the tombstone alone");
+    assert!(matches!(
+        world.manifest(id).await.manifest.state,
+        State::Purged(_)
+    ));
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: nothing of a purged database is left, and its part of shared journal objects holds nobody up. Method:
+/// nothing is settled when it is purged; a restart then settles the other database.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_reaches_every_object_and_the_journal_goes_on() {
+    let mut world = World::with(Duration::from_hours(1000)).await;
+    let namespace = world.namespace.id;
+    let (orders, other) = (world.create("orders").await, world.create("other").await);
+    for database in [&orders, &other] {
+        write(database, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+        // Spooled: uploaded as a part of its own.
+        write(database, "INSERT INTO t VALUES(1, randomblob(3000000))").await;
+    }
+    orders
+        .snapshot_create(label("a", true))
+        .await
+        .expect("a label");
+    let id = orders.row().id;
+    assert!(world.keys(id).await.len() > 1, "a part is stored");
+    let pinned = fork_pin(&world, &orders).await;
+    let refused = world.engine.database_purge(namespace, "orders", None).await;
+    let refused = match refused {
+        Err(error) => error.code().as_str().to_owned(),
+        Ok(mut handle) => {
+            let ended = handle.wait(Duration::from_secs(30)).await;
+            ended.error.expect("it failed").code
+        }
+    };
+    assert_eq!(refused, "fork-parent-pinned");
+    let (orders, folder) = (world.open("orders").await, world.folder.path().join("data"));
+    write(&orders, "INSERT INTO t VALUES(2, 'x')").await;
+    unpin(&world, id, pinned).await;
+    let protect = |on| DatabasePatch {
+        delete_protection: Some(on),
+        ..DatabasePatch::default()
+    };
+    let patched = world
+        .engine
+        .database_patch(namespace, "orders", protect(true));
+    patched.await.expect("protected");
+    let refused = world.engine.database_purge(namespace, "orders", None).await;
+    assert_eq!(
+        refused.expect_err("protected").code(),
+        Code::DatabaseProtected
+    );
+    let patched = world
+        .engine
+        .database_patch(namespace, "orders", protect(false));
+    patched.await.expect("not protected");
+    let purge = world.engine.database_purge(namespace, "orders", None).await;
+    let ended = purge.expect("begun").wait(Duration::from_secs(30)).await;
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    let result = ended.result.expect("a result");
+    assert!(result["journal"]["complete_when"].is_string(), "{result}");
+    let keys = world.keys(id).await;
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    let tombstone = world.manifest(id).await.manifest;
+    assert!(matches!(tombstone.state, State::Purged(_)));
+    assert!(tombstone.name_hint.is_empty() && tombstone.labels.is_empty());
+    assert!(!folder.join("databases").join(id.to_string()).exists());
+    let spools = std::fs::read_dir(folder.join("journal")).expect("a folder");
+    let of_it = |entry: &std::fs::DirEntry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(&id.to_string())
+    };
+    assert_eq!(spools.flatten().filter(of_it).count(), 0);
+    for refused in [
+        orders.bookmark().await.expect_err("a handle"),
+        world
+            .engine
+            .database_undelete(namespace, "orders")
+            .await
+            .expect_err("undelete"),
+        world
+            .engine
+            .database_purge(namespace, "orders", None)
+            .await
+            .expect_err("again"),
+    ] {
+        assert_eq!(refused.code(), Code::DatabasePurged);
+    }
+    // The next life settles what is left, and trims what held both.
+    world.settle_age = Duration::ZERO;
+    let journals = |keys: Vec<tidelog_archive::store::Entry>| {
+        let object = |key: &str| key.len() == 33 && !key.ends_with("0000");
+        keys.iter().filter(|entry| object(&entry.key)).count()
+    };
+    let before = journals(world.store.list("journal").await.expect("a listing"));
+    world.restart().await;
+    let other = world.open("other").await;
+    let at = other.bookmark().await.expect("open").bookmark;
+    world.settled(&other, at).await;
+    for round in 0.. {
+        let now = journals(
+            world
+                .store
+                .list("journal/00000001")
+                .await
+                .expect("a listing"),
+        );
+        if now < before {
+            break;
+        }
+        assert!(round < 2_000, "{now} of {before} journal objects are left");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(world.keys(id).await.len(), 1);
+    world.create("orders").await;
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+/// Puts a pin with a child into the manifest of a database, as a fork does.
+async fn fork_pin(world: &World, database: &Database) -> [u8; 16] {
+    let id = database.row().id;
+    let at = database.bookmark().await.expect("open").bookmark;
+    let pin = Pin {
+        id: [9; 16],
+        position: at,
+        created: world.engine.now(),
+        child: Some(DatabaseId::from_bytes([8; 16])),
+    };
+    change(world, id, |manifest| manifest.pins.push(pin)).await;
+    pin.id
+}
+
+async fn unpin(world: &World, id: DatabaseId, pin: [u8; 16]) {
+    change(world, id, |manifest| {
+        manifest.pins.retain(|known| known.id != pin)
+    })
+    .await;
+}
+
+async fn change(world: &World, id: DatabaseId, mut change: impl FnMut(&mut Manifest)) {
+    let loaded = world.manifest(id).await;
+    let owner = loaded.manifest.owner;
+    let nonces = NonceSource::new(owner.term, 1 << 40);
+    let changed = world
+        .manifests(id)
+        .publish(&loaded, owner, &nonces, |manifest| {
+            change(manifest);
+            Ok::<_, PublishError>(())
+        })
+        .await;
+    changed.expect("changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_what_an_applied_one_does() {
+    let world = World::new().await;
+    let namespace = world.namespace.id;
+    let orders = world.create("orders").await;
+    write(&orders, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+    for day in 0..3 {
+        let sql = format!("INSERT INTO t VALUES({day}, randomblob(2000))");
+        let at = write(&orders, &sql).await;
+        world.settled(&orders, at).await;
+        world.pass(DAY);
+    }
+    world.pass(40 * DAY);
+    let id = orders.row().id;
+    let version = world.manifest(id).await.manifest.version;
+    let keys = world.keys(id).await;
+    let (_, dry) = world
+        .engine
+        .retention_of(namespace, "orders", false)
+        .await
+        .expect("dry");
+    assert!(!dry.applied && dry.image_at.is_some());
+    assert_eq!(
+        world.manifest(id).await.manifest.version,
+        version,
+        "nothing is written"
+    );
+    assert_eq!(world.keys(id).await, keys);
+    let (_, first) = world
+        .engine
+        .retention_of(namespace, "orders", true)
+        .await
+        .expect("applied");
+    assert_eq!((first.applied, first.image_at), (true, dry.image_at));
+    assert!(!first.marked.is_empty());
+    world.pass(25 * HOUR);
+    let (_, dry) = world
+        .engine
+        .retention_of(namespace, "orders", false)
+        .await
+        .expect("dry");
+    let (_, second) = world
+        .engine
+        .retention_of(namespace, "orders", true)
+        .await
+        .expect("applied");
+    assert_eq!(dry.deleted, second.deleted);
+    assert_eq!(first.marked, second.deleted);
+    world.engine.shutdown().await.expect("shutdown");
+}

@@ -1,0 +1,125 @@
+//! Deletion, purge and the retention window over HTTP.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::world::{World, read};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_is_an_operation_and_nothing_comes_back() {
+    let world = World::start().await;
+    let orders = world.database("orders").await;
+    world.run(&orders, "create table t(a)").await;
+    let got = read(world.ask(Method::DELETE, &orders)).await;
+    assert_eq!(got.status, 204, "{got:?}");
+    let got = world.post(&format!("{orders}/undelete"), json!({})).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    world.run(&orders, "insert into t values(1)").await;
+
+    let protect = |on: bool| {
+        let request = world.ask(Method::PATCH, &orders);
+        request.json(&json!({ "delete_protection": on }))
+    };
+    assert_eq!(read(protect(true)).await.status, 200);
+    let purge = || world.ask(Method::DELETE, &format!("{orders}?purge=true"));
+    let got = read(purge()).await;
+    assert_eq!((got.status, got.code()), (409, "database-protected"));
+    assert_eq!(read(protect(false)).await.status, 200);
+    let got = read(purge()).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    assert_eq!(got.body["operation"]["type"], "purge");
+    assert_eq!(got.body["operation"]["state"], "succeeded");
+    assert_eq!(got.body["purged"], "orders");
+    assert!(got.body["journal"]["complete_when"].is_string(), "{got:?}");
+    let got = world.post(&format!("{orders}/undelete"), json!({})).await;
+    assert_eq!((got.status, got.code()), (410, "database-purged"));
+    let got = read(purge()).await;
+    assert_eq!((got.status, got.code()), (410, "database-purged"));
+    let got = world.get(&orders).await;
+    assert_eq!((got.status, got.code()), (404, "database-not-found"));
+    world.database("orders").await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_with_a_fork_is_purged_only_after_it() {
+    let world = World::start().await;
+    let orders = world.database("orders").await;
+    world.run(&orders, "create table t(a)").await;
+    let fork = world
+        .ask(Method::POST, &format!("{orders}/forks"))
+        .header("idempotency-key", "one")
+        .json(&json!({ "name": "copy" }));
+    let got = read(fork).await;
+    assert_eq!(got.status, 201, "{got:?}");
+    let purge = |path: &str| world.ask(Method::DELETE, &format!("{path}?purge=true"));
+    let got = read(purge(&orders)).await;
+    assert_eq!((got.status, got.code()), (409, "fork-parent-pinned"));
+    assert_eq!(got.body["forks"], json!(["copy"]));
+    world.run(&orders, "insert into t values(1)").await;
+    let copy = orders.replace("orders", "copy");
+    let got = read(purge(&copy)).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    let got = read(purge(&orders)).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_window_is_set_by_days_or_by_a_name_and_looked_at_dry() {
+    let world = World::start().await;
+    let orders = world.database("orders").await;
+    world.run(&orders, "create table t(a)").await;
+    let set = |value: serde_json::Value| {
+        let request = world.ask(Method::PATCH, &orders);
+        request.json(&json!({ "retention": value }))
+    };
+    for (value, days) in [(json!({ "days": 12 }), 12), (json!("hipaa"), 90)] {
+        let got = read(set(value)).await;
+        assert_eq!(
+            (got.status, &got.body["retention"]["days"]),
+            (200, &json!(days))
+        );
+    }
+    for bad in [
+        json!({ "days": 0 }),
+        json!("nonsense"),
+        json!({}),
+        json!(7),
+        json!({ "days": 4000 }),
+    ] {
+        let got = read(set(bad.clone())).await;
+        assert_eq!((got.status, got.code()), (400, "invalid-request"), "{bad}");
+    }
+    let got = read(set(json!({ "days": 1, "hours": 1 }))).await;
+    assert_eq!((got.status, got.code()), (400, "unknown-field"));
+    let ask = |token: String, body: serde_json::Value| {
+        let url = format!("{}/v1/retention", world.base);
+        let key = uniq(&body);
+        world
+            .client
+            .post(url)
+            .bearer_auth(token)
+            .header("idempotency-key", key)
+            .json(&body)
+    };
+    let got = read(ask(world.server.clone(), json!({}))).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    assert_eq!(got.body["items"][0]["database"], "orders");
+    assert_eq!(got.body["items"][0]["applied"], false);
+    let body = json!({ "database": "default/orders", "apply": true });
+    let got = read(ask(world.server.clone(), body)).await;
+    assert_eq!(
+        (got.status, &got.body["items"][0]["applied"]),
+        (200, &json!(true))
+    );
+    let got = read(ask(world.server.clone(), json!({ "database": "orders" }))).await;
+    assert_eq!((got.status, got.code()), (400, "invalid-request"));
+    let got = read(ask(world.owner.clone(), json!({}))).await;
+    assert_eq!(got.status, 403, "{got:?}");
+    world.stop().await;
+}
+
+fn uniq(body: &serde_json::Value) -> String {
+    format!("k{}", body.to_string().len())
+}
