@@ -43,6 +43,11 @@ impl Engine {
         self.inner.system.token_create(new, record).await
     }
 
+    /// Whether a secret was found valid lately; costs no read.
+    pub fn knows(&self, secret: &str) -> bool {
+        self.inner.system.token_is_known(secret)
+    }
+
     /// A token of a namespace.
     pub async fn token(&self, namespace: NamespaceId, id: &str) -> Result<TokenInfo, Error> {
         self.inner.system.token(namespace, id).await

@@ -2,9 +2,9 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`app`], [`settings`] | what handlers share; the bounds of a request |
+//! | [`app`], [`settings`], [`config`] | what handlers share; the bounds of a request; where they come from |
 //! | [`first`] | the first start: a namespace and token files |
-//! | [`serve`] | accepting, bounding, stopping |
+//! | [`serve`], [`tls`] | accepting, bounding, stopping; certificates |
 //! | `http` | the layer that no route can miss, and the router it builds |
 //! | `routes` | the route table and its handlers |
 //! | [`problem`] | RFC 9457 documents and the table of codes |
@@ -16,16 +16,19 @@
 
 pub mod app;
 pub mod cli;
+pub mod config;
 pub mod fields;
 pub mod first;
 mod guards;
 mod http;
 mod metrics;
 pub mod problem;
+mod redact;
 mod routes;
 pub mod serve;
 pub mod settings;
 pub mod time;
+pub mod tls;
 pub mod values;
 
 pub use http::router::router;

@@ -1,6 +1,7 @@
 //! A server in a folder of its own, and a client that knows its tokens.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -9,11 +10,15 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::app::App;
+use tidelog_server::config::Config;
 use tidelog_server::first::first_start;
 use tidelog_server::serve::{bind, serve};
 use tidelog_server::settings::Limits;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+
+/// Numbers the keys of calls that take nothing without one.
+static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
 
 /// A running server. Call [`World::stop`] at the end, so that the shutdown is part of every test.
 pub(crate) struct World {
@@ -22,6 +27,7 @@ pub(crate) struct World {
     pub(crate) server: String,
     pub(crate) client: Client,
     pub(crate) engine: Engine,
+    pub(crate) app: Arc<App>,
     stop: oneshot::Sender<()>,
     done: JoinHandle<()>,
     _folder: TempDir,
@@ -71,10 +77,16 @@ impl World {
 
     /// The same with other limits.
     pub(crate) fn with(limits: Limits) -> BoxFuture<'static, Self> {
-        Box::pin(Self::launch(limits))
+        Box::pin(Self::launch(None, limits))
     }
 
-    async fn launch(limits: Limits) -> Self {
+    /// The same as a configuration says; its data folder, store and address are the test's.
+    pub(crate) fn of(config: Config) -> BoxFuture<'static, Self> {
+        let limits = config.limits.limits();
+        Box::pin(Self::launch(Some(config), limits))
+    }
+
+    async fn launch(config: Option<Config>, limits: Limits) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let data = folder.path().join("data");
         let settings = Settings {
@@ -101,16 +113,31 @@ impl World {
             .await
             .expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let app = Arc::new(App::new(engine.clone(), limits, scratch));
+        let mut app = App::new(engine.clone(), limits, scratch);
+        if let Some(config) = &config {
+            app = app.configured(config).expect("a sound configuration");
+        }
+        let app = Arc::new(app);
+        let scheme = if app.certificate.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let served = Arc::clone(&app);
         let (stop, stopped) = oneshot::channel();
-        let done = tokio::spawn(serve(listener, app, async {
+        let done = tokio::spawn(serve(listener, served, async {
             let _ = stopped.await;
         }));
         Self {
-            base: format!("http://{address}"),
+            base: format!("{scheme}://{address}"),
+            app,
             owner,
             server,
-            client: Client::builder().no_proxy().build().expect("a client"),
+            client: Client::builder()
+                .no_proxy()
+                .tls_danger_accept_invalid_certs(true)
+                .build()
+                .expect("a client"),
             engine,
             stop,
             done,
@@ -129,9 +156,17 @@ impl World {
 
     /// A request with the owner's token.
     pub(crate) fn ask(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client
+        let keyed = ["/restores", "/undo", "/forks", "/archives", "/erasures"];
+        let keyed = method == Method::POST && keyed.iter().any(|end| path.ends_with(end));
+        let request = self
+            .client
             .request(method, format!("{}{path}", self.base))
-            .bearer_auth(&self.owner)
+            .bearer_auth(&self.owner);
+        if keyed {
+            let key = format!("test-{}", NEXT_KEY.fetch_add(1, Ordering::Relaxed));
+            return request.header("idempotency-key", key);
+        }
+        request
     }
 
     pub(crate) async fn get(&self, path: &str) -> Got {
@@ -199,6 +234,7 @@ pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
         .replace("{db}", database)
         .replace("{token}", "tok_none")
         .replace("{operation}", "op_none")
+        .replace("{principal}", "nobody")
         .replace("{restore}", "rs_none")
         .replace("{ref}", "none")
         .replace("{snapshot}", "none")
