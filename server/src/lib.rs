@@ -7,6 +7,7 @@
 //! | [`serve`], [`tls`] | accepting, bounding, stopping; certificates |
 //! | `http` | the layer that no route can miss, and the router it builds |
 //! | `routes` | the route table and its handlers |
+//! | [`openapi`] | the OpenAPI document, built from that table |
 //! | [`problem`] | RFC 9457 documents and the table of codes |
 //! | [`fields`], [`values`], [`time`] | strict reading of requests; SQL values and times as JSON |
 //! | [`cli`] | the commands of the binary `tidelog` |
@@ -22,6 +23,7 @@ pub mod first;
 mod guards;
 mod http;
 mod metrics;
+pub mod openapi;
 pub mod problem;
 mod redact;
 mod routes;

@@ -40,6 +40,7 @@ pub(crate) async fn dispatch(route: Arc<Route>, app: Arc<App>, request: Request)
         Err(problem) => return problem.response(&instance, &id),
     };
     let origin = peer::origin(&parts.extensions, &parts.headers, &app.trusted_proxies);
+    let deadline = app.limits.request_deadline + patience(&parts);
     let request = Incoming {
         route: Arc::clone(&route),
         app: Arc::clone(&app),
@@ -48,7 +49,6 @@ pub(crate) async fn dispatch(route: Arc<Route>, app: Arc<App>, request: Request)
         origin,
         id: id.clone(),
     };
-    let deadline = app.limits.request_deadline;
     let mut task = tokio::spawn(request.answer(body));
     let done = if route.has_deadline() {
         match tokio::time::timeout(deadline, &mut task).await {
@@ -94,6 +94,19 @@ impl Done {
             place: None,
             standing: None,
         }
+    }
+}
+
+/// What a caller asked to wait comes on top of the deadline.
+fn patience(parts: &Parts) -> Duration {
+    let waits = parts
+        .uri
+        .query()
+        .is_some_and(|query| query.contains("wait_durable_ms"));
+    if waits || parts.headers.contains_key("prefer") {
+        LONGEST_WAIT
+    } else {
+        Duration::ZERO
     }
 }
 
@@ -409,6 +422,9 @@ impl Incoming {
         }
     }
 }
+
+/// The longest that a caller may ask to wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Audit lines of refusals that one address may cause in a minute.
 const NOISE_PER_MINUTE: u32 = 60;

@@ -69,6 +69,12 @@ pub(crate) fn table() -> Vec<Route> {
             handler!(health::metrics),
         ),
         Route::new(
+            Method::GET,
+            "/v1/openapi.json",
+            Access::Public,
+            handler!(health::openapi),
+        ),
+        Route::new(
             Method::POST,
             "/v1/namespaces",
             Access::Server,

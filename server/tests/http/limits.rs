@@ -233,3 +233,24 @@ async fn the_limits_of_a_preset_are_the_ones_that_hold() {
     );
     world.stop().await;
 }
+
+/// Goal: texts are cut where SQLite cuts them, in strings, comments and triggers, not at every semicolon.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_is_one_statement_where_sqlite_says_so() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    for one in [
+        "select ';'",
+        "select 1 -- ; select 2",
+        "select /* ; */ 1;",
+        "create trigger r after insert on t begin delete from t where a = 1; delete from t where a = 2; end",
+    ] {
+        world.run(&database, one).await;
+    }
+    for two in ["select 1; select 2", "select ';'; delete from t"] {
+        let got = query(&world, &database, two).await;
+        assert_eq!((got.status, got.code()), (422, "sql-error"), "{two}");
+    }
+    world.stop().await;
+}

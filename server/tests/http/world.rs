@@ -17,6 +17,8 @@ use tidelog_server::settings::Limits;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::contract;
+
 /// Numbers the keys of calls that take nothing without one.
 static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
 
@@ -216,16 +218,22 @@ impl World {
     }
 }
 
-/// Sends a request and reads its answer; a body that is not JSON reads as null.
+/// Sends a request and reads its answer; a body that is not JSON reads as null. The answer must be one that the
+/// OpenAPI document declares.
 pub(crate) async fn read(request: RequestBuilder) -> Got {
-    let response = request.send().await.expect("the server answers");
+    let (client, request) = request.build_split();
+    let request = request.expect("a request can be built");
+    let (method, path) = (request.method().clone(), request.url().path().to_owned());
+    let response = client.execute(request).await.expect("the server answers");
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let bytes = response.bytes().await.expect("the answer arrives whole");
-    Got {
+    let got = Got {
         status,
         headers,
         body: serde_json::from_slice(&bytes).unwrap_or_default(),
-    }
+    };
+    contract::declared(&method, &path, &got);
+    got
 }
 
 /// A path of the surface with its placeholders filled in.
