@@ -11,6 +11,7 @@ use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tidelog_engine::system::requests;
 use tidelog_engine::system::tokens::{Principal, token_id_text};
 use tidelog_wal::Position;
 
@@ -331,14 +332,20 @@ impl Incoming {
         }
         let _running = self.app.guards.running.begin(&record)?;
         if let Some(kept) = self.app.engine.request_find(&record).await? {
-            return idempotency::replay(&kept);
+            return match idempotency::began(&kept) {
+                // Whatever was answered then, the operation tells how it stands now.
+                Some(id) => crate::routes::operations::repeated(&call, &id)
+                    .await
+                    .map(Answer::replayed),
+                None => idempotency::replay(&kept),
+            };
         }
         if let Some(line) = before {
             self.app.engine.audit_now(line).await?;
         }
-        let recorder = Recorder::new(record);
+        let recorder = Recorder::new(record.clone());
         call.recorder = recorder.clone();
-        let answer = (self.route.handler)(call).await?;
+        let answer = requests::keyed(record, (self.route.handler)(call)).await?;
         // What the handler has not handed to the engine with its effect needs no transaction with it.
         if let Some(record) = recorder.record(&answer) {
             self.app.engine.request_keep(record).await?;

@@ -6,7 +6,7 @@ mod health;
 mod maintenance;
 mod members;
 mod namespaces;
-mod operations;
+pub(crate) mod operations;
 mod query;
 mod records;
 mod restores;
