@@ -560,6 +560,7 @@ fn a_configuration_is_checked_and_shown_without_secrets() {
         "[limits]\nrow_max = 1",
         "[tls]\ncert = \"a\"\nkey = \"b\"",
         "preset = 1",
+        "[encryption]\nmaster_key = 1",
     ] {
         let (code, _, said) = check(bad);
         assert_eq!(code, Some(2), "{bad}: {said}");

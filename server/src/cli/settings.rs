@@ -1,10 +1,12 @@
 //! Settings as the command line gives them: which flag is which key, and `tidelog config check`.
 
 use serde_json::json;
+use tidelog_engine::MasterKeys;
 use toml::Value;
 
 use super::args::{ConfigOptions, Place};
 use super::exit::Failure;
+use super::keys::read_key;
 use super::output::Output;
 use crate::config::Config;
 use crate::config::load::Sources;
@@ -65,6 +67,14 @@ pub(super) fn check(place: Place, options: &ConfigOptions, output: &Output) -> R
     Ok(())
 }
 
+/// The master keys that the settings name.
+pub(super) fn master_keys(config: &Config) -> Result<MasterKeys, Failure> {
+    let files = &config.encryption.master_keys;
+    let keys = files.iter().map(|one| read_key(&one.id, &one.file));
+    MasterKeys::new(keys.collect::<Result<_, _>>()?)
+        .map_err(|error| Failure::usage(error.to_string()))
+}
+
 /// Reads the files that the settings name, before anything is started with them.
 pub(super) fn readable(config: &Config) -> Result<(), Failure> {
     if let (Some(cert), Some(key)) = (&config.tls.cert, &config.tls.key) {
@@ -73,5 +83,6 @@ pub(super) fn readable(config: &Config) -> Result<(), Failure> {
     if let Some(jwt) = &config.auth.jwt {
         crate::http::signed::Signed::new(jwt.clone()).map_err(Failure::usage)?;
     }
+    master_keys(config)?;
     Ok(())
 }

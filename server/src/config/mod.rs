@@ -70,6 +70,27 @@ pub struct Config {
     pub http: Http,
     /// What is on record.
     pub audit: Audit,
+    /// Sealing what is stored.
+    #[serde(default)]
+    pub encryption: Encryption,
+}
+
+/// Sealing what is stored. Master keys given as flags or variables count instead of these.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Encryption {
+    /// The master keys, the newest last.
+    pub master_keys: Vec<MasterKeyFile>,
+}
+
+/// A master key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MasterKeyFile {
+    /// Its id.
+    pub id: String,
+    /// The file that holds it.
+    pub file: PathBuf,
 }
 
 /// The certificate of the server. Both files or neither; read again on SIGHUP.

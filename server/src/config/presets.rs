@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tidelog_engine::Settings as EngineSettings;
 
-use super::{Audit, Auth, Config, Http, LimitsConfig, Log, Tls};
+use super::{Audit, Auth, Config, Encryption, Http, LimitsConfig, Log, Tls};
 
 /// Which figures hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -141,6 +141,7 @@ impl Preset {
                 retention_days: 90,
                 ship_interval_s: engine.audit_ship_interval.as_secs(),
             },
+            encryption: Encryption::default(),
         }
     }
 }

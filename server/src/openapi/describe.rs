@@ -353,6 +353,61 @@ const ROWS: &[Row] = &[
     ("PUT", "/v1/namespaces/{ns}/maintenance", MAINTENANCE),
     (
         "POST",
+        "/v1/namespaces/{ns}/databases/{db}/snapshots",
+        told("Name a commit", &[201]).body(
+            &[
+                must("name", "text", "1 to 80 characters."),
+                may("note", "text", "At most 512 bytes."),
+                may("bookmark", "text", "This commit; the newest without one."),
+                may("timestamp", "time", "The last commit at or before it."),
+                may("pin", "boolean", "Keep the state beyond the window."),
+                may("expires_at", "time", "When the name goes."),
+            ],
+            r#"{"name":"before-migration"}"#,
+        ),
+    ),
+    (
+        "GET",
+        "/v1/namespaces/{ns}/databases/{db}/snapshots",
+        told("List snapshots", &[200]).query(PAGE),
+    ),
+    (
+        "GET",
+        "/v1/namespaces/{ns}/databases/{db}/snapshots/{snapshot}",
+        told("A snapshot", &[200]),
+    ),
+    (
+        "DELETE",
+        "/v1/namespaces/{ns}/databases/{db}/snapshots/{snapshot}",
+        told("Delete the name, not the history", &[204]).query(&[may(
+            "unpin",
+            "boolean",
+            "Delete a pinned one.",
+        )]),
+    ),
+    (
+        "POST",
+        "/v1/namespaces/{ns}/databases/{db}/forks",
+        told(
+            "Make a database that begins at a state of this one",
+            &[200, 201, 202],
+        )
+        .body(
+            &[
+                must("name", "text", "The name of the fork."),
+                may(
+                    "target",
+                    "object",
+                    "bookmark, timestamp or snapshot; the newest state without it.",
+                ),
+                may("schema_only", "boolean", "Tables without rows."),
+                may("ttl_seconds", "integer", "A day to thirty days."),
+            ],
+            r#"{"name":"orders-copy"}"#,
+        ),
+    ),
+    (
+        "POST",
         "/v1/namespaces/{ns}/databases/{db}/restores",
         told(
             "Put a database back in place, or show what that would do",
