@@ -47,7 +47,7 @@ const EVENTS: [(&str, &str, &str); 27] = [
     ("/cancel", "admin.operation_cancel", ""),
     ("/snapshots", "backup.snapshot", ""),
     (
-        "/snapshots/{name}",
+        "/snapshots/{snapshot}",
         "backup.snapshot",
         "backup.snapshot_delete",
     ),
