@@ -122,6 +122,10 @@ fn id(route: &Route) -> String {
     } else {
         words
     };
+    let mut words = words;
+    if route.access == Access::Server && route.path != "/v1/namespaces" {
+        words.insert(0, "server");
+    }
     let short = if route.path.starts_with("/v1/db/") {
         "_short"
     } else {

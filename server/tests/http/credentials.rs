@@ -32,7 +32,7 @@ async fn a_token_has_the_prefix_of_its_kind_and_a_display_of_eleven() {
         let (secret, display) = (text(&made.body, "token"), text(&made.body, "display"));
         assert!(secret.starts_with(&format!("tl_{kind}_")), "{secret}");
         assert_eq!(display.len(), 11);
-        assert!(secret.starts_with(&display) && secret.len() >= 43 + display.len() - 3);
+        assert!(secret.starts_with(&display) && secret.len() >= 50);
         let shown = world
             .get(&format!("{TOKENS}/{}", text(&made.body, "id")))
             .await;
@@ -239,7 +239,7 @@ async fn every_token_of_a_member_ends_at_once() {
     for secret in &secrets {
         assert_eq!(as_(&world, secret, DATABASES).await.status, 200);
     }
-    let ended = world.post(&format!("{member}/revoke"), json!({})).await;
+    let ended = read(world.ask(Method::POST, &format!("{member}/revoke"))).await;
     assert_eq!(
         (ended.status, &ended.body["tokens_revoked"]),
         (200, &json!(3)),

@@ -180,8 +180,11 @@ async fn an_admin_makes_no_owner_and_takes_none_away() {
             "{path} {body}"
         );
     }
+    let url = format!("{}{MEMBERS}/boss/revoke", world.base);
     assert_eq!(
-        ask(Method::POST, "boss/revoke", json!({})).await.status,
+        read(world.client.post(url).bearer_auth(&admin))
+            .await
+            .status,
         403
     );
     let url = format!("{}{MEMBERS}/boss", world.base);

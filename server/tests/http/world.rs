@@ -158,17 +158,16 @@ impl World {
 
     /// A request with the owner's token.
     pub(crate) fn ask(&self, method: Method, path: &str) -> RequestBuilder {
-        let keyed = ["/restores", "/undo", "/forks", "/archives", "/erasures"];
-        let keyed = method == Method::POST && keyed.iter().any(|end| path.ends_with(end));
-        let request = self
-            .client
+        self.client
             .request(method, format!("{}{path}", self.base))
-            .bearer_auth(&self.owner);
-        if keyed {
-            let key = format!("test-{}", NEXT_KEY.fetch_add(1, Ordering::Relaxed));
-            return request.header("idempotency-key", key);
-        }
-        request
+            .bearer_auth(&self.owner)
+    }
+
+    /// A POST that must not be done twice: with a key of its own.
+    pub(crate) async fn post_once(&self, path: &str, body: Json) -> Got {
+        let key = format!("test-{}", NEXT_KEY.fetch_add(1, Ordering::Relaxed));
+        let request = self.ask(Method::POST, path).header("idempotency-key", key);
+        read(request.json(&body)).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Got {
