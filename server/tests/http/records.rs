@@ -173,7 +173,7 @@ async fn a_restore_is_on_record_before_it_acts() {
             .count()
     };
     assert_eq!(before(&lines(&world, "").await), 0);
-    let restored = world.post_once(&path, json!({ "target": target })).await;
+    let restored = world.keyed(&path, json!({ "target": target })).await;
     assert_eq!(restored.status, 200, "{restored:?}");
     let all = lines(&world, "&action=backup.restore").await;
     assert_eq!(before(&all), 1);

@@ -1,7 +1,6 @@
 //! A server in a folder of its own, and a client that knows its tokens.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -18,9 +17,6 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::contract;
-
-/// Numbers the keys of calls that take nothing without one.
-static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
 
 /// A running server. Call [`World::stop`] at the end, so that the shutdown is part of every test.
 pub(crate) struct World {
@@ -161,13 +157,6 @@ impl World {
         self.client
             .request(method, format!("{}{path}", self.base))
             .bearer_auth(&self.owner)
-    }
-
-    /// A POST that must not be done twice: with a key of its own.
-    pub(crate) async fn post_once(&self, path: &str, body: Json) -> Got {
-        let key = format!("test-{}", NEXT_KEY.fetch_add(1, Ordering::Relaxed));
-        let request = self.ask(Method::POST, path).header("idempotency-key", key);
-        read(request.json(&body)).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Got {
