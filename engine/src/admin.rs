@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value as Json;
@@ -41,6 +42,11 @@ impl Engine {
         record: impl FnOnce(&TokenInfo) -> Option<Record>,
     ) -> Result<(TokenInfo, String), Error> {
         self.inner.system.token_create(new, record).await
+    }
+
+    /// Whether a secret was found valid lately; costs no read.
+    pub fn knows(&self, secret: &str) -> bool {
+        self.inner.system.token_is_known(secret)
     }
 
     /// A token of a namespace.
@@ -275,6 +281,10 @@ async fn keep_records(inner: Weak<Inner>, mut stop: tokio::sync::watch::Receiver
             _ = stop.changed() => return,
         }
         let Some(inner) = inner.upgrade() else { return };
+        // A stop writes what waits itself, and then closes the system database for good.
+        if inner.stopped.load(Ordering::Acquire) {
+            return;
+        }
         let settings = &inner.core.settings;
         counted += audit::FLUSH_EVERY;
         shipped += audit::FLUSH_EVERY;

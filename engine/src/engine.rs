@@ -64,7 +64,7 @@ pub(crate) struct Inner {
     terms: Terms,
     notices: Vec<String>,
     stop: watch::Sender<bool>,
-    stopped: AtomicBool,
+    pub(crate) stopped: AtomicBool,
     tasks: std::sync::Mutex<Tasks>,
     lock: std::sync::Mutex<Option<FolderLock>>,
 }

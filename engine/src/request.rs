@@ -135,6 +135,8 @@ pub struct Response {
     pub durable_bookmark: Option<Position>,
     /// The answer is the stored one of an earlier call with the same key.
     pub replayed: bool,
+    /// The request changed the schema.
+    pub schema_changed: bool,
 }
 
 /// Where a database stands.

@@ -68,6 +68,16 @@ impl Fields {
         format!("{}/{}", self.pointer, escape(name))
     }
 
+    /// Whether a field that is left is `true`; it stays to be taken.
+    pub fn says(&self, name: &str) -> bool {
+        self.left.get(name) == Some(&Json::Bool(true))
+    }
+
+    /// The names of the fields that are left.
+    pub fn names(&self) -> Vec<String> {
+        self.left.keys().cloned().collect()
+    }
+
     /// Takes a field as it is; `null` counts as absent.
     pub fn take(&mut self, name: &str) -> Option<Json> {
         self.left.remove(name).filter(|value| !value.is_null())

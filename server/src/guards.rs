@@ -1,8 +1,9 @@
-//! What the layer remembers between requests: keys that run, and what it has counted.
+//! What the layer remembers between requests: keys that run, rates, who failed, what it has counted.
 
 use std::sync::Arc;
 
 use crate::http::idempotency::Running;
+use crate::http::rates::{InFlight, Rates};
 use crate::metrics::HttpMeters;
 
 /// Everything of the kind.
@@ -10,6 +11,10 @@ use crate::metrics::HttpMeters;
 pub(crate) struct Guards {
     /// Idempotency-Keys whose first call still runs.
     pub(crate) running: Arc<Running>,
+    /// Requests of the last minute, by who made them.
+    pub(crate) rates: Rates,
+    /// Requests and connections of this moment.
+    pub(crate) in_flight: Arc<InFlight>,
     /// Requests, counted.
     pub(crate) meters: HttpMeters,
 }

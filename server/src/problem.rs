@@ -198,6 +198,16 @@ impl Problem {
         self.code
     }
 
+    /// What the code means.
+    pub fn title(&self) -> &'static str {
+        self.title
+    }
+
+    /// Whether SQL asked for what no SQL may do here.
+    pub(crate) fn is_sql_denied(&self) -> bool {
+        self.members.get("sqlite_code").and_then(Value::as_str) == Some("SQLITE_AUTH")
+    }
+
     /// What is wrong with this request.
     pub fn detail(&self) -> &str {
         &self.detail
@@ -234,8 +244,10 @@ impl Problem {
             let challenge = HeaderValue::from_static("Bearer realm=\"tidelog\"");
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let wait = self.members.get("retry_after").and_then(Value::as_u64);
+        let wait = wait.or((self.status == StatusCode::SERVICE_UNAVAILABLE).then_some(1));
+        if let Some(wait) = wait {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait));
         }
         response
     }

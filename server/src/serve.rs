@@ -9,18 +9,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tower::util::MapRequest;
 
 use crate::app::App;
+use crate::http::peer::Peer;
+use crate::http::rates::Key;
 use crate::http::router::router;
 
 /// Pause after a failed accept: descriptors may be used up, and come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often key files are looked at for changes.
+const LOOK_AT_KEYS: Duration = Duration::from_secs(30);
 
 /// Serves `app` on `listener` until `stop` is done and the requests that run have ended.
 ///
@@ -46,8 +54,8 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Outpu
             accepted = accepted => accepted,
             () = &mut stop => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, address)) => (stream, address.ip()),
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -56,15 +64,37 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Outpu
         };
         // Nagle against delayed ACK costs 40 ms an answer; a refusal to switch it off costs only time.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
-        let connection = http
-            .serve_connection(TokioIo::new(stream), service)
-            .into_owned();
-        let connection = graceful.watch(connection);
+        let per_peer = [(Key::Connections(peer), app.limits.connections_per_peer_max)];
+        let Ok(counted) = app.guards.in_flight.enter(&per_peer) else {
+            continue;
+        };
+        let router = MapRequest::new(router.clone(), move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            request
+        });
+        let service = TowerToHyperService::new(router);
+        let (http, watcher) = (http.clone(), graceful.watcher());
+        let acceptor = app
+            .certificate
+            .as_ref()
+            .map(|certificate| certificate.acceptor());
+        let patience = app.limits.head_deadline;
         tokio::spawn(async move {
-            // A client that breaks off is its own business.
-            let _ = connection.await;
-            drop(slot);
+            // A client that breaks off, or shakes no hands in time, is its own business.
+            match acceptor {
+                None => {
+                    let connection = http.serve_connection(TokioIo::new(stream), service);
+                    let _ = watcher.watch(connection.into_owned()).await;
+                }
+                Some(acceptor) => {
+                    let shaken = tokio::time::timeout(patience, acceptor.accept(stream)).await;
+                    if let Ok(Ok(stream)) = shaken {
+                        let connection = http.serve_connection(TokioIo::new(stream), service);
+                        let _ = watcher.watch(connection.into_owned()).await;
+                    }
+                }
+            }
+            drop((slot, counted));
         });
     }
     drop(listener);
@@ -76,16 +106,33 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Outpu
     }
 }
 
-/// Binds the address of a server. Without `insecure` only loopback is served: there is no TLS here.
+/// Binds the address of a server. Without `insecure` or TLS only loopback is served.
 pub async fn bind(address: SocketAddr, insecure: bool) -> io::Result<TcpListener> {
     if !address.ip().is_loopback() && !insecure {
         let text = format!(
             "{address} is not a loopback address and this server speaks plain HTTP, so tokens would cross the \
-             network readable: put a TLS proxy in front of a loopback address, or pass --insecure-listen"
+             network readable: give --tls-cert and --tls-key, put a TLS proxy in front of a loopback address, or \
+             pass --insecure-listen"
         );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     TcpListener::bind(address).await
+}
+
+/// Reads certificate and keys again at every SIGHUP, and keys of signed tokens when their files change. Never ends.
+pub async fn reload_on_signal(app: Arc<App>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return tracing::error!(
+            "SIGHUP cannot be waited for: certificates are read at the start alone"
+        );
+    };
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => app.reload(),
+            () = tokio::time::sleep(LOOK_AT_KEYS) => app.reload_if_changed(),
+        }
+    }
 }
 
 /// Ends at the first SIGTERM or SIGINT.

@@ -25,6 +25,8 @@ pub struct Limits {
     pub result_bytes_max: usize,
     /// How long a statement may run.
     pub query_deadline: Duration,
+    /// How long a request may take to be answered; imports and exports aside. What it does goes on.
+    pub request_deadline: Duration,
     /// How long a client may take to send the head of a request.
     pub head_deadline: Duration,
     /// How long a client may take to send a JSON body.
@@ -39,6 +41,22 @@ pub struct Limits {
     pub page_max: usize,
     /// Connections at once. Further ones wait to be accepted.
     pub connections_max: usize,
+    /// Connections of one address at once; 0: as many as there are. Further ones are closed.
+    pub connections_per_peer_max: usize,
+    /// Requests of one token at once; 0: no bound. Lower: a client with many threads is refused sooner.
+    pub in_flight_per_principal: usize,
+    /// Requests of one tenant at once; 0: no bound.
+    pub in_flight_per_namespace: usize,
+    /// Requests a minute of a token that has no rate of its own; 0: no bound.
+    pub requests_per_minute_token: u32,
+    /// Requests a minute of one tenant; 0: no bound.
+    pub requests_per_minute_namespace: u32,
+    /// Requests a minute of one token from one address; 0: no bound.
+    pub requests_per_minute_peer: u32,
+    /// Refused tokens a minute from one address, before unknown ones are not looked at any more; 0: no bound.
+    pub auth_failures_per_minute: u32,
+    /// Statements slower than this are kept as slow queries.
+    pub slow_query: Duration,
 }
 
 impl Default for Limits {
@@ -53,6 +71,7 @@ impl Default for Limits {
             rows_max: 100_000,
             result_bytes_max: 64 << 20,
             query_deadline: Duration::from_secs(30),
+            request_deadline: Duration::from_mins(2),
             head_deadline: Duration::from_secs(10),
             body_deadline: Duration::from_secs(30),
             import_pause: Duration::from_secs(30),
@@ -60,6 +79,14 @@ impl Default for Limits {
             page_default: 100,
             page_max: 500,
             connections_max: 4_096,
+            connections_per_peer_max: 0,
+            in_flight_per_principal: 0,
+            in_flight_per_namespace: 0,
+            requests_per_minute_token: 0,
+            requests_per_minute_namespace: 0,
+            requests_per_minute_peer: 0,
+            auth_failures_per_minute: 0,
+            slow_query: Duration::from_secs(1),
         }
     }
 }

@@ -524,6 +524,60 @@ async fn a_lost_token_is_recovered_from_the_bucket_alone() {
     server.kill();
 }
 
+/// Goal: a configuration is judged before anything starts, and shown without its secrets.
+#[test]
+fn a_configuration_is_checked_and_shown_without_secrets() {
+    let home = home();
+    let file = home.path().join("tidelog.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).expect("written");
+        let output = Command::new(env!("CARGO_BIN_EXE_tidelog"))
+            .current_dir(home.path())
+            .args(["config", "check", "--config", "tidelog.toml"])
+            .env("TIDELOG_LIMITS_ROWS_MAX", "77")
+            .output()
+            .expect("the binary runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let good = "preset = \"strict\"\nstore = \"s3://b/p?secret_access_key=planted&region=r\"\n";
+    let (code, shown, _) = check(good);
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(
+        shown.contains("rows_max = 77") && shown.contains("sql_bytes_max = 10000"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("region=r") && !shown.contains("planted"),
+        "{shown}"
+    );
+    for bad in [
+        "rows = 1",
+        "[limits]\nrow_max = 1",
+        "[tls]\ncert = \"a\"\nkey = \"b\"",
+        "preset = 1",
+        "[encryption]\nmaster_key = 1",
+    ] {
+        let (code, _, said) = check(bad);
+        assert_eq!(code, Some(2), "{bad}: {said}");
+        assert!(!said.is_empty());
+    }
+    let serve = Command::new(env!("CARGO_BIN_EXE_tidelog"))
+        .current_dir(home.path())
+        .args(["serve", "--config", "tidelog.toml"])
+        .output()
+        .expect("the binary runs");
+    assert_eq!(serve.status.code(), Some(2));
+    assert!(
+        !home.path().join("tidelog-data").exists(),
+        "nothing was started"
+    );
+}
+
 #[test]
 fn wrong_usage_exits_with_two_and_help_with_zero() {
     let run = |arguments: &[&str]| {

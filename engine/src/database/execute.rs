@@ -60,11 +60,12 @@ pub(crate) async fn execute(
     {
         let database = Arc::clone(&lease);
         let head = blocking(move || database.capture_now()).await?;
-        return Ok(answer(&lease, results, head.position(), false));
+        return Ok(answer(&lease, results, head.position(), (false, false)));
     }
     bounds.writes?;
     let durability = request.durability.unwrap_or(durability);
-    let (results, ticket, replayed) = write(&lease, &request, bounds.size_max).await?;
+    let (results, ticket, (replayed, schema_changed)) =
+        write(&lease, &request, bounds.size_max).await?;
     // Waiting for the disk or the store takes no worker.
     drop(job);
     let position = match ticket {
@@ -84,7 +85,12 @@ pub(crate) async fn execute(
             acknowledge(&lease, &ticket, durability).await?
         }
     };
-    Ok(answer(&lease, results, position, replayed))
+    Ok(answer(
+        &lease,
+        results,
+        position,
+        (replayed, schema_changed),
+    ))
 }
 
 async fn acknowledge(
@@ -104,13 +110,14 @@ fn answer(
     database: &OpenDb,
     results: Vec<StatementResult>,
     bookmark: Position,
-    replayed: bool,
+    (replayed, schema_changed): (bool, bool),
 ) -> Response {
     Response {
         results,
         bookmark,
         durable_bookmark: database.durable(),
         replayed,
+        schema_changed,
     }
 }
 
@@ -148,7 +155,8 @@ fn all_read_only(sqlite: &Sqlite, request: &Request) -> Result<bool, Error> {
     Ok(true)
 }
 
-type Done = (Vec<StatementResult>, Option<Ticket>, bool);
+/// Results, the ticket, and whether they were replayed and the schema was changed.
+type Done = (Vec<StatementResult>, Option<Ticket>, (bool, bool));
 
 async fn write(
     lease: &Lease,
@@ -174,7 +182,7 @@ async fn write(
             |sqlite| {
                 if let Some(key) = &request.idempotency {
                     if let Some(stored) = idempotency::find(sqlite, id, key, now)? {
-                        return Ok((stored, true));
+                        return Ok((stored, (true, false)));
                     }
                     core.rolled_back.check(id, &idempotency::row_key(key))?;
                 }
@@ -189,11 +197,11 @@ async fn write(
                             .map_err(|error| error.with("statement", at))?,
                     );
                 }
-                growth.end(sqlite)?;
+                let changed = growth.end(sqlite)?;
                 if let Some(key) = &request.idempotency {
                     idempotency::store(sqlite, id, key, now, &results)?;
                 }
-                Ok((results, false))
+                Ok((results, (false, changed)))
             },
         );
         match written {
@@ -215,7 +223,7 @@ fn one_by_one(
 ) -> Result<Done, Error> {
     let permission = request.access.permission();
     let mut results = Vec::with_capacity(request.statements.len());
-    let mut last = None;
+    let (mut last, mut changed) = (None, false);
     for (at, statement) in request.statements.iter().enumerate() {
         let annotations = request.access.annotations();
         let written = gate
@@ -223,14 +231,14 @@ fn one_by_one(
                 let growth = Growth::begin(sqlite, pages_max, request.limits.tables_max)?;
                 sqlite.permit(permission);
                 let result = growth.judge(run(sqlite, statement, &request.limits, budget))?;
-                growth.end(sqlite)?;
-                Ok(result)
+                Ok((result, growth.end(sqlite)?))
             })
             .map_err(|error| error.with("statement", at).with("completed", at))?;
-        results.push(written.value);
+        results.push(written.value.0);
+        changed |= written.value.1;
         last = written.ticket.or(last);
     }
-    Ok((results, last, false))
+    Ok((results, last, (false, changed)))
 }
 
 /// SQLite itself says that a statement is a VACUUM: by refusing it inside a transaction.
@@ -264,5 +272,5 @@ fn vacuum(gate: &super::write::Gate, request: &Request, deadline: u64) -> Result
         ran.map_err(|error| sql_error(sqlite, error))?;
         Ok(vec![StatementResult::default()])
     })?;
-    Ok((written.value, written.ticket, false))
+    Ok((written.value, written.ticket, (false, false)))
 }

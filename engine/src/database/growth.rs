@@ -14,7 +14,8 @@ const PAGES_MAX: u64 = 4_294_967_294;
 #[derive(Debug)]
 pub(crate) struct Growth {
     pages_max: Option<u64>,
-    tables: Option<(u32, i64)>,
+    tables_max: Option<u32>,
+    cookie: i64,
 }
 
 impl Growth {
@@ -29,17 +30,13 @@ impl Growth {
             // The connection keeps the bound: it is set for every transaction.
             c.prepare_cached(&format!("PRAGMA max_page_count={pages}"))?
                 .query_row([], |row| row.get::<_, i64>(0))?;
-            let Some(max) = tables_max else {
-                return Ok(None);
-            };
-            let cookie = c
-                .prepare_cached("PRAGMA schema_version")?
-                .query_row([], |row| row.get(0))?;
-            Ok(Some((max, cookie)))
+            c.prepare_cached("PRAGMA schema_version")?
+                .query_row([], |row| row.get(0))
         });
         Ok(Self {
             pages_max,
-            tables: begun.map_err(|error| sql_error(sqlite, error))?,
+            tables_max,
+            cookie: begun.map_err(|error| sql_error(sqlite, error))?,
         })
     }
 
@@ -61,31 +58,29 @@ impl Growth {
         })
     }
 
-    /// Judges the tables, if the transaction changed the schema.
-    pub(crate) fn end(&self, sqlite: &Sqlite) -> Result<(), Error> {
-        let Some((max, before)) = self.tables else {
-            return Ok(());
-        };
-        let tables = sqlite.as_engine(|c| {
+    /// Judges the tables, if the transaction changed the schema; answers whether it did.
+    pub(crate) fn end(&self, sqlite: &Sqlite) -> Result<bool, Error> {
+        let seen = sqlite.as_engine(|c| {
             let cookie: i64 = c
                 .prepare_cached("PRAGMA schema_version")?
                 .query_row([], |row| row.get(0))?;
-            if cookie == before {
+            if cookie == self.cookie {
                 return Ok(None);
             }
             c.prepare_cached(
-                "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '\\_tidelog\\_%' \
-                 ESCAPE '\\' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
+                "SELECT count(*) FROM sqlite_schema WHERE type = 'table' \
+                 AND name NOT LIKE '\\_tidelog\\_%' ESCAPE '\\' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
             )?
             .query_row([], |row| row.get::<_, u32>(0))
             .map(Some)
         });
-        match tables.map_err(|error| sql_error(sqlite, error))? {
-            Some(tables) if tables > max => {
+        let tables = seen.map_err(|error| sql_error(sqlite, error))?;
+        match (tables, self.tables_max) {
+            (Some(tables), Some(max)) if tables > max => {
                 let what = format!("the database would have {tables} tables, the limit is {max}");
                 Err(Error::new(Code::QuotaExceeded, what).with("limit", max))
             }
-            _ => Ok(()),
+            (tables, _) => Ok(tables.is_some()),
         }
     }
 }

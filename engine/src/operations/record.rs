@@ -5,6 +5,7 @@ use serde_json::{Value as Json, json};
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use crate::error::{Code, Error};
+use crate::system::requests;
 use crate::system::{Page, PageOf, System, id16, micros, timestamp};
 
 /// What an operation does.
@@ -263,7 +264,8 @@ impl System {
     /// Notes an operation that begins.
     pub(super) async fn operation_add(&self, begun: &Operation) -> Result<(), Error> {
         let row = begun.clone();
-        self.write(move |c| {
+        let record = requests::of_operation(&begun.id);
+        self.write_recorded(record, move |c| {
             c.execute(
                 "INSERT INTO operations(id, namespace, database, database_name, type, state, note, \
                  token, started, phase) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",

@@ -4,6 +4,8 @@
 //! Calls whose effect is in a tenant's database keep theirs there ([`crate::database`]). A record holds no
 //! secret: what is shown once is not kept to be shown again.
 
+use std::sync::{Mutex, PoisonError};
+
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tidelog_wal::Timestamp;
 
@@ -21,6 +23,26 @@ pub struct Record {
     pub key: IdempotencyKey,
     /// The answer.
     pub answer: String,
+}
+
+tokio::task_local! {
+    /// The key of the call that this task answers, until an operation takes it.
+    static CALL: Mutex<Option<IdempotencyKey>>;
+}
+
+/// Runs `work` as the call with this key: an operation that it begins is noted under the key in the same
+/// transaction, so that a crash leaves both or neither.
+pub async fn keyed<F: Future>(key: IdempotencyKey, work: F) -> F::Output {
+    CALL.scope(Mutex::new(Some(key)), work).await
+}
+
+/// The record that belongs to an operation which begins now, if its call has a key.
+pub(crate) fn of_operation(id: &str) -> Option<Record> {
+    let key = CALL.try_with(|call| call.lock().unwrap_or_else(PoisonError::into_inner).take());
+    Some(Record {
+        key: key.ok().flatten()?,
+        answer: serde_json::json!({ "operation": id }).to_string(),
+    })
 }
 
 fn row_key(key: &IdempotencyKey) -> String {

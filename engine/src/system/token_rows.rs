@@ -186,6 +186,11 @@ impl System {
         Ok(principal)
     }
 
+    /// Whether a secret was found valid before and has not been judged anew since; costs no read.
+    pub(crate) fn token_is_known(&self, secret: &str) -> bool {
+        self.tokens.lock().by_hash.contains_key(&hash(secret))
+    }
+
     async fn load(&self, hash: [u8; 32]) -> Result<Principal, Error> {
         let epoch = self.tokens.lock().epoch;
         let found = self

@@ -92,6 +92,9 @@ pub(crate) fn variable(name: &str) -> Option<String> {
 pub(crate) enum Command {
     /// Run the server
     Serve(ServeOptions),
+    /// Look at the settings a server would run with
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// List the databases in a bucket
     List,
     /// List the commits of a database, from a bucket or a server
@@ -204,53 +207,63 @@ pub(crate) struct At {
     pub(crate) snapshot: Option<String>,
 }
 
+/// What `serve` and `config check` read settings from.
 #[derive(Debug, Args)]
-pub(crate) struct ServeOptions {
-    /// The data folder
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "TIDELOG_DATA",
-        default_value = "./tidelog-data"
-    )]
-    pub(crate) data: PathBuf,
-    /// The address to listen on
-    #[arg(
-        long,
-        value_name = "ADDR",
-        env = "TIDELOG_LISTEN",
-        default_value = "127.0.0.1:8080"
-    )]
-    pub(crate) listen: SocketAddr,
-    /// Close the terms of a dead node, or of all others, and take their databases over
-    #[arg(long, value_name = "NODE|all")]
-    pub(crate) take_over: Option<String>,
+pub(crate) struct ConfigOptions {
+    /// A TOML file with settings; the environment and flags are stronger
+    #[arg(long, value_name = "FILE", env = "TIDELOG_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Which figures hold where nothing else is said: development, production or strict
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// The data folder [default: ./tidelog-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// The address to listen on [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
     /// When a write is answered unless its database or request says otherwise: memory, local or remote
-    #[arg(
-        long,
-        value_name = "LEVEL",
-        env = "TIDELOG_DURABILITY",
-        default_value = "local"
-    )]
-    pub(crate) durability: Durability,
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) durability: Option<Durability>,
+    /// The certificate chain of the server, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Listen beyond loopback although this speaks plain HTTP
     #[arg(long)]
     pub(crate) insecure_listen: bool,
     /// How long commits are collected before they are shipped, in milliseconds
-    #[arg(long, value_name = "MS", env = "TIDELOG_SHIP_INTERVAL_MS")]
+    #[arg(long, value_name = "MS")]
     pub(crate) ship_interval_ms: Option<u64>,
     /// Bytes the local journal may hold while the store is away; beyond it writes are refused
-    #[arg(long, value_name = "BYTES", env = "TIDELOG_JOURNAL_MAX_BYTES")]
+    #[arg(long, value_name = "BYTES")]
     pub(crate) journal_max_bytes: Option<u64>,
     /// How long a write waits for its durability, in milliseconds
-    #[arg(long, value_name = "MS", env = "TIDELOG_DURABILITY_TIMEOUT_MS")]
+    #[arg(long, value_name = "MS")]
     pub(crate) durability_timeout_ms: Option<u64>,
     /// How long an unused database stays open, in milliseconds
-    #[arg(long, value_name = "MS", env = "TIDELOG_IDLE_CLOSE_MS")]
+    #[arg(long, value_name = "MS")]
     pub(crate) idle_close_ms: Option<u64>,
     /// Log lines as JSON
-    #[arg(long, env = "TIDELOG_LOG_JSON")]
+    #[arg(long)]
     pub(crate) log_json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeOptions {
+    #[command(flatten)]
+    pub(crate) settings: ConfigOptions,
+    /// Close the terms of a dead node, or of all others, and take their databases over
+    #[arg(long, value_name = "NODE|all")]
+    pub(crate) take_over: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the effective settings, secrets masked, or say what is wrong with them
+    Check(ConfigOptions),
 }
 
 #[derive(Debug, Args)]

@@ -2,8 +2,14 @@
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde_json::Value as Json;
+use tidelog_archive::{Entropy as _, SystemEntropy};
 
 use super::exit::{Exit, Failure};
+
+/// Paths that take nothing without an Idempotency-Key.
+const KEYED: [&str; 6] = [
+    "restores", "undo", "forks", "branches", "archives", "erasures",
+];
 
 /// A server and a token for it.
 #[derive(Debug)]
@@ -32,7 +38,15 @@ impl Client {
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().push("v1").extend(segments);
         }
-        self.http.request(method, url).bearer_auth(&self.token)
+        // What must not be done twice carries a key: a retry by the HTTP client then does no harm.
+        let keyed =
+            method == Method::POST && segments.iter().any(|segment| KEYED.contains(segment));
+        let request = self.http.request(method, url).bearer_auth(&self.token);
+        if keyed {
+            let key = format!("cli-{:032x}", u128::from_be_bytes(SystemEntropy.bytes16()));
+            return request.header("idempotency-key", key);
+        }
+        request
     }
 
     /// Sends a request; a refusal becomes a failure with the exit code that fits it.

@@ -16,6 +16,7 @@ mod local;
 mod output;
 mod remote;
 mod serve;
+mod settings;
 mod snapshots;
 mod travel;
 
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use args::{Arguments, Command, StoreCommand, TokenCommand};
+use args::{Arguments, Command, ConfigCommand, StoreCommand, TokenCommand};
 use exit::{Exit, Failure};
 use output::Output;
 
@@ -66,6 +67,7 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
     let keys = place.master_keys()?;
     match arguments.command {
         Command::Serve(options) => Box::pin(serve::run(place, keys, options, output)).await,
+        Command::Config(ConfigCommand::Check(options)) => settings::check(place, &options, output),
         Command::List => bucket::list::list(&place.bucket()?, &keys, output).await,
         Command::Restore(options) if place.names_bucket() || options.out.is_some() => {
             bucket::restore::restore(&place.bucket()?, &keys, options, output).await

@@ -3,15 +3,16 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tidelog_engine::{Engine, MasterKeys, Parts, Settings, TakeOver};
+use tidelog_engine::{Engine, MasterKeys, Parts, TakeOver};
 use tracing_subscriber::EnvFilter;
 
-use super::args::{Place, ServeOptions, variable};
+use super::args::{Place, ServeOptions};
 use super::exit::Failure;
 use super::output::Output;
 use crate::app::App;
+use crate::config;
+use crate::config::show::masked_url;
 use crate::first::first_start;
 use crate::serve;
 use crate::settings::Limits;
@@ -25,28 +26,33 @@ pub(super) async fn run(
     options: ServeOptions,
     output: &Output,
 ) -> Result<(), Failure> {
-    if place.url.is_some() || place.token.is_some() {
-        return Err(Failure::usage("serve takes --store, not --url or --token"));
-    }
-    log(options.log_json)?;
-    let store = place.store.or_else(|| variable("TIDELOG_STORE"));
-    let mut settings = settings(&options, store)?;
-    settings.master_keys = keys;
+    let config = super::settings::load(place, &options.settings)?;
+    super::settings::readable(&config)?;
+    log(&config.log)?;
+    let mut settings = config.engine().map_err(Failure::usage)?;
+    settings.take_over = take_over(options.take_over.as_deref())?;
+    settings.master_keys = if keys.is_empty() {
+        super::settings::master_keys(&config)?
+    } else {
+        keys
+    };
     // The address first: one in use must not cost a term.
-    let listener = serve::bind(options.listen, options.insecure_listen)
+    let listen = config.listen;
+    let encrypted = config.tls.cert.is_some();
+    let listener = serve::bind(listen, config.insecure_listen || encrypted)
         .await
         .map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidInput => Failure::usage(error.to_string()),
-            _ => Failure::failed(format!("cannot listen on {}: {error}", options.listen)),
+            _ => Failure::failed(format!("cannot listen on {listen}: {error}")),
         })?;
-    let address = listener.local_addr().map_err(|error| {
-        Failure::failed(format!("cannot listen on {}: {error}", options.listen))
-    })?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| Failure::failed(format!("cannot listen on {listen}: {error}")))?;
     let stop = serve::stop_signal();
     output.remark(&format!(
         "data in {}, history in {}",
         settings.data.display(),
-        without_secret(&settings.store_url)
+        masked_url(&settings.store_url)
     ));
     let (data, store_url) = (settings.data.clone(), settings.store_url.clone());
     let durability = settings.durability;
@@ -75,9 +81,11 @@ pub(super) async fn run(
         "a write is answered at `{durability}`: {}",
         meaning(durability)
     ));
-    output.remark(&format!("listening on http://{address}"));
-    let scratch = scratch(&data)?;
-    let app = Arc::new(App::new(engine.clone(), Limits::default(), scratch));
+    let scheme = if encrypted { "https" } else { "http" };
+    output.remark(&format!("listening on {scheme}://{address}"));
+    let app = App::new(engine.clone(), Limits::default(), scratch(&data)?);
+    let app = Arc::new(app.configured(&config).map_err(Failure::usage)?);
+    let reloading = tokio::spawn(serve::reload_on_signal(Arc::clone(&app)));
     let stopped = async {
         // Without signals to wait for, a server runs until it is killed, which is safe.
         if stop.await.is_err() {
@@ -86,36 +94,10 @@ pub(super) async fn run(
         output.remark("stopping: finishing requests, shipping what is pending");
     };
     serve::serve(listener, app, stopped).await;
+    reloading.abort();
     engine.shutdown().await?;
     output.remark("stopped");
     Ok(())
-}
-
-fn settings(options: &ServeOptions, store: Option<String>) -> Result<Settings, Failure> {
-    let mut settings = Settings {
-        data: options.data.clone(),
-        ..Settings::default()
-    };
-    settings.durability = options.durability;
-    if let Some(store) = store {
-        settings.store_url = store;
-    }
-    settings.take_over = take_over(options.take_over.as_deref())?;
-    let millis = |value: Option<u64>, setting: &mut Duration| {
-        if let Some(value) = value {
-            *setting = Duration::from_millis(value);
-        }
-    };
-    millis(options.ship_interval_ms, &mut settings.ship_interval);
-    millis(
-        options.durability_timeout_ms,
-        &mut settings.durability_timeout,
-    );
-    millis(options.idle_close_ms, &mut settings.idle_close);
-    if let Some(bytes) = options.journal_max_bytes {
-        settings.journal_max_bytes = bytes;
-    }
-    Ok(settings)
 }
 
 /// What `--take-over` names.
@@ -149,18 +131,6 @@ fn meaning(durability: tidelog_engine::Durability) -> &'static str {
     }
 }
 
-/// The store URL with its settings left out: they may hold what is nobody's business on a terminal.
-fn without_secret(url: &str) -> String {
-    let bare = url.split('?').next().unwrap_or_default();
-    match bare.split_once("://") {
-        Some((scheme, rest)) => {
-            let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-            format!("{scheme}://{rest}")
-        }
-        None => bare.to_owned(),
-    }
-}
-
 /// An empty scratch folder: what an earlier life staged is of no use.
 fn scratch(data: &Path) -> Result<PathBuf, Failure> {
     let folder = data.join(SCRATCH);
@@ -178,15 +148,14 @@ fn scratch(data: &Path) -> Result<PathBuf, Failure> {
     Ok(folder)
 }
 
-fn log(json: bool) -> Result<(), Failure> {
-    let wanted = variable("TIDELOG_LOG").unwrap_or_else(|| "warn,tidelog_server=info".to_owned());
-    let filter = EnvFilter::try_new(&wanted)
-        .map_err(|error| Failure::usage(format!("TIDELOG_LOG is not a filter: {error}")))?;
+fn log(settings: &config::Log) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&settings.filter)
+        .map_err(|error| Failure::usage(format!("log.filter is not a filter: {error}")))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    let set = if json {
+    let set = if settings.json {
         lines.json().try_init()
     } else {
         lines.try_init()
@@ -197,17 +166,6 @@ fn log(json: bool) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_store_url_is_shown_without_its_settings() {
-        let shown = without_secret("s3://key:secret@bucket/prefix?access_key=x&secret_key=y");
-        assert_eq!(shown, "s3://bucket/prefix");
-        assert_eq!(without_secret("memory:"), "memory:");
-        assert_eq!(
-            without_secret("file://./tidelog-store"),
-            "file://./tidelog-store"
-        );
-    }
 
     #[test]
     fn scratch_starts_empty() {

@@ -27,6 +27,8 @@ pub(crate) struct Answer {
     pub(crate) content: Content,
     pub(crate) bookmark: Option<Position>,
     pub(crate) durable_bookmark: Option<Position>,
+    /// The call changed the schema of a database, for the audit log.
+    pub(crate) schema_changed: bool,
 }
 
 impl Answer {
@@ -37,6 +39,7 @@ impl Answer {
             content,
             bookmark: None,
             durable_bookmark: None,
+            schema_changed: false,
         }
     }
 

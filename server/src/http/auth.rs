@@ -3,9 +3,14 @@
 //! The namespace in the path must equal the credential's. It is compared, never looked up, so an answer does not
 //! tell whether another tenant or its database exists.
 
-use axum::http::{HeaderMap, header};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use axum::http::{HeaderMap, StatusCode, header};
 use tidelog_engine::system::tokens::Principal;
 
+use super::rates::Key;
+use super::signed::{Signed, looks_signed};
 use super::{Access, Route};
 use crate::app::App;
 use crate::problem::{Code, Problem};
@@ -39,19 +44,83 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
 }
 
 /// The caller of a route, or why the route is not theirs.
+///
+/// The caller is given back with the refusal where they are known: a refused call is theirs, too.
 pub(crate) async fn admit(
     app: &App,
     route: &Route,
     headers: &HeaderMap,
-    namespace: Option<&str>,
-    database: Option<&str>,
-) -> Result<Option<Principal>, Problem> {
+    origin: Option<IpAddr>,
+    names: &BTreeMap<String, String>,
+) -> Result<Option<Principal>, (Option<Box<Principal>>, Problem)> {
     if route.access == Access::Public {
         return Ok(None);
     }
-    let principal = app.engine.authenticate(bearer(headers)?).await?;
-    allow(&principal, route.access, namespace, database)?;
-    Ok(Some(principal))
+    let mut principal = authenticate(app, headers, origin)
+        .await
+        .map_err(|problem| (None, problem))?;
+    let name = |placeholder: &str| names.get(placeholder).map(String::as_str);
+    let (namespace, database) = (name("ns"), name("db"));
+    // The namespace first: what the caller may do elsewhere is not looked up.
+    let own = namespace.is_some() && principal.namespace_name.as_deref() == namespace;
+    let allowed = if own {
+        match app.engine.role_of(&principal, database).await {
+            Ok(role) => {
+                principal.token.role = role;
+                allow(&principal, route.access, namespace, database)
+            }
+            Err(error) => Err(error.into()),
+        }
+    } else {
+        allow(&principal, route.access, namespace, database)
+    };
+    match allowed {
+        Ok(()) => Ok(Some(principal)),
+        Err(problem) => Err((Some(Box::new(principal)), problem)),
+    }
+}
+
+/// Who sends the bearer token, of our own or signed by somebody we trust.
+///
+/// An address that was refused too often in the last minute gets no unknown token looked at: each costs a read.
+async fn authenticate(
+    app: &App,
+    headers: &HeaderMap,
+    origin: Option<IpAddr>,
+) -> Result<Principal, Problem> {
+    let now = app.clock.wall();
+    let failures = origin.map(Key::Failures);
+    let limit = app.limits.auth_failures_per_minute;
+    let spent = failures.and_then(|key| app.guards.rates.is_used_up(key, limit, now));
+    let outcome = match bearer(headers) {
+        Err(problem) => Err(problem),
+        Ok(token) if spent.is_some() && !app.engine.knows(token) => {
+            let wait = spent.unwrap_or(1);
+            let detail = format!("too many refused tokens from this address; wait {wait} s");
+            return Err(Problem::new(Code::RateLimited, detail).with("retry_after", wait));
+        }
+        Ok(token) => match &app.signed {
+            Some(signed) if looks_signed(token) => vouched(app, signed, token).await,
+            _ => app.engine.authenticate(token).await.map_err(Problem::from),
+        },
+    };
+    if let Err(problem) = &outcome
+        && problem.status() == StatusCode::UNAUTHORIZED
+        && let Some(key) = failures
+    {
+        // Beyond the limit it counts no more, which changes nothing.
+        let _ = app.guards.rates.take(&[(key, limit)], now);
+    }
+    outcome
+}
+
+async fn vouched(app: &App, signed: &Signed, token: &str) -> Result<Principal, Problem> {
+    let claims = signed.prove(token, app.clock.wall())?;
+    let (namespace, subject) = (&claims.namespace, &claims.subject);
+    let vouched = app
+        .engine
+        .vouched(namespace, subject, claims.issued, claims.expires);
+    Ok(vouched.await?)
 }
 
 /// Whether the principal may use a route of that access in that namespace and database.

@@ -9,6 +9,7 @@ use axum::http::{HeaderName, HeaderValue, Method, Response, header};
 use axum::middleware::Next;
 use futures::FutureExt;
 
+use super::cors;
 use crate::app::App;
 use crate::problem::{Code, Problem};
 
@@ -39,7 +40,7 @@ const SECURITY: [(HeaderName, &str); 7] = [
 ];
 
 /// Paths whose answers may be kept by a cache.
-const CACHEABLE: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+const CACHEABLE: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/v1/openapi.json"];
 
 /// A method as a label: what is none of HTTP's own is one label, however many a client thinks of.
 fn method_label(method: &Method) -> &str {
@@ -68,7 +69,15 @@ pub(crate) async fn wrap(
     // The template, not the path: a log line names no tenant's database by accident of a route.
     let route = request.extensions().get::<MatchedPath>().cloned();
     request.extensions_mut().insert(RequestId(id.clone()));
-    let outcome = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let origin = cors::asked(request.headers(), &app.cors_origins);
+    let preflight = cors::preflight(&method, request.headers(), &app.cors_origins);
+    let next = async {
+        match preflight {
+            Some(response) => response,
+            None => next.run(request).await,
+        }
+    };
+    let outcome = AssertUnwindSafe(next).catch_unwind().await;
     let mut response = outcome.unwrap_or_else(|_| {
         let problem = Problem::new(Code::Internal, "the server met a defect of its own");
         problem.response(&path, &id)
@@ -77,6 +86,7 @@ pub(crate) async fn wrap(
     for (name, value) in SECURITY {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    cors::permit(origin, headers);
     if !CACHEABLE.contains(&path.as_str()) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }

@@ -131,6 +131,18 @@ impl Recorder {
     }
 }
 
+/// The operation that a call began and that had not ended when its record was kept.
+pub(crate) fn began(kept: &str) -> Option<String> {
+    let kept: Json = serde_json::from_str(kept).ok()?;
+    let open = kept["status"] == StatusCode::ACCEPTED.as_u16();
+    let id = match &kept["operation"] {
+        Json::String(id) => Some(id.as_str()),
+        _ if open => kept["body"]["operation"]["id"].as_str(),
+        _ => None,
+    };
+    id.map(str::to_owned)
+}
+
 /// The answer of a kept record, marked as a replay.
 pub(crate) fn replay(kept: &str) -> Result<Answer, Problem> {
     let damaged = || Problem::new(Code::Internal, "the kept answer cannot be read");

@@ -1,21 +1,26 @@
 //! From a request to its answer, in the one order that every route has.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tidelog_engine::system::requests;
 use tidelog_engine::system::tokens::{Principal, token_id_text};
 use tidelog_wal::Position;
 
 use super::answer::positions;
 use super::edge::RequestId;
 use super::idempotency::Recorder;
+use super::rates::{Key, Standing};
 use super::staging::stage;
-use super::{Answer, BodyKind, Call, Route, auth, idempotency, prefer};
+use super::{Answer, BodyKind, Call, Route, audit, auth, idempotency, peer, prefer};
 use crate::app::App;
 use crate::fields::Fields;
 use crate::problem::{Code, Problem};
@@ -35,35 +40,74 @@ pub(crate) async fn dispatch(route: Arc<Route>, app: Arc<App>, request: Request)
         Ok(names) => names,
         Err(problem) => return problem.response(&instance, &id),
     };
+    let origin = peer::origin(&parts.extensions, &parts.headers, &app.trusted_proxies);
+    let deadline = app.limits.request_deadline + patience(&parts);
     let request = Incoming {
         route: Arc::clone(&route),
         app: Arc::clone(&app),
         parts,
         names,
+        origin,
         id: id.clone(),
     };
-    let done = tokio::spawn(request.answer(body)).await;
-    let (outcome, place) = done.unwrap_or_else(|failure| {
+    let mut task = tokio::spawn(request.answer(body));
+    let done = if route.has_deadline() {
+        match tokio::time::timeout(deadline, &mut task).await {
+            Ok(done) => done,
+            Err(_) => {
+                let ms = deadline.as_millis();
+                let detail = format!("no answer within {ms} ms; what the call does goes on");
+                return Problem::new(Code::OutcomeUnknown, detail).response(&instance, &id);
+            }
+        }
+    } else {
+        task.await
+    };
+    let done = done.unwrap_or_else(|failure| {
         tracing::error!(%failure, request_id = %id, route = route.path, "a handler panicked");
         let detail = "the server met a defect of its own";
-        (Err(Problem::new(Code::Internal, detail)), None)
+        Done::refused(Problem::new(Code::Internal, detail))
     });
-    let here = place.map(|place| (place.now, place.durable));
-    match outcome {
-        Ok(answer) => {
-            let mut response = answer.into_response();
-            if let Some((now, durable)) = here {
-                positions(response.headers_mut(), now, durable);
-            }
-            response
+    let mut response = match done.outcome {
+        Ok(answer) => answer.into_response(),
+        Err(problem) => problem.response(&instance, &id),
+    };
+    if let Some(place) = done.place {
+        positions(response.headers_mut(), place.now, place.durable);
+    }
+    if let Some(standing) = done.standing {
+        standing.write(response.headers_mut());
+    }
+    response
+}
+
+/// A request that has been answered.
+struct Done {
+    outcome: Result<Answer, Problem>,
+    place: Option<Place>,
+    standing: Option<Standing>,
+}
+
+impl Done {
+    fn refused(problem: Problem) -> Self {
+        Self {
+            outcome: Err(problem),
+            place: None,
+            standing: None,
         }
-        Err(problem) => {
-            let mut response = problem.response(&instance, &id);
-            if let Some((now, durable)) = here {
-                positions(response.headers_mut(), now, durable);
-            }
-            response
-        }
+    }
+}
+
+/// What a caller asked to wait comes on top of the deadline.
+fn patience(parts: &Parts) -> Duration {
+    let waits = parts
+        .uri
+        .query()
+        .is_some_and(|query| query.contains("wait_durable_ms"));
+    if waits || parts.headers.contains_key("prefer") {
+        LONGEST_WAIT
+    } else {
+        Duration::ZERO
     }
 }
 
@@ -89,23 +133,67 @@ struct Incoming {
     app: Arc<App>,
     parts: Parts,
     names: BTreeMap<String, String>,
+    origin: Option<IpAddr>,
     id: String,
 }
 
 impl Incoming {
-    async fn answer(self, body: Body) -> (Result<Answer, Problem>, Option<Place>) {
-        let keyed = self.parts.headers.contains_key("idempotency-key");
+    async fn answer(self, body: Body) -> Done {
+        let began = self.app.clock.monotonic_micros();
         let admitted = auth::admit(
             &self.app,
             &self.route,
             &self.parts.headers,
-            self.names.get("ns").map(String::as_str),
-            self.names.get("db").map(String::as_str),
+            self.origin,
+            &self.names,
         );
-        let principal = match admitted.await {
-            Ok(principal) => principal,
-            Err(problem) => return (Err(problem), None),
+        let (principal, done) = match admitted.await {
+            Err((principal, problem)) => (principal.map(|one| *one), Done::refused(problem)),
+            Ok(principal) => {
+                let done = Box::pin(self.bounded(principal.clone(), body)).await;
+                (principal, done)
+            }
         };
+        let micros = self.app.clock.monotonic_micros().saturating_sub(began);
+        self.note(
+            principal.as_ref(),
+            &done.outcome,
+            Duration::from_micros(micros),
+        );
+        done
+    }
+
+    /// Behind authentication: rates, requests at once, maintenance.
+    async fn bounded(&self, principal: Option<Principal>, body: Body) -> Done {
+        let keyed = self.parts.headers.contains_key("idempotency-key");
+        let (mut standing, mut _running) = (None, None);
+        if let Some(principal) = &principal {
+            let (limits, token) = (&self.app.limits, &principal.token);
+            let (own, tenant) = (Key::Token(token.id), Key::Namespace(token.namespace));
+            let mut rates = vec![
+                (own, token.rate.unwrap_or(limits.requests_per_minute_token)),
+                (tenant, limits.requests_per_minute_namespace),
+            ];
+            if let Some(origin) = self.origin {
+                rates.push((Key::Peer(origin, token.id), limits.requests_per_minute_peer));
+            }
+            match self.app.guards.rates.take(&rates, self.app.clock.wall()) {
+                Ok(taken) => standing = taken,
+                Err(refused) => {
+                    let mut done = Done::refused(refused.problem());
+                    done.standing = Some(refused.standing);
+                    return done;
+                }
+            }
+            let at_once = [
+                (own, limits.in_flight_per_principal),
+                (tenant, limits.in_flight_per_namespace),
+            ];
+            match self.app.guards.in_flight.enter(&at_once) {
+                Ok(entered) => _running = Some(entered),
+                Err(problem) => return Done::refused(problem),
+            }
+        }
         let outcome = Box::pin(self.admitted(principal.clone(), body)).await;
         let outcome = outcome.map_err(|problem| if keyed { problem.keyed() } else { problem });
         let place = match &outcome {
@@ -115,13 +203,71 @@ impl Incoming {
             Err(problem) if !says_position(problem.status()) => None,
             _ => self.place(principal.as_ref()).await,
         };
-        (outcome, place)
+        Done {
+            outcome,
+            place,
+            standing,
+        }
+    }
+
+    fn known<'a>(&'a self, principal: Option<&'a Principal>) -> audit::Known<'a> {
+        audit::Known {
+            route: &self.route,
+            request_id: &self.id,
+            names: &self.names,
+            headers: &self.parts.headers,
+            origin: self.origin,
+            principal,
+        }
+    }
+
+    /// Counts the outcome, and puts it on record where that is due.
+    fn note(
+        &self,
+        principal: Option<&Principal>,
+        outcome: &Result<Answer, Problem>,
+        took: Duration,
+    ) {
+        let meters = &self.app.guards.meters;
+        let status = outcome
+            .as_ref()
+            .err()
+            .map_or(200, |problem| problem.status().as_u16());
+        let count = match status {
+            401 => Some(&meters.auth_failures),
+            403 => Some(&meters.denied),
+            429 => Some(&meters.rate_limited),
+            _ => None,
+        };
+        if let Some(count) = count {
+            count.fetch_add(1, Ordering::Relaxed);
+            // A flood of refusals is counted, not written down line by line.
+            let noise = [(Key::Noise(self.origin), NOISE_PER_MINUTE)];
+            if self
+                .app
+                .guards
+                .rates
+                .take(&noise, self.app.clock.wall())
+                .is_err()
+            {
+                return;
+            }
+        }
+        let event = audit::event(&self.route, self.parts.uri.query());
+        if let Some(line) = self.known(principal).after(event, outcome, took) {
+            self.app.engine.audit(line);
+        }
     }
 
     /// Everything behind authentication.
     async fn admitted(&self, principal: Option<Principal>, body: Body) -> Result<Answer, Problem> {
         let headers = &self.parts.headers;
         let key = idempotency::key(headers, &self.parts.method)?;
+        if let Some(namespace) = principal.as_ref().and_then(|one| one.token.namespace)
+            && self.route.pauses()
+        {
+            self.app.engine.check_maintenance(namespace)?;
+        }
         let if_match = self.guard(principal.as_ref()).await?;
         let query = Fields::of_query(self.parts.uri.query().unwrap_or_default())?;
         let (bytes, file) = match self.route.body {
@@ -148,6 +294,13 @@ impl Incoming {
             let body = file.as_ref().map_or(&bytes[..], |file| &file.digest[..]);
             idempotency::record(key, &token, self.route.path, uri, body)
         });
+        let body = Fields::of_body(&bytes)?;
+        // A preview acts not at all.
+        let acts = !body.says("dry_run");
+        let event = audit::event(&self.route, self.parts.uri.query());
+        let before = event
+            .filter(|event| acts && audit::is_grave(event))
+            .map(|event| self.known(principal.as_ref()).before(event));
         let mut call = Call {
             app: Arc::clone(&self.app),
             request_id: self.id.clone(),
@@ -155,7 +308,7 @@ impl Incoming {
             names: self.names.clone(),
             principal,
             query,
-            body: Fields::of_body(&bytes)?,
+            body,
             file,
             if_match,
             wait: prefer::wait(headers)?,
@@ -163,10 +316,13 @@ impl Incoming {
             recorder: Recorder::default(),
         };
         let Some(record) = record else {
-            if self.route.key_required {
+            if self.route.key_required && acts {
                 let detail =
                     "send an Idempotency-Key: repeated without one, this call would act twice";
                 return Err(Problem::new(Code::IdempotencyKeyRequired, detail));
+            }
+            if let Some(line) = before {
+                self.app.engine.audit_now(line).await?;
             }
             return (self.route.handler)(call).await;
         };
@@ -176,11 +332,20 @@ impl Incoming {
         }
         let _running = self.app.guards.running.begin(&record)?;
         if let Some(kept) = self.app.engine.request_find(&record).await? {
-            return idempotency::replay(&kept);
+            return match idempotency::began(&kept) {
+                // Whatever was answered then, the operation tells how it stands now.
+                Some(id) => crate::routes::operations::repeated(&call, &id)
+                    .await
+                    .map(Answer::replayed),
+                None => idempotency::replay(&kept),
+            };
         }
-        let recorder = Recorder::new(record);
+        if let Some(line) = before {
+            self.app.engine.audit_now(line).await?;
+        }
+        let recorder = Recorder::new(record.clone());
         call.recorder = recorder.clone();
-        let answer = (self.route.handler)(call).await?;
+        let answer = requests::keyed(record, (self.route.handler)(call)).await?;
         // What the handler has not handed to the engine with its effect needs no transaction with it.
         if let Some(record) = recorder.record(&answer) {
             self.app.engine.request_keep(record).await?;
@@ -264,6 +429,12 @@ impl Incoming {
         }
     }
 }
+
+/// The longest that a caller may ask to wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Audit lines of refusals that one address may cause in a minute.
+const NOISE_PER_MINUTE: u32 = 60;
 
 /// Whether a refusal of that status still tells where the database stands: one that reached the database does.
 fn says_position(status: StatusCode) -> bool {

@@ -45,6 +45,8 @@ pub(crate) struct Route {
     pub(crate) keyed_by_handler: bool,
     /// Whether a call without an Idempotency-Key is refused: what people retry blindly and must not do twice.
     pub(crate) key_required: bool,
+    /// Whether it is answered during maintenance although it changes something.
+    pub(crate) in_maintenance: bool,
     pub(crate) handler: Handler,
 }
 
@@ -64,6 +66,7 @@ impl Route {
             conditional: false,
             keyed_by_handler: false,
             key_required: false,
+            in_maintenance: false,
             handler,
         }
     }
@@ -90,6 +93,25 @@ impl Route {
     pub(crate) fn key_required(mut self) -> Self {
         self.key_required = true;
         self
+    }
+
+    /// The same, answered during maintenance, too.
+    pub(crate) fn in_maintenance(mut self) -> Self {
+        self.in_maintenance = true;
+        self
+    }
+
+    /// Whether maintenance of its namespace refuses it. Of SQL the engine judges which statements write.
+    pub(crate) fn pauses(&self) -> bool {
+        let sql = self.keyed_by_handler || !self.path.starts_with("/v1/namespaces/{ns}/");
+        self.method != Method::GET && !sql && !self.in_maintenance
+    }
+
+    /// Whether its answer is due within the request deadline: whole files take as long as they take.
+    pub(crate) fn has_deadline(&self) -> bool {
+        self.body != BodyKind::File
+            && !self.path.ends_with("/export")
+            && !self.path.ends_with("/content")
     }
 
     /// Whether it belongs to one database.

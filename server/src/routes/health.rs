@@ -20,6 +20,13 @@ pub(super) async fn ready(mut call: Call) -> Result<Answer, Problem> {
     Ok(Answer::ok(json!({ "status": "ready" })))
 }
 
+/// The OpenAPI document of what is served.
+pub(super) async fn openapi(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let text = crate::openapi::TEXT.as_str();
+    Ok(Answer::other("application/json", Body::from(text)))
+}
+
 /// The counters as Prometheus reads them.
 pub(super) async fn metrics(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;

@@ -3,9 +3,12 @@
 mod databases;
 mod forks;
 mod health;
+mod maintenance;
+mod members;
 mod namespaces;
-mod operations;
+pub(crate) mod operations;
 mod query;
+mod records;
 mod restores;
 mod retention;
 pub(crate) mod shape;
@@ -35,6 +38,8 @@ const BRANCH: &str = "/v1/namespaces/{ns}/databases/{db}/branches/{ref}";
 const RESTORES: &str = "/v1/namespaces/{ns}/databases/{db}/restores";
 const SNAPSHOTS: &str = "/v1/namespaces/{ns}/databases/{db}/snapshots";
 const SNAPSHOT: &str = "/v1/namespaces/{ns}/databases/{db}/snapshots/{snapshot}";
+const TOKEN: &str = "/v1/namespaces/{ns}/tokens/{token}";
+const MEMBER: &str = "/v1/namespaces/{ns}/members/{principal}";
 const OPERATIONS: &str = "/v1/namespaces/{ns}/operations";
 
 /// Every route.
@@ -63,6 +68,12 @@ pub(crate) fn table() -> Vec<Route> {
             "/metrics",
             Access::Public,
             handler!(health::metrics),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/openapi.json",
+            Access::Public,
+            handler!(health::openapi),
         ),
         Route::new(
             Method::POST,
@@ -187,11 +198,42 @@ pub(crate) fn table() -> Vec<Route> {
         Route::new(Method::POST, TOKENS, role(Admin), handler!(tokens::create))
             .body(BodyKind::Json),
         Route::new(Method::GET, TOKENS, role(Admin), handler!(tokens::list)),
+        Route::new(Method::DELETE, TOKEN, role(Admin), handler!(tokens::revoke)).in_maintenance(),
+        Route::new(Method::GET, TOKEN, role(Admin), handler!(tokens::show)),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/tokens/{token}/rotate",
+            role(Admin),
+            handler!(tokens::rotate),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/members",
+            role(Admin),
+            handler!(members::list),
+        ),
+        Route::new(Method::GET, MEMBER, role(Admin), handler!(members::show)),
+        Route::new(Method::PUT, MEMBER, role(Admin), handler!(members::put)).body(BodyKind::Json),
         Route::new(
             Method::DELETE,
-            "/v1/namespaces/{ns}/tokens/{token}",
+            MEMBER,
             role(Admin),
-            handler!(tokens::revoke),
+            handler!(members::delete),
+        )
+        .in_maintenance(),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/members/{principal}/revoke",
+            role(Admin),
+            handler!(members::revoke),
+        )
+        .in_maintenance(),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/audit",
+            role(Analyst),
+            handler!(records::audit),
         ),
         Route::new(Method::POST, FORKS, role(Admin), handler!(forks::create))
             .body(BodyKind::Json)
@@ -228,6 +270,51 @@ pub(crate) fn table() -> Vec<Route> {
             role(Admin),
             handler!(forks::branch_delete),
         ),
+        Route::new(
+            Method::GET,
+            "/v1/audit",
+            Access::Server,
+            handler!(records::audit),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/insights",
+            role(Analyst),
+            handler!(records::insights),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/slow-queries",
+            role(Analyst),
+            handler!(records::slow_queries),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/maintenance",
+            role(Viewer),
+            handler!(maintenance::show),
+        ),
+        Route::new(
+            Method::PUT,
+            "/v1/namespaces/{ns}/maintenance",
+            role(Admin),
+            handler!(maintenance::change),
+        )
+        .body(BodyKind::Json)
+        .in_maintenance(),
+        Route::new(
+            Method::GET,
+            "/v1/maintenance",
+            Access::Server,
+            handler!(maintenance::show),
+        ),
+        Route::new(
+            Method::PUT,
+            "/v1/maintenance",
+            Access::Server,
+            handler!(maintenance::change),
+        )
+        .body(BodyKind::Json),
         Route::new(
             Method::POST,
             RESTORES,

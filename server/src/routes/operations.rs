@@ -61,12 +61,22 @@ pub(super) async fn outcome(
     done: StatusCode,
 ) -> Result<Answer, Problem> {
     let operation = handle.wait(call.wait).await;
+    told(call, &operation, done)
+}
+
+/// The answer to a repeated call that began an operation: how that stands now.
+pub(crate) async fn repeated(call: &Call, id: &str) -> Result<Answer, Problem> {
+    let operation = call.app.engine.operation(call.namespace()?, id).await?;
+    told(call, &operation, StatusCode::OK)
+}
+
+fn told(call: &Call, operation: &Operation, done: StatusCode) -> Result<Answer, Problem> {
     let mut answer = match operation.state {
         OperationState::Failed | OperationState::Cancelled => {
-            return Err(problem(&operation));
+            return Err(problem(operation));
         }
         OperationState::Succeeded => {
-            let mut document = json!({ "operation": shown(&operation) });
+            let mut document = json!({ "operation": shown(operation) });
             if let (Some(all), Some(Json::Object(result))) =
                 (document.as_object_mut(), operation.result.clone())
             {
@@ -77,12 +87,12 @@ pub(super) async fn outcome(
             answer
         }
         OperationState::Running | OperationState::Cancelling => {
-            let mut answer = Answer::ok(json!({ "operation": shown(&operation) }));
+            let mut answer = Answer::ok(json!({ "operation": shown(operation) }));
             answer.status = StatusCode::ACCEPTED;
             answer
         }
     };
-    if let Some(place) = location(call, &operation) {
+    if let Some(place) = location(call, operation) {
         answer = answer.header(header::LOCATION, place);
     }
     Ok(answer)

@@ -1,14 +1,19 @@
 //! SQL: one statement, or a batch in one transaction.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
+use tidelog_engine::system::insights::QueryNote;
+use tidelog_engine::system::tokens::token_id_text;
 use tidelog_engine::{Durability, Limits as SqlLimits, Request, Response, Statement};
+use tidelog_wal::DatabaseId;
 
 use super::shape;
 use crate::fields::Fields;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
+use crate::redact::{SQL_BYTES_MAX, sql_shape};
 use crate::values::{Integers, params};
 
 /// What query and batch share beside their statements.
@@ -61,17 +66,81 @@ async fn run(
         idempotency: call.idempotency.take(),
     };
     let database = call.database().await?;
+    let slow_from = call.app.limits.slow_query;
+    let texts: Vec<String> = request
+        .statements
+        .iter()
+        .map(|one| one.sql.clone())
+        .collect();
     let began = call.app.clock.monotonic_micros();
-    let response = database.execute(request).await?;
+    let outcome = database.execute(request).await.map_err(Problem::from);
     let micros = call.app.clock.monotonic_micros().saturating_sub(began);
-    Ok((response, Duration::from_micros(micros)))
+    let took = Duration::from_micros(micros);
+    note(call, database.row().id, &outcome, took)?;
+    if took >= slow_from {
+        slow(call, database.row().id, &texts, took)?;
+    }
+    Ok((outcome?, took))
+}
+
+/// Counts the query for the insights of its database.
+fn note(
+    call: &Call,
+    database: DatabaseId,
+    outcome: &Result<Response, Problem>,
+    took: Duration,
+) -> Result<(), Problem> {
+    let results = outcome.as_ref().map(|response| &response.results[..]);
+    let results = results.unwrap_or_default();
+    call.app.engine.note_query(&QueryNote {
+        database,
+        token: call.principal()?.token.id,
+        status: outcome
+            .as_ref()
+            .map_or_else(|problem| problem.status().as_u16(), |_| 200),
+        rows_read: results.iter().map(|result| result.rows_read).sum(),
+        rows_written: results.iter().map(|result| result.rows_written).sum(),
+        took,
+    });
+    Ok(())
+}
+
+/// Keeps a slow query: its text without literals, never its parameters.
+fn slow(
+    call: &Call,
+    database: DatabaseId,
+    texts: &[String],
+    took: Duration,
+) -> Result<(), Problem> {
+    let meters = &call.app.guards.meters;
+    meters.slow_queries.fetch_add(1, Ordering::Relaxed);
+    let mut sql = String::new();
+    for text in texts {
+        if sql.len() >= SQL_BYTES_MAX {
+            break;
+        }
+        if !sql.is_empty() {
+            sql.push_str("; ");
+        }
+        sql.push_str(&sql_shape(text));
+    }
+    let line = json!({
+        "sql": sql.chars().take(SQL_BYTES_MAX).collect::<String>(),
+        "statements": texts.len(),
+        "duration_ms": shape::millis(took),
+        "token": token_id_text(&call.principal()?.token.id),
+        "request_id": call.request_id,
+    });
+    call.app.engine.note_slow(database, line);
+    Ok(())
 }
 
 fn answer(mut document: Json, response: &Response, took: Duration) -> Answer {
     document["duration_ms"] = json!(shape::millis(took));
     document["bookmark"] = shape::position(Some(response.bookmark));
     document["durable_bookmark"] = shape::position(response.durable_bookmark);
-    let answer = Answer::ok(document).at(Some(response.bookmark), response.durable_bookmark);
+    let mut answer = Answer::ok(document).at(Some(response.bookmark), response.durable_bookmark);
+    answer.schema_changed = response.schema_changed;
     if response.replayed {
         answer.replayed()
     } else {

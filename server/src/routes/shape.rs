@@ -52,6 +52,9 @@ pub(crate) fn token(info: &TokenInfo) -> Json {
         "created_at": time::format(info.created_at),
         "expires_at": info.expires_at.map(time::format),
         "revoked_at": info.revoked_at.map(time::format),
+        "last_used_at": info.last_used_at.map(time::format),
+        "rate_per_minute": info.rate,
+        "principal": info.principal,
     })
 }
 

@@ -194,3 +194,32 @@ async fn a_refused_call_leaves_its_key_free() {
         .await
         .expect("the stop ends");
 }
+
+/// Goal: a repeated restore is told of the operation that the first one began, and runs no second one. Method: do
+/// not wait for the first; the list of restores holds one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_restore_is_its_operation() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    let made = world.run(&database, "create table t(a)").await;
+    world.run(&database, "insert into t values(1)").await;
+    let path = format!("{database}/restores");
+    let body = json!({ "target": { "bookmark": made.body["bookmark"] } });
+    let ask = |wait: &'static str| {
+        let url = format!("{}{path}", world.base);
+        let request = world.client.post(url).bearer_auth(&world.owner);
+        let request = request
+            .header("idempotency-key", "k")
+            .header("prefer", wait);
+        read(request.json(&body))
+    };
+    let first = ask("respond-async").await;
+    assert!(matches!(first.status, 200 | 202), "{first:?}");
+    let again = ask("wait=10").await;
+    assert!(matches!(again.status, 200 | 202), "{again:?}");
+    assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    assert_eq!(again.body["operation"]["id"], first.body["operation"]["id"]);
+    let listed = world.get(&path).await;
+    assert_eq!(listed.body["items"].as_array().map(Vec::len), Some(1));
+    world.stop().await;
+}

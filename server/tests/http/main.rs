@@ -1,12 +1,20 @@
 //! The HTTP surface over a real listener: a server in this process, requests from outside of it.
 
 mod deletion;
+mod contract;
+mod credentials;
+mod edge;
 mod forks;
 mod keys;
+mod limits;
+mod records;
 mod restores;
+mod roles;
 mod rules;
+mod signed;
 mod snapshots;
 mod sql;
 mod tenants;
+mod tls;
 mod watch;
 mod world;

@@ -1,6 +1,9 @@
 //! What a monitor reads: every metric is there, and moves with what it counts.
 
+use std::time::Duration;
+
 use serde_json::json;
+use tidelog_server::settings::Limits;
 
 use crate::world::World;
 
@@ -69,5 +72,87 @@ async fn metrics_move_with_commits_flushes_and_requests() {
         !after.contains("orders"),
         "a metric names a tenant's database"
     );
+    world.stop().await;
+}
+
+/// Every metric that a dashboard or an alert names, without what Prometheus adds to a histogram.
+fn named(text: &str) -> std::collections::BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words
+        .filter(|word| word.starts_with("tidelog_"))
+        .map(|word| word.strip_suffix("_bucket").unwrap_or(word).to_owned())
+        .collect()
+}
+
+/// Goal: the files in `deploy/` name what a server serves, and each of those moves. Method: one scenario that
+/// writes, fails, is refused and waits; every metric must differ from a fresh server's somewhere on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
+    let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
+    let mut names = std::collections::BTreeSet::new();
+    for file in ["alerts.yml", "grafana-dashboard.json"] {
+        let text = std::fs::read_to_string(format!("{deploy}/{file}")).expect(file);
+        names.extend(named(&text));
+    }
+    assert!(names.len() > 15, "{names:?}");
+    let limits = Limits {
+        slow_query: Duration::ZERO,
+        in_flight_per_principal: 12,
+        ..Limits::default()
+    };
+    let world = World::with(limits).await;
+    let first = scrape(&world).await;
+    let mut seen = vec![first];
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    let query = format!("{database}/query");
+    let url = format!("{}/v1/namespaces/default/databases", world.base);
+    let unknown = world
+        .client
+        .get(&url)
+        .bearer_auth("tl_live_unknown")
+        .send()
+        .await;
+    assert_eq!(unknown.expect("an answer").status(), 401);
+    assert_eq!(
+        world.get("/v1/namespaces/other/databases").await.status,
+        403
+    );
+    let slow = "insert into t with recursive c(x) as (select 1 union all select x+1 from c limit 300000) \
+                select x from c";
+    let burst = (0..16).map(|_| world.post(&query, json!({ "sql": slow })));
+    let burst = futures::future::join_all(burst);
+    let watch = async {
+        let mut texts = Vec::new();
+        for _ in 0..40 {
+            texts.push(scrape(&world).await);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        texts
+    };
+    let (answers, texts) = tokio::join!(burst, watch);
+    assert!(answers.iter().any(|got| got.status == 429), "{answers:?}");
+    seen.extend(texts);
+    seen.push(scrape(&world).await);
+    // A settle, a lost audit line, another term and a slow store need more than a second can give.
+    let still = [
+        "tidelog_settle_duration_seconds",
+        "tidelog_audit_dropped_total",
+        "tidelog_term",
+        "tidelog_store_requests_in_flight",
+    ];
+    for name in &names {
+        let lines = |text: &str| {
+            let of = text.lines().filter(|line| line.starts_with(name.as_str()));
+            of.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let last = seen.last().map(String::as_str).unwrap_or_default();
+        assert!(!lines(last).is_empty(), "{name} is named and not served");
+        let moved = seen.iter().any(|text| lines(text) != lines(&seen[0]));
+        assert!(
+            moved || still.contains(&name.as_str()),
+            "{name} never moved"
+        );
+    }
     world.stop().await;
 }

@@ -9,11 +9,14 @@ use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::app::App;
+use tidelog_server::config::Config;
 use tidelog_server::first::first_start;
 use tidelog_server::serve::{bind, serve};
 use tidelog_server::settings::Limits;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+
+use crate::contract;
 
 /// A running server. Call [`World::stop`] at the end, so that the shutdown is part of every test.
 pub(crate) struct World {
@@ -22,6 +25,7 @@ pub(crate) struct World {
     pub(crate) server: String,
     pub(crate) client: Client,
     pub(crate) engine: Engine,
+    pub(crate) app: Arc<App>,
     stop: oneshot::Sender<()>,
     done: JoinHandle<()>,
     _folder: TempDir,
@@ -71,10 +75,16 @@ impl World {
 
     /// The same with other limits.
     pub(crate) fn with(limits: Limits) -> BoxFuture<'static, Self> {
-        Box::pin(Self::launch(limits))
+        Box::pin(Self::launch(None, limits))
     }
 
-    async fn launch(limits: Limits) -> Self {
+    /// The same as a configuration says; its data folder, store and address are the test's.
+    pub(crate) fn of(config: Config) -> BoxFuture<'static, Self> {
+        let limits = config.limits.limits();
+        Box::pin(Self::launch(Some(config), limits))
+    }
+
+    async fn launch(config: Option<Config>, limits: Limits) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let data = folder.path().join("data");
         let settings = Settings {
@@ -101,16 +111,31 @@ impl World {
             .await
             .expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let app = Arc::new(App::new(engine.clone(), limits, scratch));
+        let mut app = App::new(engine.clone(), limits, scratch);
+        if let Some(config) = &config {
+            app = app.configured(config).expect("a sound configuration");
+        }
+        let app = Arc::new(app);
+        let scheme = if app.certificate.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let served = Arc::clone(&app);
         let (stop, stopped) = oneshot::channel();
-        let done = tokio::spawn(serve(listener, app, async {
+        let done = tokio::spawn(serve(listener, served, async {
             let _ = stopped.await;
         }));
         Self {
-            base: format!("http://{address}"),
+            base: format!("{scheme}://{address}"),
+            app,
             owner,
             server,
-            client: Client::builder().no_proxy().build().expect("a client"),
+            client: Client::builder()
+                .no_proxy()
+                .tls_danger_accept_invalid_certs(true)
+                .build()
+                .expect("a client"),
             engine,
             stop,
             done,
@@ -181,16 +206,22 @@ impl World {
     }
 }
 
-/// Sends a request and reads its answer; a body that is not JSON reads as null.
+/// Sends a request and reads its answer; a body that is not JSON reads as null. The answer must be one that the
+/// OpenAPI document declares.
 pub(crate) async fn read(request: RequestBuilder) -> Got {
-    let response = request.send().await.expect("the server answers");
+    let (client, request) = request.build_split();
+    let request = request.expect("a request can be built");
+    let (method, path) = (request.method().clone(), request.url().path().to_owned());
+    let response = client.execute(request).await.expect("the server answers");
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let bytes = response.bytes().await.expect("the answer arrives whole");
-    Got {
+    let got = Got {
         status,
         headers,
         body: serde_json::from_slice(&bytes).unwrap_or_default(),
-    }
+    };
+    contract::declared(&method, &path, &got);
+    got
 }
 
 /// A path of the surface with its placeholders filled in.
@@ -199,6 +230,7 @@ pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
         .replace("{db}", database)
         .replace("{token}", "tok_none")
         .replace("{operation}", "op_none")
+        .replace("{principal}", "nobody")
         .replace("{restore}", "rs_none")
         .replace("{ref}", "none")
         .replace("{snapshot}", "none")

@@ -1,0 +1,321 @@
+//! Layers: the preset, the file, the environment, the flags; merged key by key, then read as one.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::{Config, Preset};
+
+/// The prefix of variables.
+const PREFIX: &str = "TIDELOG_";
+
+/// Keys that a preset leaves out because they have no value unless given.
+const OPTIONAL: [&str; 8] = [
+    "store_file",
+    "tls.cert",
+    "tls.key",
+    "auth.jwt.audience",
+    "auth.jwt.issuer",
+    "auth.jwt.namespace_claim",
+    "auth.jwt.jwks_file",
+    "auth.jwt.keys",
+];
+
+/// Variables of another name, for keys that had them first.
+const ALIASES: [(&str, &str); 1] = [("LOG", "log.filter")];
+
+/// Where settings come from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The file.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub variables: Vec<(String, String)>,
+    /// Flags, by key.
+    pub flags: Vec<(&'static str, Value)>,
+}
+
+impl Sources {
+    /// The environment of the process and these flags.
+    pub fn of_process(file: Option<PathBuf>, flags: Vec<(&'static str, Value)>) -> Self {
+        // What is not UTF-8 names no setting.
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self {
+            file,
+            variables,
+            flags,
+        }
+    }
+
+    /// The effective configuration, or a sentence that names what is wrong.
+    pub fn load(&self) -> Result<Config, String> {
+        let file = self
+            .file
+            .as_deref()
+            .map(read)
+            .transpose()?
+            .unwrap_or_default();
+        let environment = self.environment();
+        let mut flags = Table::new();
+        for (key, value) in &self.flags {
+            put(&mut flags, key, value.clone())?;
+        }
+        let named = [&flags, &environment, &file]
+            .into_iter()
+            .find_map(|layer| layer.get("preset"));
+        let preset: Preset = match named {
+            None => Preset::default(),
+            Some(Value::String(name)) => name.parse()?,
+            Some(other) => return Err(format!("preset is a text, not {other}")),
+        };
+        let mut all = Table::try_from(preset.config())
+            .map_err(|error| format!("a preset cannot be written: {error}"))?;
+        for layer in [file, environment, flags] {
+            merge(&mut all, layer);
+        }
+        let mut config: Config = all.try_into().map_err(|error: toml::de::Error| {
+            let source = self
+                .file
+                .as_deref()
+                .map(|file| format!(" (file {})", file.display()));
+            format!("{}{}", error.message(), source.unwrap_or_default())
+        })?;
+        if let Some(file) = &config.store_file {
+            config.store = secret_file(file)?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn environment(&self) -> Table {
+        let mut table = Table::new();
+        for key in keys() {
+            let name = format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "_"));
+            let alias = ALIASES.iter().find(|(_, of)| *of == key);
+            let alias = alias.map(|(short, _)| format!("{PREFIX}{short}"));
+            let found = self.variables.iter().find(|(variable, value)| {
+                !value.is_empty() && (*variable == name || Some(variable) == alias.as_ref())
+            });
+            if let Some((_, text)) = found {
+                // Where it does not fit, reading the whole says so.
+                let _ = put(&mut table, &key, value(&key, text));
+            }
+        }
+        table
+    }
+}
+
+/// Reads a file with a secret in it: its content without the line end.
+pub fn secret_file(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path)
+        .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+fn read(path: &Path) -> Result<Table, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    text.parse()
+        .map_err(|error: toml::de::Error| format!("{}: {error}", path.display()))
+}
+
+/// Every key there is, with dots.
+pub fn keys() -> Vec<String> {
+    fn walk(table: &Table, prefix: &str, found: &mut Vec<String>) {
+        for (name, value) in table {
+            match value {
+                Value::Table(inner) => walk(inner, &format!("{prefix}{name}."), found),
+                _ => found.push(format!("{prefix}{name}")),
+            }
+        }
+    }
+    let mut found: Vec<String> = OPTIONAL.iter().map(|&key| key.to_owned()).collect();
+    // A preset always serialises: it is made of texts, numbers and tables.
+    if let Ok(table) = Table::try_from(Preset::default().config()) {
+        walk(&table, "", &mut found);
+    }
+    found
+}
+
+/// A text of the environment as the kind of value its key has.
+fn value(key: &str, text: &str) -> Value {
+    let preset = Table::try_from(Preset::default().config()).unwrap_or_default();
+    let mut kind = Some(&Value::Table(preset)).cloned();
+    for part in key.split('.') {
+        kind = kind.and_then(|value| value.get(part).cloned());
+    }
+    let as_toml = || {
+        let line: Option<Table> = format!("v = {text}").parse().ok();
+        line.and_then(|mut line| line.remove("v"))
+    };
+    match kind {
+        Some(Value::String(_)) => Value::String(text.to_owned()),
+        None if key != "auth.jwt.keys" => Value::String(text.to_owned()),
+        // A list may also come as its items with commas between.
+        Some(Value::Array(_)) => as_toml().filter(Value::is_array).unwrap_or_else(|| {
+            let items = text
+                .split(',')
+                .map(|item| Value::String(item.trim().to_owned()));
+            Value::Array(items.collect())
+        }),
+        _ => as_toml().unwrap_or_else(|| Value::String(text.to_owned())),
+    }
+}
+
+fn put(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+            Ok(())
+        }
+        Some((head, rest)) => {
+            let inner = table
+                .entry(head)
+                .or_insert_with(|| Value::Table(Table::new()));
+            let inner = inner
+                .as_table_mut()
+                .ok_or_else(|| format!("{head} is a table"))?;
+            put(inner, rest, value)
+        }
+    }
+}
+
+/// Lays `over` onto `base`: tables key by key, everything else whole.
+fn merge(base: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources(file: &Path, variables: &[(&str, &str)]) -> Sources {
+        Sources {
+            file: Some(file.to_owned()),
+            variables: variables
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            flags: Vec::new(),
+        }
+    }
+
+    fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("tidelog.toml");
+        std::fs::write(&path, text).expect("written");
+        (folder, path)
+    }
+
+    #[test]
+    fn flags_beat_variables_beat_the_file_beats_the_preset() {
+        let text = "preset = \"strict\"\nworkers = 3\n[limits]\nrows_max = 7\nparams_max = 8\nquery_ms = 9\n";
+        let (_folder, path) = file(text);
+        let variables = [
+            ("TIDELOG_LIMITS_PARAMS_MAX", "18"),
+            ("TIDELOG_LIMITS_QUERY_MS", "19"),
+        ];
+        let mut sources = sources(&path, &variables);
+        sources.flags = vec![("limits.query_ms", Value::Integer(29))];
+        let config = sources.load().expect("sound");
+        let limits = &config.limits;
+        assert_eq!(
+            (limits.rows_max, limits.params_max, limits.query_ms),
+            (7, 18, 29)
+        );
+        assert_eq!((config.workers, limits.sql_bytes_max), (3, 10_000));
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_wherever_they_stand() {
+        for text in [
+            "row_max = 1",
+            "[limits]\nrow_max = 1",
+            "[limit]\nrows_max = 1",
+            "[tls]\ncertificate = \"x\"",
+            "[[auth.jwt.keys]]\nalg = \"HS256\"\nfile = \"x\"\nsecret = \"y\"",
+        ] {
+            let (_folder, path) = file(text);
+            let error = sources(&path, &[]).load().expect_err(text);
+            assert!(
+                error.contains("unknown field") || error.contains("missing field"),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_kinds_presets_and_halves_are_told() {
+        for (text, word) in [
+            ("workers = \"many\"", "invalid type"),
+            ("preset = \"loose\"", "development, production or strict"),
+            ("durability = \"paper\"", "memory, local or remote"),
+            ("[tls]\ncert = \"c.pem\"", "belong together"),
+            ("[http]\ncors_origins = [\"*\"]", "origin"),
+            ("store_file = \"/nowhere/at/all\"", "cannot read"),
+            ("x = ", "tidelog.toml"),
+        ] {
+            let (_folder, path) = file(text);
+            let error = sources(&path, &[]).load().expect_err(text);
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn variables_take_the_kind_of_their_key() {
+        let (_folder, path) = file("");
+        let variables = [
+            ("TIDELOG_LISTEN", "127.0.0.1:9"),
+            ("TIDELOG_STORE", "memory:"),
+            ("TIDELOG_LOG", "debug"),
+            ("TIDELOG_LOG_JSON", "true"),
+            (
+                "TIDELOG_HTTP_CORS_ORIGINS",
+                "https://a.example,https://b.example",
+            ),
+            ("TIDELOG_DATA", "123"),
+            ("TIDELOG_IDLE_CLOSE_MS", ""),
+        ];
+        let config = sources(&path, &variables).load().expect("sound");
+        assert_eq!(
+            (config.listen.port(), config.store.as_str()),
+            (9, "memory:")
+        );
+        assert_eq!(
+            (config.log.filter.as_str(), config.log.json),
+            ("debug", true)
+        );
+        assert_eq!(
+            config.http.cors_origins,
+            ["https://a.example", "https://b.example"]
+        );
+        assert_eq!(config.data, Path::new("123"));
+        assert_eq!(
+            config.idle_close_ms,
+            Preset::Development.config().idle_close_ms
+        );
+    }
+
+    #[test]
+    fn a_store_url_in_a_file_wins() {
+        let (folder, path) = file("store = \"memory:\"\nstore_file = \"STORE\"");
+        let secret = folder.path().join("store");
+        std::fs::write(&secret, "s3://b/p?secret_access_key=x\n").expect("written");
+        let text = format!(
+            "store = \"memory:\"\nstore_file = {:?}",
+            secret.display().to_string()
+        );
+        std::fs::write(&path, text).expect("written");
+        let config = sources(&path, &[]).load().expect("sound");
+        assert_eq!(config.store, "s3://b/p?secret_access_key=x");
+    }
+}

@@ -1,0 +1,320 @@
+//! The configuration of a server: one TOML file, the environment, flags, each stronger than the one before.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`load`] | layers the sources over a preset; an unknown key is an error |
+//! | [`presets`] | the figures of `development`, `production` and `strict` |
+//! | [`show`] | the effective settings as text, secrets masked |
+//!
+//! A variable is `TIDELOG_` and the key in capitals, dots as underscores: `limits.rows_max` is
+//! `TIDELOG_LIMITS_ROWS_MAX`. A figure of 0 switches a bound off where the key says so. Secrets stand in files
+//! that the configuration names; a file is preferred wherever both exist.
+
+pub mod load;
+pub mod presets;
+pub mod show;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tidelog_engine::Settings as EngineSettings;
+
+use crate::settings::Limits;
+
+pub use presets::Preset;
+
+/// Everything a server is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which figures hold where nothing else is said.
+    pub preset: Preset,
+    /// The data folder.
+    pub data: PathBuf,
+    /// The store URL.
+    pub store: String,
+    /// A file that holds the store URL, for URLs with secrets in them; preferred to `store`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store_file: Option<PathBuf>,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Plain HTTP beyond loopback.
+    pub insecure_listen: bool,
+    /// When a write is answered unless something else asks: `memory`, `local` or `remote`.
+    pub durability: String,
+    /// How long commits are collected before they are shipped.
+    pub ship_interval_ms: u64,
+    /// Bytes of the local journal.
+    pub journal_max_bytes: u64,
+    /// How long a write waits for its durability.
+    pub durability_timeout_ms: u64,
+    /// How long an unused database stays open.
+    pub idle_close_ms: u64,
+    /// Databases open at once.
+    pub open_databases_max: usize,
+    /// SQL jobs at once.
+    pub workers: usize,
+    /// SQL jobs of one tenant at once.
+    pub workers_per_tenant: usize,
+    /// TLS.
+    pub tls: Tls,
+    /// The log.
+    pub log: Log,
+    /// What a request may cost.
+    pub limits: LimitsConfig,
+    /// Who may call.
+    pub auth: Auth,
+    /// Browsers and proxies.
+    pub http: Http,
+    /// What is on record.
+    pub audit: Audit,
+    /// Sealing what is stored.
+    #[serde(default)]
+    pub encryption: Encryption,
+}
+
+/// Sealing what is stored. Master keys given as flags or variables count instead of these.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Encryption {
+    /// The master keys, the newest last.
+    pub master_keys: Vec<MasterKeyFile>,
+}
+
+/// A master key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MasterKeyFile {
+    /// Its id.
+    pub id: String,
+    /// The file that holds it.
+    pub file: PathBuf,
+}
+
+/// The certificate of the server. Both files or neither; read again on SIGHUP.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// PEM file with the chain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// PEM file with the private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+/// The log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// What is logged: a filter of `tracing`.
+    pub filter: String,
+    /// Lines as JSON.
+    pub json: bool,
+}
+
+/// What a request may cost; the figures of [`Limits`], times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    missing_docs,
+    reason = "each is the field of the same name in settings.rs"
+)]
+pub struct LimitsConfig {
+    pub body_bytes_max: usize,
+    pub import_bytes_max: u64,
+    pub sql_bytes_max: usize,
+    pub params_max: usize,
+    pub batch_max: usize,
+    pub tables_max: u32,
+    pub rows_max: usize,
+    pub result_bytes_max: usize,
+    pub query_ms: u64,
+    pub request_ms: u64,
+    pub head_ms: u64,
+    pub body_ms: u64,
+    pub import_pause_ms: u64,
+    pub drain_ms: u64,
+    pub page_default: usize,
+    pub page_max: usize,
+    pub connections_max: usize,
+    pub connections_per_peer_max: usize,
+    pub in_flight_per_principal: usize,
+    pub in_flight_per_namespace: usize,
+    pub requests_per_minute_token: u32,
+    pub requests_per_minute_namespace: u32,
+    pub requests_per_minute_peer: u32,
+    pub auth_failures_per_minute: u32,
+    pub slow_query_ms: u64,
+}
+
+/// Who may call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// Whether a live token that does not say may change schemas.
+    pub live_tokens_allow_ddl: bool,
+    /// Signed tokens of somebody else; refused without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<Jwt>,
+}
+
+/// Whose signed tokens count.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jwt {
+    /// What `aud` must hold.
+    pub audience: String,
+    /// What `iss` must be, if it matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// The claim that names the namespace.
+    #[serde(default = "Jwt::namespace_claim")]
+    pub namespace_claim: String,
+    /// A JWKS file. Read again when it changes, and on SIGHUP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_file: Option<PathBuf>,
+    /// Single keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<JwtKey>,
+}
+
+impl Jwt {
+    fn namespace_claim() -> String {
+        "tenant_id".to_owned()
+    }
+}
+
+/// One key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JwtKey {
+    /// `EdDSA`, `RS256` or `HS256`.
+    pub alg: String,
+    /// The file: a public key as PEM, or the secret of HS256.
+    pub file: PathBuf,
+    /// Its name in the header of a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kid: Option<String>,
+}
+
+/// Browsers and proxies.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// Origins that a browser may call from; none by default.
+    pub cors_origins: Vec<String>,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpAddr>,
+}
+
+/// What is on record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// How long lines are kept.
+    pub retention_days: u64,
+    /// How often they leave for the bucket.
+    pub ship_interval_s: u64,
+}
+
+fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl LimitsConfig {
+    /// The figures as handlers use them.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            body_bytes_max: self.body_bytes_max,
+            import_bytes_max: self.import_bytes_max,
+            sql_bytes_max: self.sql_bytes_max,
+            params_max: self.params_max,
+            batch_max: self.batch_max,
+            tables_max: Some(self.tables_max).filter(|max| *max != 0),
+            rows_max: self.rows_max,
+            result_bytes_max: self.result_bytes_max,
+            query_deadline: millis(self.query_ms),
+            request_deadline: millis(self.request_ms),
+            head_deadline: millis(self.head_ms),
+            body_deadline: millis(self.body_ms),
+            import_pause: millis(self.import_pause_ms),
+            drain_deadline: millis(self.drain_ms),
+            page_default: self.page_default,
+            page_max: self.page_max,
+            connections_max: self.connections_max,
+            connections_per_peer_max: self.connections_per_peer_max,
+            in_flight_per_principal: self.in_flight_per_principal,
+            in_flight_per_namespace: self.in_flight_per_namespace,
+            requests_per_minute_token: self.requests_per_minute_token,
+            requests_per_minute_namespace: self.requests_per_minute_namespace,
+            requests_per_minute_peer: self.requests_per_minute_peer,
+            auth_failures_per_minute: self.auth_failures_per_minute,
+            slow_query: millis(self.slow_query_ms),
+        }
+    }
+}
+
+impl Config {
+    /// What the engine is told. `take_over` and the like are the command line's alone.
+    pub fn engine(&self) -> Result<EngineSettings, String> {
+        let settings = EngineSettings {
+            data: self.data.clone(),
+            store_url: self.store.clone(),
+            durability: self.durability.parse()?,
+            ship_interval: millis(self.ship_interval_ms),
+            journal_max_bytes: self.journal_max_bytes,
+            durability_timeout: millis(self.durability_timeout_ms),
+            idle_close: millis(self.idle_close_ms),
+            open_databases_max: self.open_databases_max,
+            workers: self.workers,
+            workers_per_tenant: self.workers_per_tenant,
+            audit_ship_interval: Duration::from_secs(self.audit.ship_interval_s),
+            audit_retention: Duration::from_secs(self.audit.retention_days.saturating_mul(86_400)),
+            ..EngineSettings::default()
+        };
+        Ok(settings)
+    }
+
+    /// What is wrong with it beyond its grammar.
+    pub fn check(&self) -> Result<(), String> {
+        self.engine()?;
+        if self.tls.cert.is_some() != self.tls.key.is_some() {
+            return Err("tls.cert and tls.key belong together: give both or neither".to_owned());
+        }
+        let limits = &self.limits;
+        if limits.page_default == 0
+            || limits.page_default > limits.page_max
+            || limits.page_max > 500
+        {
+            return Err("limits.page_default is at least 1 and at most limits.page_max, which is at most 500".to_owned());
+        }
+        if limits.batch_max == 0 || limits.batch_max > 100 {
+            return Err("limits.batch_max is from 1 to 100".to_owned());
+        }
+        if limits.connections_max == 0 || self.workers == 0 || self.workers_per_tenant == 0 {
+            return Err(
+                "limits.connections_max, workers and workers_per_tenant are at least 1".to_owned(),
+            );
+        }
+        if let Some(origin) = self.http.cors_origins.iter().find(|origin| {
+            !(origin.starts_with("https://") || origin.starts_with("http://"))
+                || origin.ends_with('/')
+        }) {
+            return Err(format!(
+                "http.cors_origins holds {origin:?}: an origin is a scheme and a host, like https://app.example.org"
+            ));
+        }
+        if let Some(jwt) = &self.auth.jwt {
+            if jwt.keys.is_empty() && jwt.jwks_file.is_none() {
+                return Err("auth.jwt needs keys or a jwks_file".to_owned());
+            }
+            if jwt.audience.is_empty() {
+                return Err("auth.jwt.audience is required".to_owned());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! What of a request goes on record: one line for everything that changes something or was refused, named by one
+//! table, so that a new route cannot be without. What takes something away is on record before it acts.
+//!
+//! A line holds names, counts and codes: no body, no query string, no header but the program's name.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, Method, header};
+use serde_json::json;
+use tidelog_engine::system::audit::{AuditLine, Severity};
+use tidelog_engine::system::tokens::{Principal, token_id_text};
+
+use super::{Answer, Route};
+use crate::problem::Problem;
+
+/// Endings of paths, and what happens there: on POST or PUT, and on DELETE.
+const EVENTS: [(&str, &str, &str); 27] = [
+    (
+        "/v1/namespaces",
+        "admin.namespace_create",
+        "admin.namespace_delete",
+    ),
+    ("/databases", "admin.database_create", ""),
+    (
+        "/databases/{db}",
+        "admin.database_update",
+        "admin.database_delete",
+    ),
+    ("/undelete", "admin.database_undelete", ""),
+    ("/import", "backup.import", ""),
+    ("/export", "backup.export", ""),
+    ("/tokens", "admin.api_key_create", ""),
+    ("/rotate", "admin.api_key_rotate", ""),
+    (
+        "/tokens/{token}",
+        "admin.api_key_update",
+        "admin.api_key_revoke",
+    ),
+    (
+        "/members/{principal}",
+        "admin.permission_change",
+        "admin.user_delete",
+    ),
+    ("/members/{principal}/revoke", "auth.token_revoked", ""),
+    ("/maintenance", "admin.maintenance", "admin.maintenance"),
+    ("/cancel", "admin.operation_cancel", ""),
+    ("/snapshots", "backup.snapshot", ""),
+    (
+        "/snapshots/{snapshot}",
+        "backup.snapshot",
+        "backup.snapshot_delete",
+    ),
+    ("/restores", "backup.restore", ""),
+    ("/undo", "backup.undo", ""),
+    ("/forks", "backup.fork", ""),
+    ("/branches/{ref}", "backup.fork", "backup.fork_delete"),
+    ("/detach", "backup.detach", ""),
+    ("/archives", "backup.archive", ""),
+    (
+        "/archives/{archive}",
+        "backup.archive",
+        "backup.archive_delete",
+    ),
+    ("/verifications", "backup.verify", ""),
+    ("/verify", "backup.verify", ""),
+    ("/erasures", "backup.erase", ""),
+    ("/retention", "backup.retention_change", ""),
+    ("/recovery-sql", "backup.recovery_sql", ""),
+];
+
+/// Events that are on record, stored, before they act.
+const GRAVE: [&str; 6] = [
+    "backup.restore",
+    "backup.undo",
+    "backup.erase",
+    "backup.archive_delete",
+    "admin.database_purge",
+    "admin.namespace_delete",
+];
+
+/// What a call of this route does; nothing for what only reads. Queries have insights instead.
+pub(crate) fn event(route: &Route, query: Option<&str>) -> Option<&'static str> {
+    let found = EVENTS.iter().find(|(end, _, _)| route.path.ends_with(end));
+    if route.method == Method::GET {
+        // Whole databases leave by it.
+        return found
+            .map(|(_, event, _)| *event)
+            .filter(|event| *event == "backup.export");
+    }
+    if ["/query", "/batch"]
+        .iter()
+        .any(|end| route.path.ends_with(end))
+        || !route.path.starts_with("/v1/")
+    {
+        return None;
+    }
+    let purges = query
+        .unwrap_or_default()
+        .split('&')
+        .any(|pair| pair == "purge=true");
+    match found {
+        Some((_, _, delete)) if route.method == Method::DELETE => match *delete {
+            "admin.database_delete" if purges => Some("admin.database_purge"),
+            "" => Some("admin.delete"),
+            event => Some(event),
+        },
+        Some((_, event, _)) => Some(event),
+        None => Some("admin.change"),
+    }
+}
+
+/// Whether an event has to be on record before it acts.
+pub(crate) fn is_grave(event: &str) -> bool {
+    GRAVE.contains(&event)
+}
+
+/// What is known of a request, whatever becomes of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Known<'a> {
+    pub(crate) route: &'a Route,
+    pub(crate) request_id: &'a str,
+    pub(crate) names: &'a std::collections::BTreeMap<String, String>,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) origin: Option<IpAddr>,
+    pub(crate) principal: Option<&'a Principal>,
+}
+
+/// The longest text of a header that is kept.
+const AGENT_CHARS_MAX: usize = 200;
+
+impl Known<'_> {
+    fn line(&self, event: &str) -> AuditLine {
+        let token = self.principal.map(|principal| &principal.token);
+        let agent = self
+            .headers
+            .get(header::USER_AGENT)
+            .and_then(|value| value.to_str().ok());
+        let resource = [
+            "archive",
+            "snapshot",
+            "token",
+            "principal",
+            "operation",
+            "db",
+            "ns",
+        ];
+        let resource = resource.into_iter().find_map(|name| {
+            Some((
+                name,
+                self.names.get(name).or_else(|| self.names.get("name"))?,
+            ))
+        });
+        AuditLine {
+            namespace: token.and_then(|token| token.namespace),
+            event: event.to_owned(),
+            severity: Severity::Info,
+            user: token.map(|token| {
+                token
+                    .principal
+                    .clone()
+                    .unwrap_or_else(|| token_id_text(&token.id))
+            }),
+            action: format!("{} {}", self.route.method, self.route.path),
+            resource: match resource {
+                Some(("db", _)) => "database".to_owned(),
+                Some(("ns", _)) => "namespace".to_owned(),
+                Some((name, _)) => name.to_owned(),
+                None => "server".to_owned(),
+            },
+            resource_id: resource.map(|(_, value)| value.chars().take(AGENT_CHARS_MAX).collect()),
+            details: json!({
+                "database": self.names.get("db"),
+                "token": token.map(|token| token_id_text(&token.id)),
+                "display": token.map(|token| token.display.clone()),
+            }),
+            ip: self.origin.map(|ip| ip.to_string()),
+            user_agent: agent.map(|agent| agent.chars().take(AGENT_CHARS_MAX).collect()),
+            request_id: Some(self.request_id.to_owned()),
+            ..AuditLine::default()
+        }
+    }
+
+    /// The line that stands before a grave event acts.
+    pub(crate) fn before(&self, event: &str) -> AuditLine {
+        let mut line = self.line(event);
+        line.severity = Severity::Critical;
+        line.success = true;
+        line.details["phase"] = json!("before");
+        line
+    }
+
+    /// The line of an outcome, if there is one to write.
+    pub(crate) fn after(
+        &self,
+        event: Option<&str>,
+        outcome: &Result<Answer, Problem>,
+        took: Duration,
+    ) -> Option<AuditLine> {
+        let event = match outcome {
+            Ok(answer) if answer.schema_changed => "admin.schema_change",
+            Ok(_) => event?,
+            Err(problem) => match problem.status().as_u16() {
+                401 => "auth.failure",
+                403 => "authz.denied",
+                429 => "security.rate_limit",
+                _ if problem.is_sql_denied() => "security.sql_denied",
+                _ => event?,
+            },
+        };
+        let mut line = self.line(event);
+        line.duration = Some(took);
+        match outcome {
+            Ok(_) => line.success = true,
+            Err(problem) => {
+                line.severity = Severity::Warning;
+                line.error_code = Some(problem.code().to_owned());
+                // Titles are ours; a detail may quote what the caller sent.
+                line.error_message = Some(problem.title().to_owned());
+            }
+        }
+        if is_grave(event) {
+            line.severity = Severity::Critical;
+        }
+        Some(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_that_changes_something_has_an_event_of_its_own() {
+        for route in crate::routes::table() {
+            let event = event(&route, None);
+            let sql = route.path.ends_with("/query") || route.path.ends_with("/batch");
+            if route.method == Method::GET || sql || !route.path.starts_with("/v1/") {
+                assert!(
+                    event.is_none_or(|event| event == "backup.export"),
+                    "{route:?}"
+                );
+            } else {
+                assert!(event.is_some(), "{route:?}");
+                assert_ne!(event, Some("admin.change"), "{route:?}: name its event");
+            }
+        }
+    }
+}

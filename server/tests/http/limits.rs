@@ -1,0 +1,256 @@
+//! Limits: rates with their headers, requests at once, sizes, blocked databases.
+
+use reqwest::Method;
+use serde_json::{Value as Json, json};
+use tidelog_server::config::Preset;
+use tidelog_server::settings::Limits;
+
+use crate::world::{Got, World, read};
+
+const DATABASES: &str = "/v1/namespaces/default/databases";
+
+async fn patch(world: &World, database: &str, body: Json) -> Got {
+    read(world.ask(Method::PATCH, database).json(&body)).await
+}
+
+async fn query(world: &World, database: &str, sql: &str) -> Got {
+    world
+        .post(&format!("{database}/query"), json!({ "sql": sql }))
+        .await
+}
+
+fn number(got: &Got, name: &str) -> u64 {
+    let text = got
+        .header(name)
+        .unwrap_or_else(|| panic!("{name} in {got:?}"));
+    text.parse().expect("a number")
+}
+
+/// Goal: a token and its tenant both have a rate, told in headers before and when it is used up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_counts_down_in_headers_and_then_refuses() {
+    let limits = Limits {
+        requests_per_minute_namespace: 12,
+        ..Limits::default()
+    };
+    let world = World::with(limits).await;
+    let made = world
+        .post(
+            "/v1/namespaces/default/tokens",
+            json!({ "scopes": ["read"], "rate_per_minute": 4 }),
+        )
+        .await;
+    assert_eq!(made.body["rate_per_minute"], 4);
+    let secret = made.body["token"].as_str().expect("a secret");
+    let url = format!("{}{DATABASES}", world.base);
+    let mut last = None;
+    for left in [3, 2, 1, 0] {
+        let got = read(world.client.get(&url).bearer_auth(secret)).await;
+        assert_eq!(got.status, 200, "{got:?}");
+        assert_eq!(
+            (
+                number(&got, "ratelimit-limit"),
+                number(&got, "ratelimit-remaining")
+            ),
+            (4, left)
+        );
+        assert_eq!(number(&got, "x-ratelimit-remaining"), left);
+        assert!(number(&got, "ratelimit-reset") <= 60);
+        assert!(number(&got, "x-ratelimit-reset") > 1_600_000_000);
+        last = Some(got);
+    }
+    let _ = last;
+    let got = read(world.client.get(&url).bearer_auth(secret)).await;
+    assert_eq!((got.status, got.code()), (429, "rate-limited"));
+    assert!((1..=120).contains(&number(&got, "retry-after")));
+    assert_eq!(number(&got, "ratelimit-remaining"), 0);
+    // The tenant's own: the owner has no rate but shares it.
+    let mut statuses = Vec::new();
+    for _ in 0..12 {
+        statuses.push(world.get(DATABASES).await.status);
+    }
+    assert!(
+        statuses.contains(&200) && statuses.ends_with(&[429]),
+        "{statuses:?}"
+    );
+    let other = read(
+        world
+            .client
+            .get(format!("{}/v1/audit", world.base))
+            .bearer_auth(&world.server),
+    )
+    .await;
+    assert_eq!(other.status, 200, "another tenant is not touched");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_rates_no_header_is_sent() {
+    let world = World::start().await;
+    let got = world.get(DATABASES).await;
+    assert!(got.header("ratelimit-limit").is_none());
+    world.stop().await;
+}
+
+/// Goal: one token cannot have every worker. Method: slow reads up to the bound, then one more.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_at_once_are_bounded_by_token() {
+    let limits = Limits {
+        in_flight_per_principal: 2,
+        query_deadline: std::time::Duration::from_secs(3),
+        ..Limits::default()
+    };
+    let world = World::with(limits).await;
+    let database = world.database("orders").await;
+    let slow = "with recursive c(x) as (select 1 union all select x+1 from c) select max(x) from c";
+    let ask = || query(&world, &database, slow);
+    let (a, b, c, d) = tokio::join!(ask(), ask(), ask(), ask());
+    let mut statuses = [a.status, b.status, c.status, d.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [429, 429, 504, 504], "{a:?} {b:?}");
+    assert_eq!(query(&world, &database, "select 1").await.status, 200);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_at_its_size_takes_what_does_not_grow_it() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    assert_eq!(
+        patch(&world, &database, json!({ "size_limit": 65536 }))
+            .await
+            .status,
+        200
+    );
+    let fill = "insert into t select randomblob(3000) from json_each('[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24]')";
+    let got = query(&world, &database, fill).await;
+    assert_eq!((got.status, got.code()), (507, "quota-exceeded"), "{got:?}");
+    world.run(&database, "insert into t values(1)").await;
+    world.run(&database, "delete from t").await;
+    assert_eq!(
+        patch(&world, &database, json!({ "size_limit": 1_000_000 }))
+            .await
+            .status,
+        200
+    );
+    world.run(&database, fill).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_are_bounded_where_the_configuration_says_so() {
+    let mut config = Preset::Development.config();
+    config.limits.tables_max = 2;
+    let world = World::of(config).await;
+    let database = world.database("orders").await;
+    world
+        .run(
+            &database,
+            "create table a(x integer primary key autoincrement)",
+        )
+        .await;
+    world.run(&database, "create table b(x)").await;
+    let got = query(&world, &database, "create table c(x)").await;
+    assert_eq!(
+        (got.status, got.code(), &got.body["limit"]),
+        (507, "quota-exceeded", &json!(2))
+    );
+    let keyed = world
+        .ask(Method::POST, &format!("{database}/query"))
+        .header("idempotency-key", "k");
+    let keyed = read(keyed.json(&json!({ "sql": "insert into a(x) values(null)" }))).await;
+    assert_eq!(
+        keyed.status, 200,
+        "the engine's own tables do not count: {keyed:?}"
+    );
+    world.run(&database, "drop table b").await;
+    world.run(&database, "create table c(x)").await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocked_databases_refuse_reads_or_writes() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    patch(&world, &database, json!({ "block_writes": true })).await;
+    assert_eq!(
+        query(&world, &database, "select * from t").await.status,
+        200
+    );
+    let got = query(&world, &database, "insert into t values(1)").await;
+    assert_eq!((got.status, got.code()), (403, "database-read-only"));
+    patch(
+        &world,
+        &database,
+        json!({ "block_writes": false, "block_reads": true }),
+    )
+    .await;
+    let got = query(&world, &database, "select * from t").await;
+    assert_eq!((got.status, got.code()), (403, "database-blocked"));
+    patch(&world, &database, json!({ "block_reads": false })).await;
+    world.run(&database, "insert into t values(1)").await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_protected_database_is_not_deleted() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    patch(&world, &database, json!({ "delete_protection": true })).await;
+    let got = read(world.ask(Method::DELETE, &database)).await;
+    assert_eq!((got.status, got.code()), (409, "database-protected"));
+    patch(&world, &database, json!({ "delete_protection": false })).await;
+    assert_eq!(read(world.ask(Method::DELETE, &database)).await.status, 204);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limits_of_a_preset_are_the_ones_that_hold() {
+    let world = World::of(Preset::Strict.config()).await;
+    let database = world.database("orders").await;
+    let long = format!("select '{}'", "x".repeat(10_000));
+    let got = query(&world, &database, &long).await;
+    assert_eq!(
+        (got.status, got.code(), &got.body["limit"]),
+        (413, "sql-too-long", &json!(10_000))
+    );
+    let body = json!({ "sql": "select 1", "params": ["x".repeat(1 << 20)] });
+    let got = world.post(&format!("{database}/query"), body).await;
+    assert_eq!((got.status, got.code()), (413, "body-too-large"));
+    let rows =
+        "with recursive c(x) as (select 1 union all select x+1 from c limit 10001) select x from c";
+    assert_eq!(
+        query(&world, &database, rows).await.code(),
+        "result-too-large"
+    );
+    let got = world.get(DATABASES).await;
+    assert_eq!(
+        got.header("ratelimit-limit"),
+        Some("100"),
+        "the tightest of three"
+    );
+    world.stop().await;
+}
+
+/// Goal: texts are cut where SQLite cuts them, in strings, comments and triggers, not at every semicolon.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_is_one_statement_where_sqlite_says_so() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    for one in [
+        "select ';'",
+        "select 1 -- ; select 2",
+        "select /* ; */ 1;",
+        "create trigger r after insert on t begin delete from t where a = 1; delete from t where a = 2; end",
+    ] {
+        world.run(&database, one).await;
+    }
+    for two in ["select 1; select 2", "select ';'; delete from t"] {
+        let got = query(&world, &database, two).await;
+        assert_eq!((got.status, got.code()), (422, "sql-error"), "{two}");
+    }
+    world.stop().await;
+}
