@@ -1,8 +1,9 @@
 //! What every part of a running node shares: settings, components, the journal, the capture pump.
 
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tidelog_archive::env::{Clock, Entropy, SystemClock, SystemEntropy};
 use tidelog_wal::{DatabaseId, Term};
@@ -10,6 +11,7 @@ use tidelog_wal::{DatabaseId, Term};
 use crate::capture::Scratches;
 use crate::database::rolled_back::RolledBack;
 use crate::disk::{Disk, StdDisk};
+use crate::error::{Code, Error};
 use crate::journal::Journal;
 use crate::meters::{Meters, NodeStatus};
 use crate::pump::Pump;
@@ -42,6 +44,30 @@ impl Parts {
     }
 }
 
+/// How long what the disk said of its free space is believed, in microseconds.
+const ROOM_AGE_US: u64 = 10_000;
+
+/// The free space of the data folder's disk, asked for now and then.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    /// When it was asked, and what it said.
+    asked: Mutex<Option<(u64, Option<u64>)>>,
+}
+
+impl Room {
+    fn free(&self, now: u64, ask: impl FnOnce() -> io::Result<u64>) -> Option<u64> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        match *asked {
+            Some((at, said)) if now.saturating_sub(at) < ROOM_AGE_US => said,
+            _ => {
+                let said = ask().ok();
+                *asked = Some((now, said));
+                said
+            }
+        }
+    }
+}
+
 /// What every open database holds on to.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -58,6 +84,7 @@ pub(crate) struct Core {
     /// What is due when.
     pub(crate) calendar: Calendar,
     pub(crate) meters: Meters,
+    pub(crate) room: Room,
 }
 
 impl Core {
@@ -81,6 +108,30 @@ impl Core {
             oldest_restorable_micros: self.remote.oldest_restorable(),
             capture: meters.capture.counts(),
             settle: meters.settle.counts(),
+        }
+    }
+
+    /// Admission of a write that has not begun: refused when the journal is at its bound or poisoned, or when the
+    /// disk has no more than the reserve left.
+    pub(crate) fn admit(&self) -> Result<(), Error> {
+        self.journal.admit()?;
+        let now = self.parts.clock.monotonic_micros();
+        let free = self
+            .room
+            .free(now, || self.parts.disk.free_bytes(&self.settings.data));
+        let reserve = self.settings.disk_reserve_bytes;
+        // A disk that cannot say shows it when it is written to.
+        match free {
+            Some(free) if free < reserve => Err(Error::new(
+                Code::DiskFull,
+                format!(
+                    "the disk of the data folder has {free} bytes left and {reserve} are kept in reserve; \
+                     writes go on when there is room again"
+                ),
+            )
+            .with("limit", reserve)
+            .with("free", free)),
+            _ => Ok(()),
         }
     }
 

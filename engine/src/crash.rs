@@ -13,11 +13,21 @@ macro_rules! crash_point {
     };
 }
 
-/// Aborts if `TIDELOG_CRASH_AT` names this point and its count is used up.
+/// Aborts if `TIDELOG_CRASH_AT` names this point and its count is used up; notes in the file that
+/// `TIDELOG_CRASH_TRACE` names that it was reached.
 #[cfg(feature = "crash-points")]
 pub fn reached(name: &str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static SEEN: AtomicU64 = AtomicU64::new(0);
+    if let Some(trace) = std::env::var_os("TIDELOG_CRASH_TRACE") {
+        use std::io::Write as _;
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(trace);
+        // One write a line: threads do not mix theirs.
+        let _ = file.and_then(|mut file| file.write_all(format!("{name}\n").as_bytes()));
+    }
     let Ok(wanted) = std::env::var("TIDELOG_CRASH_AT") else {
         return;
     };

@@ -38,6 +38,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn list(&self, folder: &Path) -> io::Result<Vec<(PathBuf, u64)>>;
     /// Makes a folder and those above it, synced.
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Bytes that this user may still write on the disk of `folder`.
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
 }
 
 /// The real disk.
@@ -137,6 +139,11 @@ impl Disk for StdDisk {
     fn create_folder(&self, folder: &Path) -> io::Result<()> {
         fs::create_dir_all(folder)?;
         sync_parent(folder)
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(folder)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 }
 

@@ -29,6 +29,7 @@ use crate::import;
 use crate::jobs::Jobs;
 use crate::journal::chunk::{ChunkDatabase, WalPosition};
 use crate::journal::{Append, Payload};
+use crate::keeper;
 use crate::node::identity::FolderLock;
 use crate::node::start::{Started, open_store, start};
 use crate::node::terms::term_error;
@@ -46,9 +47,6 @@ use crate::system::requests::Record;
 use crate::system::tokens::{NewToken, Principal, TokenInfo};
 use crate::system::{Page, PageOf};
 use crate::travel::rewind::Plans;
-
-/// How often idle databases are looked for.
-const IDLE_SWEEP: Duration = Duration::from_secs(5);
 
 /// How long a stop waits for operations that were interrupted.
 const OPERATIONS_END: Duration = Duration::from_secs(10);
@@ -274,14 +272,16 @@ impl Engine {
     fn spawn_idle_sweep(&self) {
         let inner = Arc::downgrade(&self.inner);
         let mut stop = self.inner.stop.subscribe();
+        let pause = self.inner.core.settings.idle_sweep;
         let sweep = tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    () = tokio::time::sleep(IDLE_SWEEP) => {}
+                    () = tokio::time::sleep(pause) => {}
                     _ = stop.changed() => return,
                 }
                 let Some(inner) = inner.upgrade() else { return };
                 inner.close_idle().await;
+                keeper::checkpoint_waiting(&inner.core, &inner.registry).await;
             }
         });
         self.inner.lock_tasks().others.push(sweep);
@@ -322,6 +322,7 @@ impl Engine {
                 .await;
         }
         inner.flush_records().await;
+        inner.registry.shut();
         for (id, _) in inner.registry.open().await {
             inner.registry.close(id).await;
         }
@@ -596,6 +597,7 @@ fn first_commit(core: &Core, meta: DbMeta, auto_vacuum: AutoVacuum) -> Result<()
         .map_err(|e| Error::new(Code::Internal, "make a database").caused_by(e))?;
     std::fs::File::open(&path)
         .and_then(|file| file.sync_all())
+        .and_then(|()| crate::disk::sync_parent(&path))
         .map_err(io)?;
     let bytes = std::fs::read(&path).map_err(io)?;
     let size = meta.page_size;
@@ -656,6 +658,7 @@ fn first_commit(core: &Core, meta: DbMeta, auto_vacuum: AutoVacuum) -> Result<()
         chain,
         payload: Payload::Record(&record),
     };
+    crash_point!("create.before_append");
     core.journal.append(&database, &[append])?;
     crash_point!("create.before_state");
     state.write(core.parts.disk.as_ref(), &folder)?;

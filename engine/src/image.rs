@@ -62,7 +62,7 @@ struct Snapshot {
 }
 
 async fn snapshot(database: &Arc<OpenDb>) -> Result<Snapshot, Error> {
-    let gate = database.gate().await?;
+    let gate = database.gate_unasked().await?;
     let pinned = Arc::clone(database);
     let taken = blocking(move || {
         let sqlite = open(
@@ -168,6 +168,7 @@ pub(crate) async fn publish(
     current: &Loaded,
     entry: ImageEntry,
 ) -> Result<Loaded, Error> {
+    crash_point!("image.before_cas");
     let published = core
         .remote
         .publish(current, |manifest| {
@@ -176,6 +177,7 @@ pub(crate) async fn publish(
         })
         .await
         .map_err(|error: PublishError| publish_error("list an image", error))?;
+    crash_point!("image.after_cas");
     core.remote
         .remember(current.manifest.database, published.clone());
     Ok(published)

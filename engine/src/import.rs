@@ -121,6 +121,7 @@ pub(crate) fn prove(
         .and_then(|pages| {
             std::fs::File::open(&to.database)
                 .and_then(|f| f.sync_all())
+                .and_then(|()| crate::disk::sync_parent(&to.database))
                 .map_err(io)?;
             Ok(Proven {
                 incarnation,
@@ -262,7 +263,9 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
         chain,
         payload: Payload::Record(&bytes),
     };
+    crash_point!("import.before_append");
     core.journal.append(&database, &[append])?;
+    crash_point!("import.before_state");
     state.write(core.parts.disk.as_ref(), &core.database_folder(meta.id))?;
     core.journal.set_checkpointed(meta.id, TxId::FIRST);
     Ok(())

@@ -28,6 +28,7 @@ mod image;
 mod import;
 mod jobs;
 pub mod journal;
+mod keeper;
 pub mod keys;
 pub mod meters;
 pub mod node;

@@ -17,6 +17,7 @@ use tidelog_wal::record::{CommitRecord, ObjectRef, RecordBody, RecordHeader, Rec
 use tidelog_wal::{Chain, TxId};
 
 use crate::core::Core;
+use crate::crash_point;
 use crate::error::{Code, Error};
 use crate::journal::chunk::{ChunkDatabase, Entries, Entry};
 use crate::spool::{read_pieces, spool_path};
@@ -92,9 +93,11 @@ pub(crate) async fn upload(core: &Arc<Core>, record: &SpooledRecord) -> Result<O
         record.txid,
         nonce,
     );
+    crash_point!("part.before_put");
     let (writer_core, spooled) = (Arc::clone(core), record.clone());
     let write = move |pieces: &Pieces| write(&writer_core, &spooled, pieces);
     let finished = upload::upload(core, &key.to_string(), write).await?;
+    crash_point!("part.after_put");
     Ok(finished.object_ref(&key))
 }
 

@@ -15,6 +15,7 @@ use tidelog_wal::{DatabaseId, Position, Term, TxId};
 
 use crate::capture::Head;
 use crate::core::Core;
+use crate::crash_point;
 use crate::database::state::DbState;
 use crate::database::{DbMeta, incarnation_name};
 use crate::error::{Code, Error};
@@ -258,7 +259,9 @@ pub(crate) async fn restore_files(
         clean: true,
         durable: Some(target.position),
     };
+    crash_point!("restore.before_state");
     state.write(core.parts.disk.as_ref(), &folder)?;
+    crash_point!("restore.after_state");
     if let Some(old) = old {
         std::fs::remove_dir_all(folder.join(old.incarnation)).map_err(io)?;
     }

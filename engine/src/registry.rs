@@ -67,6 +67,8 @@ impl Slot {
 pub(crate) struct Registry {
     core: Arc<Core>,
     slots: Mutex<HashMap<DatabaseId, Arc<Slot>>>,
+    /// The node stops: nothing is opened any more.
+    shut: AtomicBool,
 }
 
 impl Registry {
@@ -74,7 +76,18 @@ impl Registry {
         Self {
             core,
             slots: Mutex::new(HashMap::new()),
+            shut: AtomicBool::new(false),
         }
+    }
+
+    /// Says that the node stops: from now on nobody gets a database.
+    pub(crate) fn shut(&self) {
+        self.shut.store(true, Ordering::Release);
+    }
+
+    /// Whether the node stops.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
     }
 
     /// The slot of a database, made if need be.
@@ -114,6 +127,10 @@ impl Registry {
         let slot = self.slot(id);
         let mut open = slot.open.lock().await;
         slot.check_gone(id)?;
+        // Under the slot's lock: what shutting down has closed stays closed.
+        if self.is_shut() {
+            return Err(Error::new(Code::Overloaded, "the node is shutting down"));
+        }
         if let Some(database) = open.as_ref() {
             if !database.is_poisoned()
                 && let Some(lease) = database.lease()
@@ -140,10 +157,13 @@ impl Registry {
                 journal.wait_shipped(journal.appended_lsn()).await?;
             }
             let stored = newer(settled, self.core.tails.newest(id));
-            let local = journaled
-                .last()
-                .map(|j| j.head)
-                .or(state.as_ref().map(|s| s.head));
+            // Without files the journal alone is no state to go on from; with them it may end before they do, since
+            // chunks go in any order.
+            let newest = journaled.last().map(|j| j.head);
+            let local = state.as_ref().map(|state| match newest {
+                Some(head) if head.txid > state.head.txid => head,
+                _ => state.head,
+            });
             if behind(local.map(|head| head.position()), stored) {
                 let head = local.map(|head| head.position().to_string());
                 tracing::info!(database = %id, local = head, "restoring the files from the store");

@@ -16,6 +16,7 @@ use tidelog_archive::manifest::{
 use tidelog_archive::store::Store;
 use tidelog_wal::{DatabaseId, NamespaceId, NodeId, Term, TxId};
 
+use crate::crash_point;
 use crate::database::DbMeta;
 use crate::error::{Code, Error};
 use crate::node::start::store_error;
@@ -160,11 +161,13 @@ impl Remote {
             segments: Vec::new(),
             marked: Vec::new(),
         };
+        crash_point!("manifest.before_create");
         let created = self
             .manifests(meta.namespace, meta.id)
             .create(manifest)
             .await;
         let loaded = created.map_err(|e| publish_error("create a manifest", e))?;
+        crash_point!("manifest.after_create");
         self.remember(meta.id, loaded.clone());
         Ok(loaded)
     }
@@ -186,10 +189,12 @@ impl Remote {
         let owned = if loaded.manifest.owner == self.owner {
             loaded
         } else {
+            crash_point!("manifest.before_owner");
             self.publish(&loaded, |_| Ok(()))
                 .await
                 .map_err(|error: PublishError| publish_error("take a database over", error))?
         };
+        crash_point!("manifest.after_owner");
         self.remember(id, owned.clone());
         Ok(owned)
     }

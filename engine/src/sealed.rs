@@ -349,6 +349,10 @@ impl Disk for SealedDisk {
     fn create_folder(&self, folder: &Path) -> io::Result<()> {
         self.inner.create_folder(folder)
     }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        self.inner.free_bytes(folder)
+    }
 }
 
 #[cfg(test)]

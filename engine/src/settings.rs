@@ -107,6 +107,14 @@ pub struct Settings {
     pub wal_soft_bytes: u64,
     /// A database unused for this long is checkpointed and closed. Shorter: fewer descriptors, more opens.
     pub idle_close: Duration,
+    /// How often idle databases and waiting checkpoints are looked for.
+    pub idle_sweep: Duration,
+    /// A stored chunk waits at most this long for the checkpoint of a database in it that stays open and is
+    /// rarely written. Longer: fewer checkpoints, more chunks on disk and more to read after a crash.
+    pub checkpoint_age: Duration,
+    /// Writes are refused with `disk-full` before they begin when the disk of the data folder has less than this
+    /// left. Higher: more room to finish what was begun; lower: more of the disk can be used.
+    pub disk_reserve_bytes: u64,
     /// Databases open at once. Each takes about 12 descriptors and 1 MiB.
     pub open_databases_max: usize,
     /// SQLite jobs running at once.
@@ -152,6 +160,9 @@ impl Default for Settings {
             settle_pause: Duration::from_secs(1),
             wal_soft_bytes: 4 << 20,
             idle_close: Duration::from_secs(30),
+            idle_sweep: Duration::from_secs(5),
+            checkpoint_age: Duration::from_mins(1),
+            disk_reserve_bytes: 64 << 20,
             open_databases_max: 512,
             workers: 16,
             workers_per_tenant: 8,

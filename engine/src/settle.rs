@@ -104,6 +104,8 @@ impl Settler {
                 Err(error) if error.code() == Code::WriterFenced => {
                     return self.core.journal.poison(error);
                 }
+                // What is not settled is found again by the next life.
+                Err(_) if self.registry.is_shut() => return,
                 Err(error) => {
                     tracing::warn!(database = %id, %error, "not settled; it is tried again");
                     backlogs.insert(id, backlog);
@@ -498,6 +500,7 @@ async fn publish(core: &Core, current: &Loaded, built: Built) -> Result<Loaded, 
                 let key = entry.key(namespace, id).to_string();
                 crash_point!("settle.before_segment");
                 core.remote.create(&key, finished.bytes).await?;
+                crash_point!("settle.after_segment");
                 entries.push(entry);
             }
         }

@@ -81,18 +81,29 @@ impl Shipper {
         let mut puts: FuturesOrdered<Put> = FuturesOrdered::new();
         loop {
             let stopping = *stop.borrow();
-            if puts.len() < shipper.core.settings.inflight_puts {
-                match shipper.clone().seal_if_due(stopping).await {
-                    Ok(Some(put)) => {
-                        puts.push_back(put);
-                        continue;
-                    }
-                    Ok(None) if stopping && puts.is_empty() => return,
-                    Ok(None) => {}
-                    Err(error) => return shipper.core.journal.poison(error),
+            let free = puts.len() < shipper.core.settings.inflight_puts;
+            match shipper.clone().seal_if_due(free, stopping).await {
+                Ok(Some(sealed)) => {
+                    let shipper = Arc::clone(&shipper);
+                    puts.push_back(tokio::spawn(async move { shipper.put(sealed).await }));
+                    continue;
                 }
+                Ok(None) if stopping && puts.is_empty() => return,
+                Ok(None) => {}
+                // Nothing was lost: the records stand in the open chunk, and it is sealed when there is room.
+                Err(error)
+                    if error.code() == Code::DiskFull
+                        && shipper.core.journal.poisoned().is_none() =>
+                {
+                    tracing::warn!(%error, "the open chunk is not sealed yet");
+                    if stopping && puts.is_empty() {
+                        return;
+                    }
+                    tokio::time::sleep(RETRY_FIRST).await;
+                }
+                Err(error) => return shipper.core.journal.poison(error),
             }
-            let due = shipper.pause(puts.len());
+            let due = shipper.pause(free);
             tokio::select! {
                 Some(put) = puts.next(), if !puts.is_empty() => {
                     if let Err(error) = shipper.stored(put) {
@@ -112,37 +123,35 @@ impl Shipper {
     fn due(&self) -> SealDue {
         let settings = &self.core.settings;
         let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
-        self.core.journal.seal_due(
-            micros(settings.ship_interval),
-            micros(settings.ship_linger),
-            settings.chunk_bytes,
-        )
+        self.core
+            .journal
+            .seal_due(micros(settings.ship_interval), micros(settings.ship_linger))
     }
 
-    /// Sleeps until the open chunk should be sealed; for ever if it is empty or no PUT may start.
-    async fn pause(&self, on_their_way: usize) {
-        if on_their_way >= self.core.settings.inflight_puts {
-            return std::future::pending().await;
-        }
+    /// Sleeps until a chunk should be sealed; for ever if there is none or no PUT may start.
+    async fn pause(&self, free: bool) {
         match self.due() {
-            SealDue::Empty => std::future::pending().await,
-            SealDue::At(at) => {
+            SealDue::At(at) if free => {
                 let now = self.core.parts.clock.monotonic_micros();
                 tokio::time::sleep(Duration::from_micros(at.saturating_sub(now))).await;
             }
+            SealDue::At(_) | SealDue::Empty => std::future::pending().await,
         }
     }
 
-    async fn seal_if_due(self: Arc<Self>, stopping: bool) -> Result<Option<Put>, Error> {
+    /// Seals a chunk if it is time and a PUT may start.
+    async fn seal_if_due(
+        self: Arc<Self>,
+        free: bool,
+        stopping: bool,
+    ) -> Result<Option<SealedChunk>, Error> {
         let now = self.core.parts.clock.monotonic_micros();
         match self.due() {
-            SealDue::Empty => return Ok(None),
-            SealDue::At(at) if at > now && !stopping => return Ok(None),
-            SealDue::At(_) => {}
+            SealDue::At(at) if free && (at <= now || stopping) => {
+                blocking(move || self.core.journal.seal()).await
+            }
+            SealDue::At(_) | SealDue::Empty => Ok(None),
         }
-        let shipper = Arc::clone(&self);
-        let sealed = blocking(move || shipper.core.journal.seal()).await?;
-        Ok(sealed.map(|sealed| tokio::spawn(async move { self.put(sealed).await })))
     }
 
     async fn put(&self, sealed: SealedChunk) -> Result<(SealedChunk, Vec<ShippedSection>), Error> {
@@ -164,9 +173,7 @@ impl Shipper {
                 Err(error) => {
                     tracing::warn!(%key, %error, "journal object not stored yet");
                     if *self.stop.borrow() {
-                        let what = "the store does not answer: what is not shipped stays in the \
-                                    journal folder and is shipped after the next start";
-                        return Err(Error::new(Code::StorageUnavailable, what).caused_by(error));
+                        return Err(not_shipped(error));
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
@@ -192,7 +199,12 @@ impl Shipper {
                 match part::upload(&self.core, &record).await {
                     Ok(object) => break object,
                     Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
-                    Err(error) => tracing::warn!(%error, "segment part not stored yet"),
+                    Err(error) => {
+                        tracing::warn!(%error, "segment part not stored yet");
+                        if *self.stop.borrow() {
+                            return Err(not_shipped(error));
+                        }
+                    }
                 }
                 if self.core.journal.poisoned().is_some() {
                     return Err(Error::new(
@@ -218,10 +230,22 @@ impl Shipper {
         // Before anybody is told that it is stored: who hears it looks for it here.
         self.core.tails.add(&sections);
         self.core.journal.set_shipped(&sealed);
+        if self.core.journal.is_crowded()
+            && let Err(error) = self.core.journal.collect()
+        {
+            tracing::warn!(%error, "stored chunks were not removed yet");
+        }
         // Nobody settles any more once the node stops: the next start finds the sections again.
         let _ = self.settle.send(sections);
         Ok(())
     }
+}
+
+/// The node stops, and the store does not answer.
+fn not_shipped(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    let what = "the store does not answer: what is not shipped stays in the journal folder and is shipped \
+                after the next start";
+    Error::new(Code::StorageUnavailable, what).caused_by(error)
 }
 
 fn fenced(key: &str, error: StoreError) -> Error {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tidelog_wal::chain::ChainHasher;
 use tidelog_wal::{Chain, DatabaseId, TxId};
 
+use crate::crash_point;
 use crate::disk::{AppendFile, Disk};
 
 /// Bytes read at once.
@@ -82,7 +83,9 @@ impl Spool {
 
     /// Syncs the file.
     pub fn finish(self) -> io::Result<Spooled> {
+        crash_point!("spool.before_sync");
         self.file.sync()?;
+        crash_point!("spool.after_sync");
         let blake3 = *self.hasher.finalize().as_bytes();
         Ok(Spooled {
             path: self.path,

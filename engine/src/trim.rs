@@ -11,6 +11,7 @@ use tidelog_archive::key::Seq;
 use tidelog_archive::term::{End, Terms};
 use tidelog_wal::{DatabaseId, Term, TxId};
 
+use crate::crash_point;
 use crate::ship::ShippedSection;
 
 /// Objects of the running term that are trimmed at once: each trim costs a conditional write.
@@ -99,13 +100,17 @@ impl Trimmer {
             End::Closed(fence) if inherited => fence.seq.get(),
             _ => last + 1,
         };
+        crash_point!("trim.before_state");
         self.terms.trim(term, Seq::new(below)).await?;
+        crash_point!("trim.before_delete");
         self.terms.delete_trimmed(term, Seq::new(from)).await?;
+        crash_point!("trim.after_delete");
         self.trimmed.insert(term, below);
         self.objects
             .retain(|(of, seq), _| *of != term || *seq >= below);
         if inherited {
             self.terms.disinherit(self.own, term).await?;
+            crash_point!("trim.after_disinherit");
         }
         Ok(())
     }

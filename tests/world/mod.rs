@@ -1,5 +1,9 @@
 //! What the tests of real processes share: writers under load, and the bucket read without a server.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+pub(crate) mod s3;
+
 use std::path::Path;
 use std::str::FromStr as _;
 use std::sync::Arc;
@@ -124,4 +128,27 @@ fn read(file: &Path) -> Found {
         Ok(Found(row.get(0)?, row.get(1)?, row.get(2)?))
     });
     found.expect("a restored file can be read")
+}
+
+/// Runs `tidelog verify` on a store: everything in it is whole.
+pub(crate) fn verify(store: &str) {
+    let verified = std::process::Command::new(tidelog_testkit::server::binary())
+        .args(["verify", "--store", store, "--level", "restore"])
+        .output();
+    let verified = verified.expect("the program runs");
+    assert!(
+        verified.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&verified.stdout),
+        String::from_utf8_lossy(&verified.stderr)
+    );
+}
+
+/// Restores the newest stored state of a database from the bucket alone.
+pub(crate) async fn restore_latest(store: &str, database: &str, out: &Path) {
+    let bucket = Bucket::open(store).await.expect("the bucket opens");
+    let named = bucket.find("default", database).await;
+    let named = named.expect("the bucket knows the database");
+    let restored = bucket.restore(&named, At::Latest, out, false).await;
+    restored.expect("the newest state restores");
 }

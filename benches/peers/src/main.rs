@@ -1,6 +1,11 @@
 //! Figures of Tidelog, by the command that repeats them: `cargo run --release -p tidelog-bench-peers -- NAME`.
 
+mod big_transaction;
+mod dump;
+mod idle;
+mod memory;
 mod oltp;
+mod real_input;
 
 use clap::{Parser, Subcommand};
 
@@ -15,6 +20,12 @@ struct Cli {
 enum Bench {
     /// Bytes a commit of the OLTP mix: the first copy, and everything that is uploaded.
     Oltp(oltp::Options),
+    /// Memory that one large transaction takes, from COMMIT to a restore on an empty disk.
+    BigTransaction(big_transaction::Options),
+    /// Store requests and descriptors of databases that nobody uses.
+    Idle(idle::Options),
+    /// A real SQLite file, changed and restored at random bookmarks beside a plain twin.
+    RealInput(real_input::Options),
 }
 
 #[expect(clippy::print_stdout, reason = "a bench prints its figures")]
@@ -22,6 +33,9 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let printed = match Cli::parse().bench {
         Bench::Oltp(options) => runtime.block_on(oltp::run(options)),
+        Bench::BigTransaction(options) => runtime.block_on(big_transaction::run(options)),
+        Bench::Idle(options) => runtime.block_on(idle::run(options)),
+        Bench::RealInput(options) => runtime.block_on(real_input::run(options)),
     };
     println!("{printed:#}");
 }

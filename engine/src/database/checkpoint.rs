@@ -14,7 +14,7 @@ use tidelog_wal::shm::WalIndexHeader;
 
 use std::sync::{MutexGuard, PoisonError};
 
-use super::{CaptureSlot, OpenDb};
+use super::{CaptureSlot, Made, OpenDb};
 use crate::capture::{CaptureError, Scratch, salt_words};
 use crate::crash_point;
 use crate::error::{Code, Error};
@@ -51,7 +51,7 @@ impl OpenDb {
         let checkpointing = self.lock_checkpointing();
         let checkpointer = checkpointing.as_ref().ok_or_else(closed)?;
         let mut slot = self.lock_capture();
-        self.capture_locked(&mut slot, scratch, false)?;
+        self.capture_locked(&mut slot, scratch, Made::Live)?;
         let head = *slot.capture.head();
         self.core.journal.sync_to(slot.last_lsn)?;
         crash_point!("checkpoint.before_backfill");
@@ -67,8 +67,10 @@ impl OpenDb {
         self.last_restart_frame
             .store(u64::from(next), Ordering::Relaxed);
         if ended {
-            self.core.journal.set_checkpointed(self.meta.id, head.txid);
+            crash_point!("checkpoint.before_state");
             self.write_state(head, Some(wal_position(&header)))?;
+            crash_point!("checkpoint.after_state");
+            self.core.journal.set_checkpointed(self.meta.id, head.txid);
             self.core.journal.collect()?;
         }
         Ok(())
@@ -122,7 +124,7 @@ impl OpenDb {
     }
 
     fn truncate(&self, last: &Sqlite, slot: &mut CaptureSlot) -> Result<(), Error> {
-        self.capture_locked(slot, &mut Scratch::default(), false)?;
+        self.capture_locked(slot, &mut Scratch::default(), Made::Live)?;
         let head = *slot.capture.head();
         self.core.journal.sync_to(slot.last_lsn)?;
         crash_point!("close.before_truncate");
@@ -134,6 +136,7 @@ impl OpenDb {
         }
         crash_point!("close.after_truncate");
         self.write_state(head, None)?;
+        crash_point!("close.after_state");
         self.core.journal.set_checkpointed(self.meta.id, head.txid);
         self.core.journal.collect()
     }

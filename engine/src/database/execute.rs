@@ -102,6 +102,11 @@ async fn acknowledge(
     lease
         .wait_durable(resolved.lsn, durability)
         .await
+        .map_err(|error| match error.code() {
+            // Said as what they are: it stands and is late, or this node's writes count no more.
+            Code::DurabilityTimeout | Code::WriterFenced => error,
+            _ => super::write::after_commit(error),
+        })
         .map_err(|error| error.with("bookmark", resolved.position.to_string()))?;
     Ok(resolved.position)
 }

@@ -13,6 +13,7 @@ pub(crate) mod growth;
 pub(crate) mod idempotency;
 pub mod open;
 pub mod read;
+mod roll;
 pub(crate) mod rolled_back;
 pub mod state;
 pub mod ticket;
@@ -25,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tidelog_wal::record::TimeFlag;
 use tidelog_wal::shm::WalIndexHeader;
-use tidelog_wal::{DatabaseId, DigestSeed, NamespaceId, PageSize, Position, TxId};
+use tidelog_wal::{DatabaseId, DigestSeed, NamespaceId, PageSize, Position, Timestamp, TxId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::capture::{Capture, CaptureError, Head, Pass, Scratch};
@@ -71,13 +72,37 @@ struct LedgerInner {
     marks: VecDeque<(u64, Position)>,
 }
 
+/// Marks kept at most: beyond them neighbours are joined, and a Position counts as stored only with the next.
+const MARKS_MAX: usize = 4096;
+
+/// When commits that are captured were made.
+#[derive(Debug, Clone, Copy)]
+enum Made {
+    /// Just now.
+    Live,
+    /// Before this process, at the latest at this time.
+    Recovered(Timestamp),
+}
+
 impl Ledger {
     fn lock(&self) -> MutexGuard<'_, LedgerInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, lsn: u64, position: Position) {
-        self.lock().marks.push_back((lsn, position));
+    /// Notes a captured commit while the journal is shipped up to `shipped_lsn`.
+    fn add(&self, lsn: u64, position: Position, shipped_lsn: u64) {
+        let mut inner = self.lock();
+        inner.advance(shipped_lsn);
+        inner.marks.push_back((lsn, position));
+        if inner.marks.len() > MARKS_MAX {
+            // The last one stays: it is the head's.
+            let last = inner.marks.len() - 1;
+            let mut at = 0;
+            inner.marks.retain(|_| {
+                at += 1;
+                at % 2 == 0 || at > last
+            });
+        }
     }
 
     /// Says that everything up to `position` is stored.
@@ -92,11 +117,17 @@ impl Ledger {
     /// The newest Position that is stored, when the journal is shipped up to `shipped_lsn`.
     pub(crate) fn durable(&self, shipped_lsn: u64) -> Option<Position> {
         let mut inner = self.lock();
-        while let Some((_, position)) = inner.marks.front().filter(|(lsn, _)| *lsn <= shipped_lsn) {
-            inner.durable = Some(*position);
-            inner.marks.pop_front();
-        }
+        inner.advance(shipped_lsn);
         inner.durable
+    }
+}
+
+impl LedgerInner {
+    fn advance(&mut self, shipped_lsn: u64) {
+        while let Some((_, position)) = self.marks.front().filter(|(lsn, _)| *lsn <= shipped_lsn) {
+            self.durable = Some(*position);
+            self.marks.pop_front();
+        }
     }
 }
 
@@ -323,7 +354,7 @@ impl OpenDb {
         if !self.is_closed() {
             let clock = &self.core.parts.clock;
             let (began, before) = (clock.monotonic_micros(), slot.capture.head().txid);
-            self.capture_locked(&mut slot, scratch, false)?;
+            self.capture_locked(&mut slot, scratch, Made::Live)?;
             if slot.capture.head().txid != before {
                 let took = clock.monotonic_micros().saturating_sub(began);
                 self.core.meters.capture.record(took);
@@ -336,7 +367,7 @@ impl OpenDb {
         &self,
         slot: &mut CaptureSlot,
         scratch: &mut Scratch,
-        recovering: bool,
+        made: Made,
     ) -> Result<WalIndexHeader, Error> {
         self.check()?;
         let before = *slot.capture.head();
@@ -350,17 +381,17 @@ impl OpenDb {
             .map_err(|error| self.capture_failed(error.into()))?;
         // After the header: what it publishes has its notes queued by now.
         let mut notes = self.pending.take_notes();
+        let (wall, flag) = match made {
+            Made::Live => (self.core.parts.clock.wall(), TimeFlag::Live),
+            Made::Recovered(at) => (at, TimeFlag::Recovered),
+        };
         let mut pass = Pass {
             term: self.core.term(),
-            wall: self.core.parts.clock.wall(),
-            flag: if recovering {
-                TimeFlag::Recovered
-            } else {
-                TimeFlag::Live
-            },
+            wall,
+            flag,
             spools: &spools,
             notes: &mut notes,
-            recovering,
+            recovering: matches!(made, Made::Recovered(_)),
         };
         let passed = slot.capture.pass(files, header, scratch, &mut pass);
         self.pending.return_notes(notes);
@@ -394,7 +425,8 @@ impl OpenDb {
         }
         slot.last_lsn = lsn;
         let head = *slot.capture.head();
-        self.ledger.add(lsn, head.position());
+        let shipped = self.core.journal.shipped_lsn();
+        self.ledger.add(lsn, head.position(), shipped);
         self.pending.resolve(&batch.commits, lsn);
         self.head.send_replace(head);
         Ok(header)

@@ -21,19 +21,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, RwLock};
 
-use tidelog_wal::codec::Reader;
-use tidelog_wal::delta::Merge;
-use tidelog_wal::digest::PageHash;
 use tidelog_wal::frame::FrameNo;
-use tidelog_wal::page::{mask_page1, unmask_page1};
-use tidelog_wal::record::{CommitRecord, RecordHeader};
 use tidelog_wal::shm::WalIndexHeader;
-use tidelog_wal::{Digest, PageCount, PageNo};
+use tidelog_wal::{Digest, PageCount, Timestamp};
 use tokio::sync::{Semaphore, watch};
 
+use super::roll::roll_forward;
 use super::state::DbState;
 use super::ticket::Pending;
-use super::{CaptureSlot, Connections, LEASES_MAX, Ledger, OpenDb, READERS_MAX};
+use super::{CaptureSlot, Connections, LEASES_MAX, Ledger, Made, OpenDb, READERS_MAX};
 use crate::capture::{Capture, Head, Scratch, salt_words};
 use crate::core::Core;
 use crate::error::{Code, Error};
@@ -115,7 +111,9 @@ pub(crate) fn open_database(
     let folder = core.database_folder(state.meta.id);
     let paths = |state: &DbState| DbPaths::in_folder(&folder.join(&state.incarnation));
     let at = paths(&state);
-    let wal_empty = std::fs::metadata(&at.wal).map_or(true, |meta| meta.len() == 0);
+    let wal = std::fs::metadata(&at.wal).ok();
+    let wal_empty = wal.as_ref().is_none_or(|meta| meta.len() == 0);
+    let written = wal.as_ref().and_then(last_write);
     let trusted = state.clean && wal_empty && journaled.is_empty();
     if state.clean {
         state.clean = false;
@@ -137,10 +135,10 @@ pub(crate) fn open_database(
     let mut scratch = Scratch::default();
     let actual = actual_digest(&state, &opened, &mut scratch)?;
     let newest = journaled.last().map_or(state.head, |j| j.head);
-    let wal = journaled.last().map(|j| j.wal).or(state.wal);
-    if let Some(frame) = same_life_frame(&opened, wal)? {
+    let noted = journaled.last().map(|j| j.wal).or(state.wal);
+    if let Some(frame) = same_life_frame(&opened, noted)? {
         let open = assemble(core, &state, &folder, opened, newest, frame, ledger);
-        return open.prove_by_capture(actual, &mut scratch);
+        return open.prove_by_capture(actual, written, &mut scratch);
     }
     let known: Vec<&Head> = std::iter::once(&state.head)
         .chain(journaled.iter().map(|j| &j.head))
@@ -170,9 +168,21 @@ pub(crate) fn open_database(
         }
         None => {
             let open = assemble(core, &state, &folder, opened, newest, FrameNo::ZERO, ledger);
-            open.prove_by_capture(actual, &mut scratch)
+            open.prove_by_capture(actual, written, &mut scratch)
         }
     }
+}
+
+/// When a file was last written.
+fn last_write(meta: &std::fs::Metadata) -> Option<Timestamp> {
+    let since = meta
+        .modified()
+        .ok()?
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()?;
+    Some(Timestamp::from_micros(
+        u64::try_from(since.as_micros()).ok()?,
+    ))
 }
 
 fn actual_digest(
@@ -279,17 +289,21 @@ impl OpenDb {
     }
 
     /// Captures what lies behind the frame the capture was made with, and proves that it leads to the state
-    /// whose digest and size were computed from the files.
+    /// whose digest and size were computed from the files. They were committed when the WAL was last `written`,
+    /// or before.
     fn prove_by_capture(
         mut self: Arc<Self>,
         actual: (Digest, PageCount),
+        written: Option<Timestamp>,
         scratch: &mut Scratch,
     ) -> Result<Arc<Self>, Error> {
         let from = self.head();
         self.index_existing(scratch)?;
         let head = {
             let mut slot = self.lock_capture();
-            self.capture_locked(&mut slot, scratch, true)?;
+            let now = self.core.parts.clock.wall();
+            let made = Made::Recovered(written.map_or(now, |written| written.min(now)));
+            self.capture_locked(&mut slot, scratch, made)?;
             *slot.capture.head()
         };
         if (head.digest, head.pages) == actual {
@@ -333,152 +347,4 @@ impl OpenDb {
         };
         state.write(self.core.parts.disk.as_ref(), &self.folder)
     }
-}
-
-/// Makes a new incarnation of the files at the last of `missing`, from files at `from`. The old one stays
-/// until the new one is complete, proven and named by the state file (HAZARDS W25).
-fn roll_forward(
-    core: &Arc<Core>,
-    state: &DbState,
-    folder: &Path,
-    from: Head,
-    missing: &[Journaled],
-) -> Result<DbState, Error> {
-    let size = state.meta.page_size;
-    let old = DbPaths::in_folder(&folder.join(&state.incarnation));
-    let io = |e| Error::io("roll a database forward", e);
-    // Everything SQLite recovered goes into the file first.
-    let sqlite = open(&old.database, Purpose::Checkpointer, &core.parts.clock)
-        .map_err(|e| Error::new(Code::Internal, "open the database file").caused_by(e))?;
-    sqlite
-        .as_engine(|c| {
-            c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
-                row.get::<_, i64>(0)
-            })
-        })
-        .map_err(|e| Error::new(Code::Internal, "checkpoint the database file").caused_by(e))?;
-    sqlite
-        .close()
-        .map_err(|e| Error::new(Code::Internal, "close the database file").caused_by(e))?;
-
-    let mut merge = Merge::new(size, from.pages);
-    for commit in missing {
-        let (start, end) = commit.record.range;
-        let len = usize::try_from(end - start).unwrap_or(usize::MAX);
-        let bytes = core
-            .parts
-            .disk
-            .read_at(&commit.record.chunk, start, len)
-            .map_err(io)?;
-        let damaged = |e| {
-            let chunk = commit.record.chunk.display();
-            Error::new(Code::DatabaseCorrupt, format!("journal chunk {chunk}")).caused_by(e)
-        };
-        let (header, pages) = match &commit.record.spool {
-            None => {
-                let record = CommitRecord::decode(&bytes).map_err(damaged)?;
-                let pages = record.page_bytes().ok_or_else(|| {
-                    let what = "a journaled record without pages to roll forward";
-                    Error::new(Code::DatabaseCorrupt, what)
-                })?;
-                (record.header, pages.to_vec())
-            }
-            Some((path, _)) => {
-                let (header, _) =
-                    RecordHeader::decode(&mut Reader::new(&bytes)).map_err(damaged)?;
-                (header, core.parts.disk.read(path).map_err(io)?)
-            }
-        };
-        merge
-            .add(&pages, header.n_before, header.n_after)
-            .map_err(damaged)?;
-    }
-    let target = missing.last().map_or(from, |commit| commit.head);
-    let next = super::incarnation_name(core);
-    let path = DbPaths::in_folder(&folder.join(&next));
-    core.parts
-        .disk
-        .create_folder(&folder.join(&next))
-        .map_err(io)?;
-    std::fs::copy(&old.database, &path.database).map_err(io)?;
-    apply(&path.database, state, &merge, from, target)?;
-    crate::disk::sync_parent(&path.database).map_err(io)?;
-    let mut state = DbState {
-        incarnation: next,
-        head: target,
-        wal: None,
-        ..state.clone()
-    };
-    state.clean = false;
-    state.write(core.parts.disk.as_ref(), folder)?;
-    if let Some(incarnation) = old.database.parent() {
-        std::fs::remove_dir_all(incarnation).map_err(io)?;
-    }
-    Ok(state)
-}
-
-/// Applies a merged delta to a database file that nobody has open, proving its base and its result.
-fn apply(
-    path: &Path,
-    state: &DbState,
-    merge: &Merge,
-    from: Head,
-    target: Head,
-) -> Result<(), Error> {
-    use std::os::unix::fs::FileExt;
-    let (size, seed) = (state.meta.page_size, state.meta.seed);
-    let io = |e| Error::io("roll a database forward", e);
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(io)?;
-    file.set_len(from.pages.max(target.pages).bytes(size))
-        .map_err(io)?;
-    let mut digest = from.digest.resize(from.pages, target.pages, size);
-    let mut image = vec![0; size.bytes()];
-    let mut touched = std::collections::HashSet::new();
-    let hash = |page: PageNo, image: &[u8], n: PageCount| {
-        if n.contains(page) {
-            seed.page(page, image)
-        } else {
-            PageHash::ABSENT
-        }
-    };
-    for (page, xor) in merge.xors() {
-        file.read_exact_at(&mut image, page.offset(size))
-            .map_err(io)?;
-        if page == PageNo::ONE {
-            mask_page1(&mut image);
-        }
-        let old = hash(page, &image, from.pages);
-        image.iter_mut().zip(xor).for_each(|(byte, x)| *byte ^= x);
-        digest = digest.replace(old, hash(page, &image, target.pages));
-        if page == PageNo::ONE {
-            unmask_page1(&mut image, target.txid);
-        }
-        file.write_all_at(&image, page.offset(size)).map_err(io)?;
-        touched.insert(page);
-    }
-    let (low, high) = (from.pages.min(target.pages), from.pages.max(target.pages));
-    for page in low
-        .grown_to(high, size)
-        .filter(|page| !touched.contains(page))
-    {
-        file.read_exact_at(&mut image, page.offset(size))
-            .map_err(io)?;
-        digest = digest.replace(
-            hash(page, &image, from.pages),
-            hash(page, &image, target.pages),
-        );
-    }
-    if digest != target.digest {
-        let what = format!(
-            "rolling database {} forward led to digest {digest}, the journal says {}",
-            state.meta.id, target.digest
-        );
-        return Err(Error::new(Code::DatabaseCorrupt, what));
-    }
-    file.set_len(target.pages.bytes(size)).map_err(io)?;
-    file.sync_all().map_err(io)
 }

@@ -30,8 +30,15 @@ pub(crate) struct Gate {
 impl OpenDb {
     /// Waits for the write gate, first come first served.
     pub(crate) async fn gate(self: &Arc<Self>) -> Result<Gate, Error> {
+        self.core.admit()?;
+        let gate = self.gate_unasked().await?;
+        self.touch();
+        Ok(gate)
+    }
+
+    /// Waits for the write gate to write nothing: neither admission nor idleness are concerned.
+    pub(crate) async fn gate_unasked(self: &Arc<Self>) -> Result<Gate, Error> {
         self.check()?;
-        self.core.journal.admit()?;
         let settings = &self.core.settings;
         let busy = |what: String| Error::new(Code::DatabaseBusy, what);
         let semaphore = Arc::clone(&self.gate);
@@ -60,7 +67,6 @@ impl OpenDb {
                 }
             }
         };
-        self.touch();
         self.check()?;
         Ok(Gate {
             database: Arc::clone(self),
@@ -222,7 +228,15 @@ impl Gate {
                 .core
                 .scratches
                 .with(|scratch| database.restart_wal(scratch));
-            restarted.map_err(after_commit)?;
+            match restarted {
+                Ok(()) => {}
+                Err(error) if database.is_poisoned() => return Err(after_commit(error)),
+                // The commit is captured or will be; the WAL is restarted after a later one.
+                Err(error) => {
+                    tracing::warn!(database = %database.meta.id, %error, "not checkpointed yet");
+                    database.mark_dirty();
+                }
+            }
         } else if behind > RUN_AHEAD_COMMITS {
             database.capture_now().map_err(after_commit)?;
         } else {

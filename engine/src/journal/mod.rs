@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use tidelog_archive::env::Clock;
-use tidelog_wal::{Chain, ClusterId, DatabaseId, Term, TxId};
+use tidelog_wal::{Chain, ClusterId, DatabaseId, NamespaceId, Term, TxId};
 use tokio::sync::{Notify, watch};
 
 use crate::crash_point;
@@ -99,13 +99,15 @@ struct Kept {
     path: PathBuf,
     len: u64,
     heads: Heads,
-    shipped: bool,
     /// Since when its first record waits to be stored, on the monotonic clock.
     since: u64,
+    /// When it was stored, on the monotonic clock.
+    shipped: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Watermarks {
+    namespace: NamespaceId,
     checkpointed: TxId,
     settled: TxId,
 }
@@ -113,6 +115,8 @@ struct Watermarks {
 #[derive(Debug)]
 struct State {
     open: OpenChunk,
+    /// Chunks that take no more records and that nobody has asked for yet, in order.
+    sealed: VecDeque<SealedChunk>,
     next_lsn: u64,
     unsynced: VecDeque<(u64, Arc<dyn AppendFile>)>,
     kept: BTreeMap<ChunkId, Kept>,
@@ -136,6 +140,8 @@ pub struct JournalParts {
     pub term: Term,
     /// The most bytes under the folder.
     pub bytes_max: u64,
+    /// A chunk of this length takes no more records, whether or not it can be shipped now.
+    pub chunk_bytes: u64,
 }
 
 /// The journal of one process life in one store.
@@ -186,7 +192,11 @@ fn create_chunk(parts: &JournalParts, seq: u64, first_lsn: u64) -> Result<OpenCh
     };
     let io = |error| Error::io(format!("create journal chunk {}", path.display()), error);
     let file: Arc<dyn AppendFile> = parts.disk.create(&path).map_err(io)?.into();
-    file.write_at(0, &header.encode()).map_err(io)?;
+    if let Err(error) = file.write_at(0, &header.encode()) {
+        // Its name must be free for the next attempt; what cannot be removed now fails that one.
+        let _ = parts.disk.remove(&path);
+        return Err(io(error));
+    }
     Ok(OpenChunk {
         id,
         path,
@@ -207,6 +217,7 @@ impl Journal {
         let flushed_at = AtomicU64::new(parts.clock.monotonic_micros());
         let state = State {
             open,
+            sealed: VecDeque::new(),
             next_lsn: 1,
             unsynced: VecDeque::new(),
             kept: BTreeMap::new(),
@@ -328,6 +339,8 @@ impl Journal {
         crash_point!("journal.after_append");
         open.len += buffer.len() as u64;
         open.slots.insert(database.id, slot);
+        let marks = state.watermarks.entry(database.id).or_default();
+        marks.namespace = database.namespace;
         if let Some(last) = records.last() {
             open.heads.insert(database.id, last.txid);
             open.first_record_at
@@ -336,10 +349,47 @@ impl Journal {
         state.buffer = buffer;
         state.next_lsn += records.len() as u64;
         let appended = state.next_lsn - 1;
+        let mut rolled = false;
+        if state.open.len >= self.parts.chunk_bytes {
+            match self.roll(state) {
+                Ok(()) => rolled = true,
+                // The records stand where they are; the next append tries again.
+                Err(error) => tracing::warn!(%error, "the open chunk grows beyond its length"),
+            }
+        }
         drop(guard);
         self.appended.send_replace(appended);
+        if rolled {
+            // Its descriptor is held until it is synced.
+            self.want_sync(appended);
+        }
         self.ship_wake.notify_one();
         Ok(appended)
+    }
+
+    /// Begins the next chunk; the open one, which holds a record, takes no more.
+    fn roll(&self, state: &mut State) -> Result<(), Error> {
+        let next = create_chunk(&self.parts, state.open.id.1 + 1, state.next_lsn)?;
+        crash_point!("journal.after_roll");
+        let old = std::mem::replace(&mut state.open, next);
+        let last_lsn = state.next_lsn - 1;
+        state.unsynced.push_back((last_lsn, old.file));
+        let kept = Kept {
+            path: old.path.clone(),
+            len: old.len,
+            heads: old.heads,
+            shipped: None,
+            since: old.first_record_at.unwrap_or(u64::MAX),
+        };
+        state.kept.insert(old.id, kept);
+        state.sealed.push_back(SealedChunk {
+            id: old.id,
+            path: old.path,
+            len: old.len,
+            first_lsn: old.first_lsn,
+            last_lsn,
+        });
+        Ok(())
     }
 
     /// Makes every record up to `lsn` durable on this disk. Blocks; one sync serves all that wait.
@@ -472,14 +522,14 @@ impl Journal {
     }
 
     /// When the open chunk should be sealed, by the three rules of DESIGN 5.4.
-    pub fn seal_due(&self, interval_us: u64, linger_us: u64, chunk_bytes: u64) -> SealDue {
+    pub fn seal_due(&self, interval_us: u64, linger_us: u64) -> SealDue {
         let state = lock(&self.state);
+        if !state.sealed.is_empty() {
+            return SealDue::At(0);
+        }
         let Some(first) = state.open.first_record_at else {
             return SealDue::Empty;
         };
-        if state.open.len >= chunk_bytes {
-            return SealDue::At(0);
-        }
         let by_age = first.saturating_add(interval_us);
         let by_waiter = state
             .open
@@ -488,32 +538,17 @@ impl Journal {
         SealDue::At(by_waiter.unwrap_or(by_age).min(by_age))
     }
 
-    /// Seals the open chunk, if it holds a record, and syncs it. Blocks.
+    /// The next chunk to be shipped, synced: one that is full, else the open one if it holds a record. Blocks.
     pub fn seal(&self) -> Result<Option<SealedChunk>, Error> {
         self.check_poison()?;
         let sealed = {
             let mut state = lock(&self.state);
-            if state.open.first_record_at.is_none() {
-                return Ok(None);
+            if state.sealed.is_empty() && state.open.first_record_at.is_some() {
+                self.roll(&mut state)?;
             }
-            let next = create_chunk(&self.parts, state.open.id.1 + 1, state.next_lsn)?;
-            let old = std::mem::replace(&mut state.open, next);
-            let last_lsn = state.next_lsn - 1;
-            state.unsynced.push_back((last_lsn, old.file));
-            let kept = Kept {
-                path: old.path.clone(),
-                len: old.len,
-                heads: old.heads,
-                shipped: false,
-                since: old.first_record_at.unwrap_or(u64::MAX),
-            };
-            state.kept.insert(old.id, kept);
-            SealedChunk {
-                id: old.id,
-                path: old.path,
-                len: old.len,
-                first_lsn: old.first_lsn,
-                last_lsn,
+            match state.sealed.pop_front() {
+                Some(sealed) => sealed,
+                None => return Ok(None),
             }
         };
         crash_point!("journal.before_seal_sync");
@@ -527,7 +562,7 @@ impl Journal {
         let now = self.parts.clock.monotonic_micros();
         self.flushed_at.store(now, Ordering::Relaxed);
         if let Some(kept) = lock(&self.state).kept.get_mut(&sealed.id) {
-            kept.shipped = true;
+            kept.shipped = Some(now);
         }
         self.shipped.send_if_modified(|lsn| {
             let moved = *lsn < sealed.last_lsn;
@@ -537,23 +572,47 @@ impl Journal {
     }
 
     /// Keeps a stored chunk of an earlier life until its records are settled.
-    pub fn keep_earlier(
-        &self,
-        id: ChunkId,
-        path: PathBuf,
-        len: u64,
-        heads: HashMap<DatabaseId, TxId>,
-    ) {
-        lock(&self.state).kept.insert(
-            id,
-            Kept {
-                path,
-                len,
-                heads,
-                shipped: true,
-                since: u64::MAX,
-            },
-        );
+    pub fn keep_earlier(&self, chunk: &replay::FoundChunk) {
+        let kept = Kept {
+            path: chunk.path.clone(),
+            len: chunk.len,
+            heads: chunk.heads.clone(),
+            shipped: Some(self.parts.clock.monotonic_micros()),
+            since: u64::MAX,
+        };
+        let mut state = lock(&self.state);
+        state.kept.insert(chunk.id, kept);
+        for database in &chunk.databases {
+            let marks = state.watermarks.entry(database.id).or_default();
+            marks.namespace = database.namespace;
+        }
+    }
+
+    /// Databases for whose checkpoint alone a stored chunk waits, stored `age_us` ago or longer; when the journal
+    /// is crowded, whatever its age.
+    pub fn wanting_checkpoint(&self, age_us: u64) -> Vec<(NamespaceId, DatabaseId)> {
+        let now = self.parts.clock.monotonic_micros();
+        let crowded = self.is_crowded();
+        let state = lock(&self.state);
+        let old = state.kept.values().filter(|chunk| {
+            let waits = |at: u64| crowded || now.saturating_sub(at) >= age_us;
+            chunk.shipped.is_some_and(waits)
+        });
+        let mut wanting: Vec<(NamespaceId, DatabaseId)> = old
+            .flat_map(|chunk| &chunk.heads)
+            .filter_map(|(id, txid)| {
+                let marks = state.watermarks.get(id).copied().unwrap_or_default();
+                (marks.checkpointed < *txid).then_some((marks.namespace, *id))
+            })
+            .collect();
+        wanting.sort_unstable();
+        wanting.dedup();
+        wanting
+    }
+
+    /// Whether so much stands in the journal folder that what is stored has to go soon.
+    pub fn is_crowded(&self) -> bool {
+        self.bytes() > self.parts.bytes_max / 2
     }
 
     /// The file of a chunk that is still here.
@@ -586,7 +645,7 @@ impl Journal {
     /// Deletes what nothing needs any more: stored, checkpointed, settled. Beyond half the bound, stored and
     /// checkpointed suffices: settling then reads the objects back.
     pub fn collect(&self) -> Result<(), Error> {
-        let crowded = self.bytes() > self.parts.bytes_max / 2;
+        let crowded = self.is_crowded();
         let doomed: Vec<PathBuf> = {
             let mut state = lock(&self.state);
             let State {
@@ -604,7 +663,7 @@ impl Journal {
             let free: Vec<ChunkId> = kept
                 .iter()
                 .filter(|(_, chunk)| {
-                    chunk.shipped
+                    chunk.shipped.is_some()
                         && chunk
                             .heads
                             .iter()
@@ -622,7 +681,7 @@ impl Journal {
                     && !open.heads.contains_key(id)
                     && !kept
                         .values()
-                        .any(|c| !c.shipped && c.heads.contains_key(id));
+                        .any(|c| c.shipped.is_none() && c.heads.contains_key(id));
                 if free {
                     doomed.push(path.clone());
                 }
@@ -631,6 +690,7 @@ impl Journal {
             doomed
         };
         for path in doomed {
+            crash_point!("journal.before_remove");
             self.parts
                 .disk
                 .remove(&path)
@@ -656,7 +716,7 @@ impl Journal {
     /// Age in microseconds of the oldest record that is not stored yet, 0 if all are.
     pub fn lag_micros(&self) -> u64 {
         let state = lock(&self.state);
-        let waiting = state.kept.values().filter(|chunk| !chunk.shipped);
+        let waiting = state.kept.values().filter(|chunk| chunk.shipped.is_none());
         let oldest = waiting
             .map(|chunk| chunk.since)
             .chain(state.open.first_record_at)
@@ -674,7 +734,8 @@ impl Journal {
     /// Whether records of `database` are not stored yet.
     pub fn owes(&self, database: DatabaseId) -> bool {
         let state = lock(&self.state);
-        let unshipped = |chunk: &Kept| !chunk.shipped && chunk.heads.contains_key(&database);
+        let unshipped =
+            |chunk: &Kept| chunk.shipped.is_none() && chunk.heads.contains_key(&database);
         state.open.heads.contains_key(&database) || state.kept.values().any(unshipped)
     }
 
@@ -685,7 +746,7 @@ impl Journal {
             + state
                 .kept
                 .values()
-                .filter(|chunk| !chunk.shipped)
+                .filter(|chunk| chunk.shipped.is_none())
                 .map(|chunk| chunk.len)
                 .sum::<u64>()
     }
@@ -700,8 +761,7 @@ impl Journal {
         Err(Error::new(
             Code::JournalFull,
             format!(
-                "the journal holds {bytes} bytes that are not stored yet, its bound is {}; \
-                 writes go on when the store answers again",
+                "the journal folder holds {bytes} bytes, its bound is {}; writes go on when the store has taken them",
                 self.parts.bytes_max
             ),
         )

@@ -10,6 +10,7 @@ use tidelog_wal::{Chain, DatabaseId, Term, TxId};
 
 use crate::capture::Head;
 use crate::core::Core;
+use crate::crash_point;
 use crate::database::open::{Journaled, RecordPlace};
 use crate::error::{Code, Error};
 use crate::journal::chunk::{ChunkDatabase, Entries, Entry};
@@ -114,13 +115,16 @@ pub(crate) fn inherit(
     }
     for chunk in &replay.chunks {
         if !is_stored(chunk.id) {
+            crash_point!("inherit.before_append");
             found.reappended += reappend(core, &chunk.path, &mut done)?;
+            // Chunks that filled up hold a descriptor until they are synced.
+            core.journal.sync_to(core.journal.appended_lsn())?;
         }
-        let heads = chunk.heads.clone();
-        core.journal
-            .keep_earlier(chunk.id, chunk.path.clone(), chunk.len, heads);
+        core.journal.keep_earlier(chunk);
     }
+    crash_point!("inherit.before_sync");
     core.journal.sync_to(core.journal.appended_lsn())?;
+    crash_point!("inherit.after_sync");
     for orphan in &replay.orphans {
         let io = |e| Error::io(format!("remove {}", orphan.display()), e);
         core.parts.disk.remove(orphan).map_err(io)?;

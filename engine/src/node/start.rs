@@ -21,7 +21,7 @@ use super::keys::{prepare_bucket, seal_disk, unlock_bucket};
 use super::tail::unsettled;
 use super::terms::{Closed, close_earlier, refuse_beside_open, term_error};
 use crate::capture::Scratches;
-use crate::core::{Core, Parts};
+use crate::core::{Core, Parts, Room};
 use crate::crash_point;
 use crate::database::rolled_back::RolledBack;
 use crate::error::{Code, Error};
@@ -33,9 +33,9 @@ use crate::rebuild::Tails;
 use crate::remote::Remote;
 use crate::settings::{Settings, TakeOver};
 use crate::ship::ShippedSection;
-use crate::sql::connection::unfit_library;
 use crate::travel::calendar::Calendar;
 use crate::travel::retention::hold::Holds;
+use crate::sql::connection::{unfit_library, use_temp_folder};
 
 /// A node that has its term and its journal, and serves nothing yet.
 #[derive(Debug)]
@@ -87,9 +87,11 @@ pub(crate) async fn start(
     }
     let mut parts = parts;
     let journal_folder = settings.data.join("journal");
+    let temp_folder = settings.data.join("temp");
     for folder in [
         &settings.data,
         &journal_folder,
+        &temp_folder,
         &settings.data.join("databases"),
     ] {
         parts
@@ -98,6 +100,9 @@ pub(crate) async fn start(
             .map_err(|e| Error::io(format!("create {}", folder.display()), e))?;
     }
     let lock = FolderLock::take(&settings.data)?;
+    use_temp_folder(&temp_folder).map_err(|e| {
+        Error::new(Code::Internal, "choose a folder for temporary files").caused_by(e)
+    })?;
     store
         .probe()
         .await
@@ -147,6 +152,7 @@ pub(crate) async fn start(
         .await
         .map_err(|e| term_error("note the claim in the root", e))?;
 
+    crash_point!("start.after_note");
     let found = replay(&disk, &journal_folder, root.cluster)?;
     let fences = fences_of(&terms, &closed, &found).await?;
     let journal = Journal::create(
@@ -157,6 +163,7 @@ pub(crate) async fn start(
             cluster: root.cluster,
             term,
             bytes_max: settings.journal_max_bytes,
+            chunk_bytes: settings.chunk_bytes,
         },
         1,
     )?;
@@ -179,6 +186,7 @@ pub(crate) async fn start(
         holds: Holds::default(),
         calendar: Calendar::default(),
         meters: Meters::default(),
+        room: Room::default(),
     });
     for database in found.databases.values() {
         core.remote.learn(database.namespace, database.id).await?;

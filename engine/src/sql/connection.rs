@@ -2,12 +2,12 @@
 //!
 //! Rules that hold for every connection (DESIGN 5.1; HAZARDS W9, W15, W24, W32):
 //! `NO_CKPT_ON_CLOSE` comes first, so that no close ever checkpoints; WAL mode; automatic checkpoints off and
-//! read back; untrusted schema; TEMP in memory; defensive mode; the authorizer of [`super::policy`]; a
+//! read back; untrusted schema; temporary files in the node's own folder; defensive mode; the authorizer of [`super::policy`]; a
 //! progress handler that is the statement's deadline.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
@@ -110,7 +110,7 @@ fn configure(
         return Err(refused("the database did not enter WAL mode"));
     }
     connection.execute_batch(&format!(
-        "PRAGMA synchronous=NORMAL; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-{CACHE_KIB}; \
+        "PRAGMA synchronous=NORMAL; PRAGMA temp_store=FILE; PRAGMA cache_size=-{CACHE_KIB}; \
          PRAGMA foreign_keys=ON; PRAGMA mmap_size=0;"
     ))?;
     let _: i64 = connection.query_row("PRAGMA journal_size_limit=-1", [], |row| row.get(0))?;
@@ -143,6 +143,26 @@ fn configure(
         policy,
         deadline,
     })
+}
+
+/// Has SQLite make its temporary files in this folder: statement journals, sorts and the copy a VACUUM makes are as
+/// large as what they are for, and memory is not. SQLite removes their names as it opens them.
+///
+/// The folder is the whole process's: the first node of a process chooses it, and where it is gone SQLite takes the
+/// system's own.
+pub(crate) fn use_temp_folder(folder: &Path) -> rusqlite::Result<()> {
+    static CHOSEN: Mutex<bool> = Mutex::new(false);
+    let mut chosen = CHOSEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if *chosen {
+        return Ok(());
+    }
+    let Some(folder) = folder.to_str() else {
+        return Err(refused("the data folder's path is not UTF-8"));
+    };
+    let memory = Connection::open_in_memory()?;
+    memory.pragma_update(None, "temp_store_directory", folder)?;
+    *chosen = true;
+    Ok(())
 }
 
 fn refused(what: &str) -> rusqlite::Error {

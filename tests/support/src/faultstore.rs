@@ -204,6 +204,11 @@ impl FaultStore {
         })
     }
 
+    /// An empty store in memory, failing by `plan`.
+    pub fn in_memory(plan: Box<dyn Plan>) -> Arc<Self> {
+        Self::new(Arc::new(object_store::memory::InMemory::new()), plan)
+    }
+
     /// The calls so far.
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.state).calls.clone()

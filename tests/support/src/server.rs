@@ -160,6 +160,26 @@ impl Server {
         }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops it in order, and waits until it has ended.
+    pub async fn stop(mut self) {
+        self.signal("TERM");
+        let late = deadline(PATIENCE);
+        while self
+            .child
+            .try_wait()
+            .expect("a child can be asked")
+            .is_none()
+        {
+            assert!(!late(), "the server does not stop: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// What it said on standard error so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -247,12 +267,17 @@ fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-fn binary() -> &'static Path {
+/// The `tidelog` program, built if need be.
+pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let test = std::env::current_exe().expect("a test knows its executable");
-        let profile = test.parent().and_then(Path::parent);
-        let profile = profile.expect("a test executable stands in target/PROFILE/deps");
+        let folder = test.parent().expect("an executable stands in a folder");
+        // A test stands in target/PROFILE/deps, a bench that is a binary in target/PROFILE.
+        let profile = match folder.parent() {
+            Some(profile) if folder.ends_with("deps") => profile,
+            _ => folder,
+        };
         let binary = profile.join("tidelog");
         let built = std::fs::metadata(&binary).and_then(|found| found.modified());
         let newest = newest_source().expect("the sources can be listed");

@@ -1,0 +1,143 @@
+//! What tests of a whole node share: quick settings, one database to write to, the bucket read without a node.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tidelog_archive::restore::FileSink;
+use tidelog_archive::scrub::{Level, scrub};
+use tidelog_engine::bucket::{At, Bucket, BucketDatabase};
+use tidelog_engine::{
+    Access, Database, Durability, Engine, Error, Limits, Params, Request, Settings, Statement,
+    Value,
+};
+use tidelog_wal::Position;
+
+/// How long anything may take that takes a moment.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A node that ships and settles at once.
+pub(crate) fn settings(folder: &Path) -> Settings {
+    Settings {
+        data: folder.join("data"),
+        store_url: url(folder),
+        ship_interval: Duration::from_millis(20),
+        ship_linger: Duration::from_millis(1),
+        settle_bytes: 64 << 10,
+        settle_pause: Duration::from_millis(1),
+        ..Settings::default()
+    }
+}
+
+pub(crate) fn url(folder: &Path) -> String {
+    format!("file://{}", folder.join("store").display())
+}
+
+/// Statements in one transaction.
+pub(crate) fn request(statements: &[&str], durability: Durability) -> Request {
+    let statement = |sql: &&str| Statement {
+        sql: (*sql).to_owned(),
+        params: Params::None,
+    };
+    Request {
+        statements: statements.iter().map(statement).collect(),
+        transaction: true,
+        durability: Some(durability),
+        access: Access::owner(),
+        limits: Limits::default(),
+        idempotency: None,
+    }
+}
+
+pub(crate) async fn try_run(
+    database: &Database,
+    sql: &str,
+    durability: Durability,
+) -> Result<Position, Error> {
+    let done = database.execute(request(&[sql], durability)).await;
+    done.map(|response| response.bookmark)
+}
+
+pub(crate) async fn run(database: &Database, sql: &str, durability: Durability) -> Position {
+    let done = try_run(database, sql, durability).await;
+    done.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+}
+
+/// The integers of a one-row answer.
+pub(crate) async fn numbers(database: &Database, sql: &str) -> Vec<i64> {
+    let done = database.execute(request(&[sql], Durability::Memory)).await;
+    let done = done.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let row = done.results[0].rows.first().expect("a row");
+    row.iter()
+        .map(|value| match value {
+            Value::Integer(number) => *number,
+            other => panic!("{sql}: {other:?}"),
+        })
+        .collect()
+}
+
+/// The database `acme/orders` of a node, made if need be.
+pub(crate) async fn orders(engine: &Engine) -> Database {
+    let namespace = match engine.namespace_by_name("acme").await {
+        Ok(found) => found,
+        Err(_) => engine.namespace_create("acme").await.expect("namespace"),
+    };
+    match engine.database(namespace.id, "orders").await {
+        Ok(found) => found,
+        Err(_) => engine
+            .database_create(namespace.id, tidelog_engine::NewDatabase::named("orders"))
+            .await
+            .expect("create"),
+    }
+}
+
+/// Restores a state of a database from the bucket alone, and has SQLite prove it.
+pub(crate) async fn restored(
+    bucket: &Bucket,
+    database: &BucketDatabase,
+    at: At,
+) -> Result<(tempfile::TempDir, Connection), Error> {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let file = folder.path().join("restored.db");
+    bucket.restore(database, at.clone(), &file, false).await?;
+    let connection = Connection::open(&file).expect("open");
+    let check: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .expect("check");
+    assert_eq!(check, "ok", "{at:?}");
+    Ok((folder, connection))
+}
+
+/// Everything the bucket holds is whole: every object, chain and image.
+pub(crate) async fn verify(bucket: &Bucket) {
+    let mut all = vec![bucket.system()];
+    all.extend(bucket.databases().await.expect("the names"));
+    let folder = tempfile::tempdir().expect("tempdir");
+    for database in all {
+        let history = bucket.history(&database).await.expect("a history");
+        let mut files = 0;
+        let report = scrub(bucket.store(), history, Level::Restore, || {
+            files += 1;
+            FileSink::create(&folder.path().join(format!("{}-{files}", database.id)))
+        });
+        let report = report.await.expect("scrub");
+        assert!(
+            report.is_clean(),
+            "{}: {:?}",
+            database.name,
+            report.findings
+        );
+    }
+}
+
+/// Waits until `done`; `what` says for what when it does not come.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
+    #[expect(clippy::disallowed_methods, reason = "a whole node lives in real time")]
+    let begun = Instant::now();
+    while !done().await {
+        assert!(begun.elapsed() < PATIENCE, "{what} did not come");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
