@@ -33,9 +33,9 @@ use crate::rebuild::Tails;
 use crate::remote::Remote;
 use crate::settings::{Settings, TakeOver};
 use crate::ship::ShippedSection;
+use crate::sql::connection::{unfit_library, use_temp_folder};
 use crate::travel::calendar::Calendar;
 use crate::travel::retention::hold::Holds;
-use crate::sql::connection::{unfit_library, use_temp_folder};
 
 /// A node that has its term and its journal, and serves nothing yet.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! The HTTP surface over a real listener: a server in this process, requests from outside of it.
 
-mod deletion;
 mod contract;
 mod credentials;
+mod deletion;
 mod edge;
 mod forks;
 mod keys;
