@@ -50,12 +50,17 @@ impl Drop for Server {
 }
 
 async fn serve(home: &Path, keys: &[&str]) -> Server {
+    serve_with(home, keys, &[]).await
+}
+
+async fn serve_with(home: &Path, keys: &[&str], more: &[&str]) -> Server {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let port = listener.local_addr().expect("an address").port();
     drop(listener);
     let child = tidelog(home, keys)
         .args(["serve", "--data", "data", "--listen"])
         .arg(format!("127.0.0.1:{port}"))
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -177,7 +182,9 @@ async fn a_sealed_bucket_is_served_read_and_rotated_with_its_keys_alone() {
         "{said}"
     );
     drop(serve(home, &[&k1, &k2]).await);
-    let server = serve(home, &[&k2]).await;
+    let file = "[encryption]\nmaster_keys = [{ id = \"k2\", file = \"k2\" }]\n";
+    std::fs::write(home.join("tidelog.toml"), file).expect("a settings file");
+    let server = serve_with(home, &[], &["--config", "tidelog.toml"]).await;
     let body = json!({ "sql": "insert into t values('later')", "durability": "remote" });
     post(&server, token, "databases/orders/query", body).await;
     drop(server);
@@ -186,4 +193,20 @@ async fn a_sealed_bucket_is_served_read_and_rotated_with_its_keys_alone() {
     let (code, said) = run(home, &[&k2], &["verify", "--level", "restore"]);
     assert_eq!(code, 0, "{said}");
     assert_eq!(run(home, &[&k1], &["list"]).0, 4, "the old key alone");
+}
+
+/// Goal: nobody serves customers in plain by an oversight. Method: a start with each preset and no key.
+#[test]
+fn a_production_server_does_not_start_without_encryption() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    for preset in ["production", "strict"] {
+        let refused = tidelog(home.path(), &[])
+            .args(["serve", "--preset", preset, "--listen", "127.0.0.1:0"])
+            .output()
+            .expect("it ends");
+        assert_eq!(refused.status.code(), Some(2));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("[encryption]"), "{said}");
+    }
+    assert!(!home.path().join("store").exists(), "nothing was started");
 }

@@ -12,6 +12,7 @@ use super::exit::Failure;
 use super::output::Output;
 use crate::app::App;
 use crate::config;
+use crate::config::Preset;
 use crate::config::show::masked_url;
 use crate::first::first_start;
 use crate::serve;
@@ -36,6 +37,12 @@ pub(super) async fn run(
     } else {
         keys
     };
+    if settings.master_keys.is_empty() && config.preset != Preset::Development {
+        return Err(Failure::usage(
+            "this preset does not start without encryption: give [encryption] master_keys = [{ id = \"k1\", \
+             file = \"PATH\" }] or --master-key-file k1=PATH; a key is made by: head -c 32 /dev/urandom | base64",
+        ));
+    }
     // The address first: one in use must not cost a term.
     let listen = config.listen;
     let encrypted = config.tls.cert.is_some();
