@@ -152,6 +152,21 @@ const ROWS: &[Row] = &[
     ("PUT", "/v1/maintenance", MAINTENANCE),
     (
         "POST",
+        "/v1/retention",
+        told(
+            "Apply retention now, or show what that would do",
+            &[200, 202],
+        )
+        .body(
+            &[
+                may("apply", "boolean", "Do it; only shown otherwise."),
+                may("database", "text", "Only this database."),
+            ],
+            r#"{"apply":false}"#,
+        ),
+    ),
+    (
+        "POST",
         "/v1/namespaces/{ns}/databases",
         told("Make an empty database", &[201]).body(
             &[
@@ -188,6 +203,7 @@ const ROWS: &[Row] = &[
                 may("delete_protection", "boolean", "Refuse deletion."),
                 may("durability", "text", "memory, local or remote."),
                 may("size_limit", "integer", "The most bytes it may have."),
+                may("retention", "object", "How long history is kept."),
             ],
             r#"{"block_writes":true}"#,
         ),
@@ -195,7 +211,11 @@ const ROWS: &[Row] = &[
     (
         "DELETE",
         "/v1/namespaces/{ns}/databases/{db}",
-        told("Delete a database; undone within seven days", &[204]),
+        told(
+            "Delete a database; undone within seven days unless purged",
+            &[200, 202, 204],
+        )
+        .query(&[may("purge", "boolean", "For good, at once.")]),
     ),
     (
         "POST",
