@@ -232,7 +232,7 @@ impl Error {
         let code = match source.kind() {
             _ if source
                 .get_ref()
-                .is_some_and(|inner| inner.is::<FileDamaged>()) =>
+                .is_some_and(<dyn std::error::Error + Send + Sync>::is::<FileDamaged>) =>
             {
                 Code::DatabaseCorrupt
             }

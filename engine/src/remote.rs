@@ -208,9 +208,10 @@ impl Remote {
         match self.owned_manifest(namespace, id).await {
             Ok(loaded) => Ok(matches!(loaded.manifest.state, State::Purged(_))),
             Err(error) if error.code() == Code::KeyUnavailable => {
-                match self.is_shredded(namespace, id).await? {
-                    true => Ok(true),
-                    false => Err(error),
+                if self.is_shredded(namespace, id).await? {
+                    Ok(true)
+                } else {
+                    Err(error)
                 }
             }
             Err(error) => Err(error),

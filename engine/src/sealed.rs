@@ -222,6 +222,7 @@ impl SealedDisk {
     }
 
     /// The pieces of a sealed file; `None` if it is plain.
+    #[expect(clippy::type_complexity, reason = "used in one place")]
     fn pieces(&self, path: &Path) -> io::Result<Option<(Arc<FileSealer>, Arc<Vec<Piece>>)>> {
         let at = |offset, len| match self.inner.read_at(path, offset, len) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),

@@ -31,6 +31,7 @@ pub struct Namespace {
 
 /// A database as the system database knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a column of its own")]
 pub struct DatabaseRow {
     /// Its id.
     pub id: DatabaseId,

@@ -281,9 +281,10 @@ impl Engine {
             Ok(loaded) => Ok(loaded.manifest.parent),
             // An earlier attempt got as far as the keys, past the pin: what stands there opens no more.
             Err(error) if error.code() == Code::KeyUnavailable => {
-                match remote.is_shredded(row.namespace, row.id).await? {
-                    true => Ok(None),
-                    false => Err(error),
+                if remote.is_shredded(row.namespace, row.id).await? {
+                    Ok(None)
+                } else {
+                    Err(error)
                 }
             }
             Err(error) => {

@@ -140,7 +140,7 @@ pub(crate) async fn run(
     }
     run.apply_sweep(&mut loaded, now, &mut report).await?;
     for gone in garbage::find(core, namespace, id, now).await? {
-        run.delete(&[gone.key.clone()]).await?;
+        run.delete(std::slice::from_ref(&gone.key)).await?;
         report.deleted.push(gone);
     }
     report.horizon = loaded.manifest.horizon;
