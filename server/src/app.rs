@@ -86,7 +86,7 @@ impl App {
                 None => {}
                 Some(Ok(())) => tracing::info!(what, "read again"),
                 Some(Err(error)) => {
-                    tracing::error!(what, error, "not read again; the old ones stay")
+                    tracing::error!(what, error, "not read again; the old ones stay");
                 }
             }
         }

@@ -49,12 +49,11 @@ pub(crate) fn sql_shape(sql: &str) -> String {
             break;
         }
         let taken = match first {
-            '\'' => literal(rest, &mut out),
             'x' | 'X' if rest[1..].starts_with('\'') && !ends_in_word(&out) => {
                 literal(rest, &mut out)
             }
             // A quoted name, or, where no such name is, a text: SQLite cannot be asked here.
-            '"' | '`' => literal(rest, &mut out),
+            '\'' | '"' | '`' => literal(rest, &mut out),
             '[' => rest
                 .find(']')
                 .map_or(rest.len(), |end| end + 1)

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::{Client, StatusCode};
 use serde_json::{Value as Json, json};
@@ -66,7 +66,7 @@ async fn serve_with(home: &Path, keys: &[&str], more: &[&str]) -> Server {
         .spawn()
         .expect("the server starts");
     let mut server = Server(child, format!("http://127.0.0.1:{port}"));
-    let started = Instant::now();
+    let started = tokio::time::Instant::now();
     loop {
         let ready = Client::new().get(format!("{}/readyz", server.1)).send();
         if ready

@@ -162,7 +162,7 @@ async fn status(bucket: &Bucket, masters: &MasterKeys, output: &Output) -> Resul
         } else {
             "sealed"
         };
-        let newest = masters.newest().map(|key| key.id());
+        let newest = masters.newest().map(MasterKey::id);
         let due = keys.masters.iter().any(|id| Some(id.as_str()) != newest);
         let made = keys.newest.map(|(_, at)| at);
         items.push(json!({

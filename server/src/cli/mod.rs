@@ -67,7 +67,7 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
     let keys = place.master_keys()?;
     match arguments.command {
         Command::Serve(options) => Box::pin(serve::run(place, keys, options, output)).await,
-        Command::Config(ConfigCommand::Check(options)) => settings::check(place, &options, output),
+        Command::Config(ConfigCommand::Check(options)) => settings::check(place, &options, *output),
         Command::List => bucket::list::list(&place.bucket()?, &keys, output).await,
         Command::Restore(options) if place.names_bucket() || options.out.is_some() => {
             bucket::restore::restore(&place.bucket()?, &keys, options, output).await

@@ -58,7 +58,7 @@ pub(super) fn load(place: Place, options: &ConfigOptions) -> Result<Config, Fail
 }
 
 /// Prints the effective settings; reads the files they name, so that a server that starts with them would.
-pub(super) fn check(place: Place, options: &ConfigOptions, output: &Output) -> Result<(), Failure> {
+pub(super) fn check(place: Place, options: &ConfigOptions, output: Output) -> Result<(), Failure> {
     let config = load(place, options)?;
     readable(&config)?;
     let text = shown(&config);

@@ -123,11 +123,11 @@ pub(super) async fn restore(
     }
     let request = client.request(Method::POST, &path).json(&body);
     let answer = done(client, &name.namespace, request, output).await?;
-    restored(output, name, &answer);
+    restored(*output, name, &answer);
     Ok(())
 }
 
-fn restored(output: &Output, name: &Name, answer: &Json) {
+fn restored(output: Output, name: &Name, answer: &Json) {
     output.result(answer, || {
         let restore = &answer["restore"];
         format!(
@@ -168,7 +168,7 @@ pub(super) async fn undo(
     let path = database(name, &["restores", &id, "undo"]);
     let request = client.request(Method::POST, &path).json(&body);
     let answer = done(client, &name.namespace, request, output).await?;
-    restored(output, name, &answer);
+    restored(*output, name, &answer);
     Ok(())
 }
 

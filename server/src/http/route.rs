@@ -34,6 +34,7 @@ pub(crate) enum BodyKind {
 
 /// One method of one path.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a rule of its own")]
 pub(crate) struct Route {
     pub(crate) method: Method,
     pub(crate) path: &'static str,

@@ -84,7 +84,7 @@ pub(crate) fn defects(route: &super::Route) -> Vec<&'static str> {
     let open = route.path == "/v1/openapi.json";
     match route.access {
         Access::Public if route.path.starts_with("/v1/") && !open => {
-            defects.push("a /v1 route is public")
+            defects.push("a /v1 route is public");
         }
         Access::Role(_) if !tenant => defects.push("a role is asked for outside a namespace"),
         Access::Server if tenant => defects.push("the server token reaches into a namespace"),

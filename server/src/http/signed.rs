@@ -1,6 +1,6 @@
 //! Signed tokens (JWT) of somebody the server trusts: who they speak of, proven by a key from a file.
 //!
-//! EdDSA, RS256 and HS256, and only the algorithm its key was configured for: a token does not choose how it is
+//! `EdDSA`, RS256 and HS256, and only the algorithm its key was configured for: a token does not choose how it is
 //! proven. `exp`, `aud`, `sub` and the namespace claim must be there; `nbf` and `iss` count where they are. Keys
 //! come from single files or a JWKS file and are read again on SIGHUP and when a file has changed.
 
@@ -25,7 +25,7 @@ const LEEWAY: u64 = 30;
 struct Key {
     kid: Option<String>,
     algorithm: Algorithm,
-    key: DecodingKey,
+    proves: DecodingKey,
 }
 
 /// Whose signed tokens count.
@@ -106,7 +106,7 @@ fn load(settings: &Jwt) -> Result<Loaded, String> {
         loaded.keys.push(Key {
             kid: one.kid.clone(),
             algorithm,
-            key,
+            proves: key,
         });
     }
     if let Some(file) = &settings.jwks_file {
@@ -130,7 +130,7 @@ fn load(settings: &Jwt) -> Result<Loaded, String> {
             loaded.keys.push(Key {
                 kid: jwk.common.key_id.clone(),
                 algorithm,
-                key,
+                proves: key,
             });
         }
     }
@@ -180,7 +180,9 @@ impl Signed {
             .keys
             .iter()
             .filter(fits)
-            .find_map(|key| decode::<Json>(token, &key.key, &self.validation(key.algorithm)).ok())
+            .find_map(|key| {
+                decode::<Json>(token, &key.proves, &self.validation(key.algorithm)).ok()
+            })
             .ok_or_else(refused)?
             .claims;
         let text = |name: &str| {

@@ -145,9 +145,8 @@ fn tag(path: &str) -> &str {
     let last = segments.next_back();
     match last {
         Some("query" | "batch") => "sql",
-        Some("healthz" | "readyz" | "metrics" | "openapi.json") => "server",
+        Some("healthz" | "readyz" | "metrics" | "openapi.json") | None => "server",
         Some(word) => word,
-        None => "server",
     }
 }
 
@@ -250,10 +249,10 @@ fn responses(route: &Route, told: &Description) -> Json {
     let mut found = Map::new();
     for status in told.success {
         let mut response = json!({ "description": told.summary });
-        if let Some(kind) = told.answer {
-            if *status != 204 {
-                response["content"] = json!({ kind: {} });
-            }
+        if let Some(kind) = told.answer
+            && *status != 204
+        {
+            response["content"] = json!({ kind: {} });
         }
         found.insert(status.to_string(), response);
     }
