@@ -149,10 +149,9 @@ async fn a_token_passes_on_no_more_than_it_has() {
     let made = read(world.client.post(&url).bearer_auth(&limited).json(&body)).await;
     assert_eq!((made.status, &made.body["allow_ddl"]), (201, &json!(false)));
     let owner = world.get(TOKENS).await;
-    let owner = owner.body["items"].as_array().expect("items").iter();
+    let mut owner = owner.body["items"].as_array().expect("items").iter();
     let owner = owner
-        .filter(|token| token["role"] == "owner")
-        .last()
+        .rfind(|token| token["role"] == "owner")
         .expect("an owner token");
     let path = format!("{TOKENS}/{}/rotate", text(owner, "id"));
     let admin = world.token(json!({ "scopes": ["admin"] })).await;
