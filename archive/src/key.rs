@@ -10,7 +10,7 @@
 //! tenants/{namespace}/{database}/index/{first:016x}-{last:016x}-{nonce}
 //! tenants/{namespace}/{database}/segments/{first:016x}-{last:016x}-{nonce}
 //! tenants/{namespace}/{database}/images/{txid:016x}-{nonce}
-//! tenants/{namespace}/{database}/archives/{id}.db.zst           and {id}.json
+//! tenants/{namespace}/{database}/archives/{id}.db.zst           or {id}.sql.zst, and {id}.json
 //! tenants/{namespace}/audit/{yyyy-mm-dd}/{nonce}.jsonl
 //! ```
 //!
@@ -122,6 +122,11 @@ impl ArchiveId {
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(u128::from_be_bytes(bytes))
     }
+
+    /// The id whose text this is.
+    pub fn parse(text: &str) -> Option<Self> {
+        archive_from(text)
+    }
 }
 
 impl fmt::Display for ArchiveId {
@@ -225,8 +230,10 @@ pub enum DatabaseObject {
         /// Who wrote it.
         nonce: KeyNonce,
     },
-    /// A self-contained export.
+    /// A self-contained export: the SQLite file, compressed.
     Archive(ArchiveId),
+    /// A self-contained export: the text of a dump, compressed.
+    ArchiveText(ArchiveId),
     /// What an archive holds.
     ArchiveMetadata(ArchiveId),
 }
@@ -382,6 +389,8 @@ impl DatabaseObject {
             ["archives", name] => {
                 if let Some(id) = name.strip_suffix(".db.zst") {
                     Some(Self::Archive(archive_from(id)?))
+                } else if let Some(id) = name.strip_suffix(".sql.zst") {
+                    Some(Self::ArchiveText(archive_from(id)?))
                 } else {
                     let id = name.strip_suffix(".json")?;
                     Some(Self::ArchiveMetadata(archive_from(id)?))
@@ -401,6 +410,7 @@ impl fmt::Display for DatabaseObject {
             Self::Segment { first, last, nonce } => write!(f, "segments/{first}-{last}-{nonce}"),
             Self::Image { txid, nonce } => write!(f, "images/{txid}-{nonce}"),
             Self::Archive(id) => write!(f, "archives/{id}.db.zst"),
+            Self::ArchiveText(id) => write!(f, "archives/{id}.sql.zst"),
             Self::ArchiveMetadata(id) => write!(f, "archives/{id}.json"),
         }
     }
@@ -479,6 +489,7 @@ mod tests {
             Key::segment(namespace, database, first, last, nonce),
             Key::image(namespace, database, last, nonce),
             Key::Database(namespace, database, DatabaseObject::Archive(archive)),
+            Key::Database(namespace, database, DatabaseObject::ArchiveText(archive)),
             Key::Database(
                 namespace,
                 database,

@@ -15,7 +15,9 @@ mod run;
 
 use std::fmt;
 
-pub use run::scrub;
+use crate::ErrorKind;
+
+pub use run::{scrub, scrub_some};
 
 /// How much is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +39,8 @@ pub struct Finding {
     pub offset: Option<u64>,
     /// What is wrong.
     pub what: String,
+    /// What that means: damaged, gone, or not to be had now.
+    pub kind: ErrorKind,
 }
 
 impl fmt::Display for Finding {
@@ -55,6 +59,8 @@ pub struct ScrubReport {
     pub findings: Vec<Finding>,
     /// Objects read.
     pub objects: u64,
+    /// Objects that were not asked for.
+    pub skipped: u64,
     /// Their bytes.
     pub bytes: u64,
     /// Commit records proven by the chain.

@@ -36,6 +36,7 @@ use crate::node::terms::term_error;
 use crate::operations::{KEPT_MICROS, Running, recover_all};
 use crate::registry::Registry;
 use crate::request::{BookmarkInfo, Request, Response};
+use crate::scratch;
 use crate::settings::{Durability, Settings};
 use crate::settle::Settler;
 use crate::ship::{Shipper, blocking};
@@ -46,7 +47,9 @@ use crate::system::names::check_name;
 use crate::system::requests::Record;
 use crate::system::tokens::{NewToken, Principal, TokenInfo};
 use crate::system::{Page, PageOf};
+use crate::travel::archives::sweep;
 use crate::travel::rewind::Plans;
+use crate::travel::verify::Proofs;
 
 /// How long a stop waits for operations that were interrupted.
 const OPERATIONS_END: Duration = Duration::from_secs(10);
@@ -58,6 +61,7 @@ pub(crate) struct Inner {
     pub(crate) system: System,
     pub(crate) running: Running,
     pub(crate) plans: Plans,
+    pub(crate) proofs: Arc<Proofs>,
     jobs: Jobs,
     terms: Terms,
     notices: Vec<String>,
@@ -148,6 +152,7 @@ impl Engine {
             notices,
             ..
         } = started;
+        scratch::empty(&core)?;
         let registry = Arc::new(Registry::new(Arc::clone(&core)));
         for (id, commits) in inherited.journaled {
             registry.set_journaled(id, commits);
@@ -198,6 +203,7 @@ impl Engine {
             system,
             running: Running::default(),
             plans: Plans::default(),
+            proofs: Arc::default(),
             jobs,
             terms,
             notices,
@@ -218,6 +224,8 @@ impl Engine {
         engine.spawn_recovery();
         engine.spawn_calendar();
         engine.spawn_record_keeper();
+        let drills = engine.drill_loop(engine.inner.stop.subscribe());
+        engine.inner.lock_tasks().others.push(tokio::spawn(drills));
         Ok(engine)
     }
 
@@ -294,6 +302,7 @@ impl Engine {
         let recovery = tokio::spawn(async move {
             let recovered = async {
                 recover_all(&engine).await?;
+                sweep(&engine).await?;
                 let now = engine.now().micros();
                 let old = Timestamp::from_micros(now.saturating_sub(KEPT_MICROS));
                 engine.inner.system.operations_prune(old).await
@@ -465,10 +474,26 @@ impl Engine {
         name: &str,
         file: &std::path::Path,
     ) -> Result<Draft, Error> {
+        self.check_new(namespace, name).await?;
+        let id = DatabaseId::from_bytes(self.inner.core.parts.entropy.bytes16());
+        self.import_as(namespace, name, file, id).await
+    }
+
+    /// Refuses a name for a new database that is not allowed or in use.
+    pub(crate) async fn check_new(&self, namespace: NamespaceId, name: &str) -> Result<(), Error> {
         check_name("database", name)?;
-        self.check_free(namespace, name).await?;
+        self.check_free(namespace, name).await
+    }
+
+    /// Makes a database with this id of an existing SQLite file.
+    pub(crate) async fn import_as(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+        file: &std::path::Path,
+        id: DatabaseId,
+    ) -> Result<Draft, Error> {
         let core = Arc::clone(&self.inner.core);
-        let id = DatabaseId::from_bytes(core.parts.entropy.bytes16());
         let mut seed = [0; 8];
         core.parts.entropy.fill(&mut seed);
         let seed = DigestSeed::new(u64::from_le_bytes(seed));
@@ -483,7 +508,21 @@ impl Engine {
         core.remote.create_manifest(&meta, name).await?;
         self.inner.registry.note_made(id);
         import::commit(&core, meta, proven).await?;
+        crash_point!("import.before_row");
         Ok(self.draft(meta, name))
+    }
+
+    /// Names a database that was made; if its name was taken meanwhile, it is kept as a deleted one, so that
+    /// nothing stands in the store without a row.
+    pub(crate) async fn publish_or_hide(&self, draft: Draft) -> Result<Database, Error> {
+        let row = draft.0.row.clone();
+        let published = draft.publish(None).await;
+        if let Err(error) = &published
+            && error.code() == Code::NameTaken
+        {
+            self.inner.system.database_add_hidden(&row).await?;
+        }
+        published
     }
 
     pub(crate) async fn check_free(&self, namespace: NamespaceId, name: &str) -> Result<(), Error> {
@@ -497,7 +536,7 @@ impl Engine {
         }
     }
 
-    fn draft(&self, meta: DbMeta, name: &str) -> Draft {
+    pub(crate) fn draft(&self, meta: DbMeta, name: &str) -> Draft {
         let row = DatabaseRow {
             id: meta.id,
             namespace: meta.namespace,

@@ -56,12 +56,13 @@ pub(crate) fn is_due(loaded: &Loaded, head: &Head) -> bool {
 }
 
 /// A read transaction at a known commit.
-struct Snapshot {
-    sqlite: Sqlite,
-    head: Head,
+pub(crate) struct Snapshot {
+    pub(crate) sqlite: Sqlite,
+    pub(crate) head: Head,
 }
 
-async fn snapshot(database: &Arc<OpenDb>) -> Result<Snapshot, Error> {
+/// Begins a read transaction at the newest commit, whose Position is known then.
+pub(crate) async fn snapshot(database: &Arc<OpenDb>) -> Result<Snapshot, Error> {
     let gate = database.gate_unasked().await?;
     let pinned = Arc::clone(database);
     let taken = blocking(move || {

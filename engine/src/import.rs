@@ -94,14 +94,31 @@ pub(crate) fn prove(
     id: tidelog_wal::DatabaseId,
     file: &Path,
 ) -> Result<Proven, Error> {
-    let page_size = check_header(file)?;
+    check_header(file)?;
     let folder = core.database_folder(id);
     let incarnation = incarnation_name(core);
     let files = folder.join(&incarnation);
     let io = |e| Error::io("import a file", e);
     core.parts.disk.create_folder(&folder).map_err(io)?;
     core.parts.disk.create_folder(&files).map_err(io)?;
-    let to = DbPaths::in_folder(&files);
+    let proven = prove_at(file, &DbPaths::in_folder(&files).database);
+    if proven.is_err() {
+        // Nothing is left of what was refused.
+        let _ = std::fs::remove_dir_all(&folder);
+    }
+    let (page_size, pages) = proven?;
+    Ok(Proven {
+        incarnation,
+        page_size,
+        pages,
+    })
+}
+
+/// Copies the file to `to`, recovers and proves the copy: everything stands in the one file then, synced.
+pub(crate) fn prove_at(file: &Path, to: &Path) -> Result<(PageSize, PageCount), Error> {
+    let page_size = check_header(file)?;
+    let io = |e| Error::io("import a file", e);
+    let to = DbPaths::of(to);
     let copied = (|| {
         std::fs::copy(file, &to.database)?;
         // What a program that died left beside it belongs to it: SQLite recovers it into the copy.
@@ -115,25 +132,13 @@ pub(crate) fn prove(
         }
         Ok(())
     })();
-    let proven = copied
-        .map_err(io)
-        .and_then(|()| check(&to.database))
-        .and_then(|pages| {
-            std::fs::File::open(&to.database)
-                .and_then(|f| f.sync_all())
-                .and_then(|()| crate::disk::sync_parent(&to.database))
-                .map_err(io)?;
-            Ok(Proven {
-                incarnation,
-                page_size,
-                pages,
-            })
-        });
-    if proven.is_err() {
-        // Nothing is left of what was refused.
-        let _ = std::fs::remove_dir_all(&folder);
-    }
-    proven
+    copied.map_err(io)?;
+    let pages = check(&to.database)?;
+    std::fs::File::open(&to.database)
+        .and_then(|f| f.sync_all())
+        .and_then(|()| crate::disk::sync_parent(&to.database))
+        .map_err(io)?;
+    Ok((page_size, pages))
 }
 
 /// Has SQLite recover, prove and switch the copy to WAL mode, with everything in the one file.

@@ -39,6 +39,7 @@ mod rebuild;
 mod registry;
 mod remote;
 pub mod request;
+mod scratch;
 mod sealed;
 mod sealing;
 pub mod settings;

@@ -130,6 +130,9 @@ pub struct Settings {
     pub gate_timeout: Duration,
     /// Restores in place of one database in ten minutes. Each is a commit as large as what it takes back.
     pub restores_max: usize,
+    /// How often a restore drill proves the database that was proven longest ago; `None` for never. Shorter:
+    /// fresher proof and restore times, more reads from the store.
+    pub drill_interval: Option<Duration>,
     /// zstd level of journal objects: on the path of every commit.
     pub journal_level: i32,
     /// zstd level of segments and images: once for each byte, off the path.
@@ -170,6 +173,7 @@ impl Default for Settings {
             gate_queue_max: 1024,
             gate_timeout: Duration::from_secs(5),
             restores_max: 10,
+            drill_interval: None,
             journal_level: 3,
             settle_level: 9,
             audit_ship_interval: Duration::from_hours(1),

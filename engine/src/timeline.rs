@@ -11,10 +11,12 @@ use tidelog_archive::plan::{CommitInfo, History, Plan, Resolved, Target};
 use tidelog_wal::{Position, Timestamp, TxId};
 
 use crate::bucket::At;
+use crate::core::Core;
 use crate::database::Lease;
 use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::rebuild::{history, materialise, plan_error, present};
+use crate::scratch;
 use crate::settings::Durability;
 use crate::system::{Page, PageOf};
 use crate::travel::labels;
@@ -163,11 +165,24 @@ impl Database {
         history.plan(resolved, None).await.map_err(plan_error)
     }
 
+    /// The plan to a state, with what executes it.
+    pub(crate) async fn plan_at(&self, at: At) -> Result<(std::sync::Arc<Core>, Plan), Error> {
+        let (lease, mut history, resolved) = self.resolve(at).await?;
+        let plan = history.plan(resolved, None).await.map_err(plan_error)?;
+        Ok((std::sync::Arc::clone(&lease.core), plan))
+    }
+
     /// Writes a state as a plain SQLite file at `out`, which must not exist; proven before it has its name.
     pub async fn export(&self, at: At, out: &Path) -> Result<Position, Error> {
         let _hold = self.engine.inner.core.holds.hold(self.row.id);
         let (lease, mut history, resolved) = self.resolve(at).await?;
         let plan = history.plan(resolved, None).await.map_err(plan_error)?;
+        let folder = match out.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let bytes = plan.target.n.bytes(plan.page_size);
+        scratch::ensure(&lease.core, folder, "an export", bytes)?;
         materialise(&lease.core.remote.store, &plan, out).await?;
         Ok(plan.target.position)
     }

@@ -7,6 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tidelog_archive::store::{MeterSnapshot, Outcome, Verb};
 use tidelog_engine::meters::{BOUNDS_MICROS, Counts, Histogram, NodeStatus};
+use tidelog_engine::travel::verify::{Outcome as Verified, ProofStatus};
+use tidelog_wal::Timestamp;
 
 use crate::app::App;
 
@@ -131,6 +133,7 @@ pub(crate) async fn scrape(app: &App) -> String {
         "Audit lines dropped because too many waited.",
     );
     line(&mut out, "audit_dropped_total", dropped);
+    verifications(&mut out, app.engine.proof_status(), app.engine.now());
     gauge(
         &mut out,
         "term",
@@ -308,6 +311,46 @@ fn store(out: &mut String, meter: &MeterSnapshot) {
         "Store requests under way.",
         meter.in_flight,
     );
+}
+
+/// What is known of verifications, over all databases: a series that has no value yet is left out.
+fn verifications(out: &mut String, status: ProofStatus, now: Timestamp) {
+    head(
+        out,
+        "counter",
+        "verifications_total",
+        "Verifications that ended in this process life.",
+    );
+    for (outcome, count) in Verified::ALL.into_iter().zip(status.ended) {
+        let outcome = outcome.as_str();
+        line(
+            out,
+            &format!("verifications_total{{outcome=\"{outcome}\"}}"),
+            count,
+        );
+    }
+    if let Some(good) = status.last_good {
+        gauge(
+            out,
+            "verification_age_seconds",
+            "Since a verification last found everything right.",
+            now.micros_since(good) / 1_000_000,
+        );
+    }
+    if let Some(took) = status.restore_duration {
+        head(
+            out,
+            "gauge",
+            "restore_duration_seconds",
+            "The newest measured time of a restore.",
+        );
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "tidelog_restore_duration_seconds {}",
+            took.as_secs_f64()
+        );
+    }
 }
 
 fn gauge(out: &mut String, name: &str, help: &str, value: u64) {

@@ -71,6 +71,7 @@ codes! {
     SqlTooLong 413 "sql-too-long" "The SQL text is too long" false;
     ResultTooLarge 413 "result-too-large" "The result is too large" false;
     UnsupportedMediaType 415 "unsupported-media-type" "The body has a type that is not taken here" false;
+    RangeNotSatisfiable 416 "range-not-satisfiable" "The range lies outside of the content" false;
     BookmarkInFuture 422 "bookmark-in-future" "The bookmark lies past the newest commit" false;
     BookmarkForeign 422 "bookmark-foreign" "The bookmark belongs to another history" false;
     BookmarkMalformed 422 "bookmark-malformed" "This is not a bookmark" false;

@@ -393,8 +393,18 @@ async fn the_bucket_alone_restores_every_bookmark_and_tells_damage() {
         "a refused restore leaves nothing"
     );
 
-    let (code, report) = tidelog(home, &["verify", "--level", "restore"]);
+    let (code, report) = tidelog(home, &["verify", "--level", "full"]);
     assert_eq!(code, 0, "{report}");
+    assert!(
+        items(&report)
+            .iter()
+            .all(|one| one["integrity_checked"] == true)
+    );
+    assert_eq!(
+        tidelog(home, &["verify", "--every", "24h"]).0,
+        2,
+        "a bucket has no schedule"
+    );
     flip_a_byte_of_a_journal_object(&home.join("store"));
     let (code, report) = tidelog(home, &["verify"]);
     assert_eq!(code, 5, "{report}");
@@ -610,4 +620,85 @@ fn wrong_usage_exits_with_two_and_help_with_zero() {
         run(&["db", "list", "--url", "http://127.0.0.1:9", "--token", "x"]),
         Some(1)
     );
+}
+
+/// Goal: an archive needs nothing but itself. Method: made, listed, downloaded, proven, restored and deleted by the
+/// command line against a server; the downloaded bytes are unpacked and opened as what they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_and_proof_go_by_the_command_line() {
+    let home = home();
+    let server = Server::start(home.path()).await;
+    server.post("databases", json!({ "name": "orders" })).await;
+    server.run("orders", "create table t(a)").await;
+    server.run("orders", "insert into t values(1), (2)").await;
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidelog"));
+        command
+            .current_dir(home.path())
+            .env("TIDELOG_URL", &server.base)
+            .env("TIDELOG_TOKEN", &server.token)
+            .arg("--json")
+            .args(arguments);
+        let output = command.output().expect("the binary runs");
+        let said = if output.status.success() {
+            &output.stdout
+        } else {
+            &output.stderr
+        };
+        let document: Json = serde_json::from_slice(said).unwrap_or_default();
+        (output.status.code().unwrap_or(-1), document)
+    };
+    let create = [
+        "archive",
+        "create",
+        "orders",
+        "--name",
+        "kept",
+        "--legal-hold",
+    ];
+    let (code, made) = ask(&create);
+    assert_eq!(code, 0, "{made}");
+    let id = made["id"].as_str().expect("an id").to_owned();
+    let (code, listed) = ask(&["archive", "list", "orders"]);
+    assert_eq!((code, items(&listed).len()), (0, 1));
+    assert_eq!(items(&listed)[0]["name"], "kept");
+    let download = ["archive", "download", "orders", &id, "--out", "x.db.zst"];
+    let (code, done) = ask(&download);
+    assert_eq!(code, 0, "{done}");
+    assert_eq!(done["stored_sha256"], made["stored_sha256"]);
+    assert_eq!(ask(&download).0, 4, "a file that exists is not replaced");
+    let packed = std::fs::File::open(home.path().join("x.db.zst")).expect("downloaded");
+    let mut plain = std::fs::File::create(home.path().join("x.db")).expect("a file");
+    zstd::stream::copy_decode(packed, &mut plain).expect("zstd");
+    let opened = rusqlite::Connection::open(home.path().join("x.db")).expect("open");
+    let count: i64 = opened
+        .query_row("select count(*) from t", [], |row| row.get(0))
+        .expect("count");
+    assert_eq!(count, 2);
+    assert_eq!(ask(&["archive", "verify", "orders", &id]).0, 0);
+    let delete = ["archive", "delete", "orders", &id, "--yes"];
+    assert_eq!(ask(&delete).0, 4, "it is held");
+    assert_eq!(
+        ask(&["archive", "hold", "orders", &id, "--legal-hold", "false"]).0,
+        0
+    );
+    assert_eq!(ask(&["archive", "restore", "again", &id]).0, 0);
+    let found = server.run("again", "select count(*) from t").await;
+    assert_eq!(found["rows"][0][0], 2);
+    assert_eq!(ask(&delete).0, 0);
+    assert_eq!(ask(&["archive", "show", "orders", &id]).0, 3);
+    let (code, proof) = ask(&["verify", "orders", "--level", "full"]);
+    assert_eq!(
+        (code, &proof["outcome"]),
+        (0, &json!("verified")),
+        "{proof}"
+    );
+    let (code, schedule) = ask(&["verify", "orders", "--level", "restore", "--every", "24h"]);
+    assert_eq!((code, &schedule["every_seconds"]), (0, &json!(86_400)));
+    assert_eq!(ask(&["verify", "orders", "--every", "never"]).0, 0);
+    let import = ["import", "orders", "x.db", "--replace", "--yes"];
+    let (code, replaced) = ask(&import);
+    assert_eq!(code, 0, "{replaced}");
+    assert!(replaced["previous_bookmark"].is_string());
+    assert!(server.terminate().status.success());
 }

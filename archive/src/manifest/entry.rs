@@ -367,6 +367,7 @@ impl Entry for Marked {
             DatabaseObject::Manifest
             | DatabaseObject::Key
             | DatabaseObject::Archive(_)
+            | DatabaseObject::ArchiveText(_)
             | DatabaseObject::ArchiveMetadata(_) => {
                 (3, TxId::ZERO, TxId::ZERO, KeyNonce::default())
             }

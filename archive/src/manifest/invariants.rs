@@ -245,6 +245,7 @@ impl Manifest {
             DatabaseObject::Manifest
             | DatabaseObject::Key
             | DatabaseObject::Archive(_)
+            | DatabaseObject::ArchiveText(_)
             | DatabaseObject::ArchiveMetadata(_) => false,
         }
     }
@@ -349,6 +350,7 @@ const fn marked_at(mark: &Marked) -> TxId {
         DatabaseObject::Manifest
         | DatabaseObject::Key
         | DatabaseObject::Archive(_)
+        | DatabaseObject::ArchiveText(_)
         | DatabaseObject::ArchiveMetadata(_) => TxId::ZERO,
     }
 }

@@ -157,6 +157,19 @@ impl History {
         }
     }
 
+    /// The plan to `target` from the file at `base` and from nothing else: it proves that file.
+    pub async fn plan_from(&mut self, base: Position, target: Resolved) -> Result<Plan, PlanError> {
+        let (from, to) = (base.txid, target.position.txid);
+        let (low, high) = (from.min(to), from.max(to));
+        self.read_index(|_, entry| entry.run.first <= high && entry.run.last > low)
+            .await?;
+        let joined = low == high || self.lowest_joined(high) <= low.next();
+        if !joined || self.crosses_gap(from, to) {
+            return Err(self.no_plan(to));
+        }
+        Ok(self.price(&target, Start::Base(base)))
+    }
+
     /// Why there is no plan: a gap on either side, or nothing that joins.
     fn no_plan(&self, txid: TxId) -> PlanError {
         let nearest = self

@@ -46,6 +46,14 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// The object that could not be read.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Store { key, .. } | Self::Key { key, .. } => key,
+            Self::Corrupt(error) => &error.key,
+        }
+    }
+
     /// What it means for the caller. A missing object that is listed is corruption for whoever asked for the
     /// state, but the caller tells: it may have been settled or expired meanwhile.
     pub fn kind(&self) -> ErrorKind {

@@ -38,6 +38,7 @@ impl From<CorruptObject> for Finding {
         Self {
             offset: offset_of(&corrupt.error),
             what: corrupt.error.to_string(),
+            kind: corrupt.kind(),
             key: corrupt.key,
         }
     }
@@ -51,11 +52,13 @@ impl From<ReadError> for Finding {
                 key,
                 offset: None,
                 what: chain_of(&source),
+                kind: source.kind(),
             },
             ReadError::Store { key, source } => Self {
                 key,
                 offset: None,
                 what: chain_of(&source),
+                kind: source.kind(),
             },
         }
     }

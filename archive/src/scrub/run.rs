@@ -5,6 +5,7 @@ use tidelog_wal::TxId;
 
 use super::check::{Counter, chain_of};
 use super::{Finding, Level, ScrubReport};
+use crate::ErrorKind;
 use crate::envelope::{BlockEntry, BlockTable, FormatError, TRAILER_LEN};
 use crate::image::Image;
 use crate::plan::{
@@ -22,9 +23,21 @@ const CHUNK: u64 = 4 << 20;
 /// [`Level::Restore`] alone.
 pub async fn scrub<S: PageSink + 'static>(
     store: &Store,
+    history: History,
+    level: Level,
+    sink: impl FnMut() -> std::io::Result<S>,
+) -> Result<ScrubReport, PlanError> {
+    scrub_some(store, history, level, sink, |_| true).await
+}
+
+/// As [`scrub`], but reads only the objects whose keys `wanted` picks. That the runs of all objects join is
+/// checked by their entries, whichever are read; at [`Level::Restore`] what a state needs is read in any case.
+pub async fn scrub_some<S: PageSink + 'static>(
+    store: &Store,
     mut history: History,
     level: Level,
     mut sink: impl FnMut() -> std::io::Result<S>,
+    mut wanted: impl FnMut(&str) -> bool,
 ) -> Result<ScrubReport, PlanError> {
     history.read_all().await?;
     let mut report = ScrubReport::default();
@@ -36,14 +49,23 @@ pub async fn scrub<S: PageSink + 'static>(
                 key: piece.source.key().to_owned(),
                 offset: None,
                 what: format!("does not follow {}", last.source.key()),
+                kind: ErrorKind::Corrupt,
             });
         }
         last = Some(piece);
+        if !wanted(piece.source.key()) {
+            report.skipped += 1;
+            continue;
+        }
         if let Err(finding) = scrub_piece(store, piece, level, &mut report).await {
             report.findings.push(finding);
         }
     }
     for image in &history.images {
+        if !wanted(&image.object.key) {
+            report.skipped += 1;
+            continue;
+        }
         if let Err(finding) = scrub_image(store, image, level, &mut report).await {
             report.findings.push(finding);
         }
@@ -98,6 +120,7 @@ async fn prove_bytes(store: &Store, key: &str, len: u64, blake3: &[u8; 32]) -> R
             "BLAKE3 of the object is {found}, expected {}",
             blake3::Hash::from_bytes(*blake3)
         ),
+        kind: ErrorKind::Corrupt,
     })
 }
 
@@ -248,6 +271,7 @@ async fn restore_state<S: PageSink + 'static>(
                     .map_or_else(String::new, |step| step.piece.source.key().to_owned()),
                 offset: None,
                 what: format!("restoring txid {txid}: {}", chain_of(&error)),
+                kind: error.kind(),
             }),
         }
     }

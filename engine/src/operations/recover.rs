@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use super::record::{Failure, Operation, OperationState, OperationType};
 use crate::engine::Engine;
 use crate::error::{Code, Error};
+use crate::travel::archives;
 
 /// Ends every open operation of earlier lives. One that cannot be ended now is tried again at the next start.
 pub(crate) async fn recover_all(engine: &Engine) -> Result<(), Error> {
@@ -47,15 +48,24 @@ async fn recover(engine: &Engine, mut operation: Operation) -> Result<(), Error>
 
 /// The result of the operation if its effect stands; else cleans up and answers `None`.
 async fn outcome(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
+    let (namespace, database) = (operation.namespace, operation.database);
     match operation.kind {
+        OperationType::Archive => {
+            archives::end_interrupted(engine, namespace, database, &operation.note).await
+        }
+        OperationType::Import if operation.note.get("replace").is_some() => {
+            crate::travel::replace::recover(engine, operation).await
+        }
+        OperationType::Import => {
+            let name = operation.database_name.as_deref();
+            let note = &operation.note;
+            archives::end_interrupted_import(engine, namespace, database, name, note).await
+        }
         // What these make is either complete by one conditional write or garbage that nothing names.
         OperationType::Restore => crate::travel::rewind::recover(engine, operation).await,
         OperationType::Purge => engine.recover_purge(operation).await,
         OperationType::Fork => crate::travel::forks::recover(engine, operation).await,
         OperationType::Detach => crate::travel::detach::recover(engine, operation).await,
-        OperationType::Archive
-        | OperationType::Import
-        | OperationType::Verification
-        | OperationType::Retention => Ok(None),
+        OperationType::Verification | OperationType::Retention => Ok(None),
     }
 }

@@ -290,6 +290,38 @@ impl System {
         Ok(())
     }
 
+    /// Adds the row of a database whose history exists and whose name was taken meanwhile, as deleted.
+    pub(crate) async fn database_add_hidden(&self, made: &DatabaseRow) -> Result<(), Error> {
+        let row = made.clone();
+        self.write(move |c| {
+            c.execute(
+                "INSERT INTO databases(id, namespace, name, page_size, created, deleted) \
+                 VALUES(?1, ?2, ?3, ?4, ?5, ?5)",
+                params![
+                    row.id.as_bytes(),
+                    row.namespace.as_bytes(),
+                    row.name,
+                    row.page_size,
+                    micros(row.created_at)
+                ],
+            )
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Whether a database has a row, live or deleted.
+    pub(crate) async fn database_exists(&self, id: DatabaseId) -> Result<bool, Error> {
+        self.read(move |c| {
+            c.query_row(
+                "SELECT EXISTS(SELECT 1 FROM databases WHERE id = ?1)",
+                [id.as_bytes()],
+                |row| row.get(0),
+            )
+        })
+        .await
+    }
+
     /// The live database of this name.
     pub(crate) async fn database(
         &self,

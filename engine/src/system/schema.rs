@@ -66,6 +66,7 @@ CREATE TABLE purged(
   id BLOB PRIMARY KEY, namespace BLOB NOT NULL, name TEXT NOT NULL, purged INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX purged_of ON purged(namespace, name);
 ",
+    PROOF,
 ];
 
 /// Answers to repeat, rates and owners of tokens, members, audit lines, insights, maintenance.
@@ -102,4 +103,24 @@ CREATE TABLE slow_queries(
   database BLOB NOT NULL, id TEXT NOT NULL, at INTEGER NOT NULL, line TEXT NOT NULL,
   PRIMARY KEY(database, id)) WITHOUT ROWID;
 CREATE INDEX slow_queries_age ON slow_queries(at);
+";
+
+/// Archives, verifications and when they are due.
+const PROOF: &str = "
+CREATE TABLE archives(
+  id TEXT PRIMARY KEY, namespace BLOB NOT NULL, database BLOB NOT NULL, state TEXT NOT NULL,
+  term INTEGER NOT NULL, created INTEGER NOT NULL, retain_until INTEGER, legal_hold INTEGER NOT NULL,
+  operation TEXT, request TEXT UNIQUE, fingerprint BLOB, document TEXT, verified TEXT) WITHOUT ROWID;
+CREATE INDEX archives_of ON archives(database, id);
+CREATE INDEX archives_unfinished ON archives(state) WHERE state <> 'ready';
+CREATE TABLE verifications(
+  id TEXT PRIMARY KEY, namespace BLOB NOT NULL, database BLOB NOT NULL, level TEXT NOT NULL,
+  outcome TEXT NOT NULL, started INTEGER NOT NULL, ended INTEGER NOT NULL, bookmark TEXT,
+  restore_us INTEGER, scheduled INTEGER NOT NULL, report TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX verifications_of ON verifications(database, id);
+CREATE INDEX verifications_age ON verifications(ended);
+CREATE TABLE verification_schedules(
+  database BLOB PRIMARY KEY, namespace BLOB NOT NULL, every INTEGER NOT NULL, level TEXT NOT NULL,
+  sample INTEGER NOT NULL, due INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX verification_schedules_due ON verification_schedules(due);
 ";

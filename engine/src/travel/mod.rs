@@ -1,12 +1,17 @@
 //! Time travel: everything an owner does with the past of a database.
 
+pub mod archives;
 pub mod branches;
 pub(crate) mod calendar;
 mod deletion;
 pub mod detach;
 pub mod forks;
+pub(crate) mod inspect;
 pub mod labels;
+pub mod replace;
 pub mod restores;
 pub mod retention;
 pub mod rewind;
 mod schema_only;
+pub mod verify;
+pub(crate) mod watched;

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidelog_engine::Durability;
 use tidelog_wal::{Position, Timestamp};
 
+use super::archive::ArchiveCommand;
 use super::client::Client;
 use super::exit::Failure;
 use crate::time;
@@ -50,6 +51,11 @@ impl Place {
             || (self.url.is_none()
                 && variable("TIDELOG_URL").is_none()
                 && variable("TIDELOG_STORE").is_some())
+    }
+
+    /// Whether a server is meant or could be.
+    pub(crate) fn names_server(&self) -> bool {
+        self.url.is_some() || variable("TIDELOG_URL").is_some()
     }
 
     /// The bucket, which has to be named.
@@ -109,7 +115,7 @@ pub(crate) enum Command {
     Detach(DetachOptions),
     /// List the long work of a namespace, or cancel some of it
     Operations(OperationsOptions),
-    /// Check what a bucket holds
+    /// Prove what a bucket holds, or have a server prove it
     Verify(VerifyOptions),
     /// Look at the store itself
     #[command(subcommand)]
@@ -132,6 +138,9 @@ pub(crate) enum Command {
     Import(ImportOptions),
     /// Write a database, as it is or was, to a file
     Export(ExportOptions),
+    /// Make, list, download, prove, hold, restore and delete archives
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
     /// Show where a database stands, or stood at a time
     Bookmark(BookmarkOptions),
     /// Name commits of a database
@@ -207,6 +216,13 @@ pub(crate) struct At {
     pub(crate) snapshot: Option<String>,
 }
 
+impl At {
+    /// Whether no point is named.
+    pub(crate) const fn is_newest(&self) -> bool {
+        self.at.is_none() && self.bookmark.is_none() && self.snapshot.is_none()
+    }
+}
+
 /// What `serve` and `config check` read settings from.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigOptions {
@@ -243,6 +259,9 @@ pub(crate) struct ConfigOptions {
     /// How long a write waits for its durability, in milliseconds
     #[arg(long, value_name = "MS")]
     pub(crate) durability_timeout_ms: Option<u64>,
+    /// Prove, every so many seconds, that the database proven longest ago restores; 0 for never
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) drill_every_seconds: Option<u64>,
     /// How long an unused database stays open, in milliseconds
     #[arg(long, value_name = "MS")]
     pub(crate) idle_close_ms: Option<u64>,
@@ -365,6 +384,19 @@ pub(crate) enum Level {
     Chain,
     /// And every database restores to its newest recorded digest
     Restore,
+    /// And SQLite finds what was restored sound; against a server also that the live database is what was recorded
+    Full,
+}
+
+impl Level {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Objects => "objects",
+            Self::Chain => "chain",
+            Self::Restore => "restore",
+            Self::Full => "full",
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -374,6 +406,11 @@ pub(crate) struct VerifyOptions {
     /// How much to look at
     #[arg(long, value_enum, default_value_t = Level::Chain)]
     pub(crate) level: Level,
+    #[command(flatten)]
+    pub(crate) at: At,
+    /// Against a server: have it verify by itself so often (30m, 24h, 7d), or `never` again
+    #[arg(long, value_name = "SPAN", conflicts_with_all = ["at", "bookmark", "snapshot"])]
+    pub(crate) every: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -541,10 +578,16 @@ pub(crate) struct QueryOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportOptions {
-    /// NAMESPACE/DATABASE, which must not exist
+    /// NAMESPACE/DATABASE, which must not exist unless --replace is given
     pub(crate) database: Name,
     /// The `SQLite` file
     pub(crate) file: PathBuf,
+    /// Replace the existing database by the file, as one commit that can be taken back
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Do not ask
+    #[arg(long, requires = "replace")]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

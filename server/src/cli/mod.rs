@@ -6,6 +6,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 conflict or refused, 5 damaged data.
 
+mod archive;
 mod args;
 mod bucket;
 mod client;
@@ -13,12 +14,14 @@ mod exit;
 mod gc;
 mod keys;
 mod local;
+mod operation;
 mod output;
 mod remote;
 mod serve;
 mod settings;
 mod snapshots;
 mod travel;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -77,6 +80,9 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
         Command::Fork(options) => travel::fork(&place.server()?, options, output).await,
         Command::Detach(options) => travel::detach(&place.server()?, options, output).await,
         Command::Operations(options) => travel::operations(&place.server()?, options, output).await,
+        Command::Verify(options) if !place.names_bucket() && place.names_server() => {
+            verify::verify(&place.server()?, options, output).await
+        }
         Command::Verify(options) => {
             bucket::verify::verify(&place.bucket()?, &keys, options, output).await
         }
@@ -108,6 +114,7 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
         Command::Export(options) => remote::export(&place.server()?, options, output).await,
         Command::Gc(options) => gc::gc(&place.server()?, options, output).await,
         Command::Snapshot(command) => snapshots::snapshot(&place.server()?, command, output).await,
+        Command::Archive(command) => archive::archive(&place.server()?, command, output).await,
         Command::Bookmark(options) => remote::bookmark(&place.server()?, options, output).await,
     }
 }

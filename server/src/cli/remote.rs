@@ -209,6 +209,13 @@ pub(super) async fn import(
     options: ImportOptions,
     output: &Output,
 ) -> Result<(), Failure> {
+    if options.replace && !options.yes {
+        confirm(&format!(
+            "replace {} by {}?",
+            options.database,
+            options.file.display()
+        ))?;
+    }
     let ready = super::local::whole_file(&options.file, *output)?;
     let path = ready.path();
     let unreadable = |error: std::io::Error| {
@@ -233,8 +240,16 @@ pub(super) async fn import(
     });
     let request = client
         .request(Method::POST, &database(&options.database, &["import"]))
+        .query(&[("replace", options.replace)])
         .header("content-type", "application/vnd.sqlite3")
         .body(reqwest::Body::wrap_stream(stream));
+    if options.replace {
+        let namespace = &options.database.namespace;
+        let done = super::operation::followed(client, namespace, request, output).await?;
+        bar.finish_and_clear();
+        fields(*output, &done["restore"]);
+        return Ok(());
+    }
     let answer = client.json(request).await?;
     bar.finish_and_clear();
     fields(*output, &answer);
@@ -246,7 +261,6 @@ pub(super) async fn export(
     options: ExportOptions,
     output: &Output,
 ) -> Result<(), Failure> {
-    refuse_existing(&options.out, options.force)?;
     let mut request = client.request(Method::GET, &database(&options.database, &["export"]));
     if let Some(bookmark) = options.at.bookmark {
         request = request.query(&[("bookmark", bookmark.to_string())]);
@@ -257,23 +271,38 @@ pub(super) async fn export(
     if let Some(snapshot) = &options.at.snapshot {
         request = request.query(&[("snapshot", snapshot)]);
     }
-    let response = client.send(request).await?;
-    let bookmark = response
-        .headers()
+    let (received, headers) =
+        download(client, request, &options.out, options.force, *output).await?;
+    let bookmark = headers
         .get("db-bookmark")
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
         .to_owned();
+    let out = options.out.display().to_string();
+    let done = json!({ "file": out, "bytes": received, "bookmark": bookmark });
+    output.result(&done, || {
+        format!("{out}: {} at {bookmark}\n", bytes(received))
+    });
+    Ok(())
+}
+
+/// Writes an answer to a file, and gives its length and headers.
+pub(super) async fn download(
+    client: &Client,
+    request: reqwest::RequestBuilder,
+    out: &Path,
+    force: bool,
+    output: Output,
+) -> Result<(u64, reqwest::header::HeaderMap), Failure> {
+    refuse_existing(out, force)?;
+    let response = client.send(request).await?;
+    let headers = response.headers().clone();
     let total = response.content_length().unwrap_or_default();
     let bar = output.bar(total, "receiving");
-    let unwritable = |error: std::io::Error| {
-        Failure::failed(format!("cannot write {}: {error}", options.out.display()))
-    };
+    let unwritable =
+        |error: std::io::Error| Failure::failed(format!("cannot write {}: {error}", out.display()));
     // Beside its place, then renamed: a broken stream leaves no half file under the name.
-    let folder = options
-        .out
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
     let (file, path) = tempfile::Builder::new()
         .prefix(".tidelog-")
         .tempfile_in(folder.unwrap_or(Path::new(".")))
@@ -290,19 +319,14 @@ pub(super) async fn export(
     }
     file.sync_all().await.map_err(unwritable)?;
     drop(file);
-    let placed = if options.force {
-        path.persist(&options.out)
+    let placed = if force {
+        path.persist(out)
     } else {
-        path.persist_noclobber(&options.out)
+        path.persist_noclobber(out)
     };
     placed.map_err(|error| unwritable(error.error))?;
     bar.finish_and_clear();
-    let out = options.out.display().to_string();
-    let done = json!({ "file": out, "bytes": received, "bookmark": bookmark });
-    output.result(&done, || {
-        format!("{out}: {} at {bookmark}\n", bytes(received))
-    });
-    Ok(())
+    Ok((received, headers))
 }
 
 /// Refuses to write over a file unless told to.

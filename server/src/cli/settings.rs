@@ -39,6 +39,7 @@ pub(super) fn load(place: Place, options: &ConfigOptions) -> Result<Config, Fail
         ("journal_max_bytes", options.journal_max_bytes),
         ("durability_timeout_ms", options.durability_timeout_ms),
         ("idle_close_ms", options.idle_close_ms),
+        ("drill_every_seconds", options.drill_every_seconds),
     ] {
         let Some(value) = value else { continue };
         let value = i64::try_from(value)

@@ -52,6 +52,8 @@ pub struct Config {
     pub durability_timeout_ms: u64,
     /// How long an unused database stays open.
     pub idle_close_ms: u64,
+    /// How often a restore drill proves one database; 0 for never.
+    pub drill_every_seconds: u64,
     /// Databases open at once.
     pub open_databases_max: usize,
     /// SQL jobs at once.
@@ -268,6 +270,9 @@ impl Config {
             journal_max_bytes: self.journal_max_bytes,
             durability_timeout: millis(self.durability_timeout_ms),
             idle_close: millis(self.idle_close_ms),
+            drill_interval: Some(self.drill_every_seconds)
+                .filter(|seconds| *seconds > 0)
+                .map(Duration::from_secs),
             open_databases_max: self.open_databases_max,
             workers: self.workers,
             workers_per_tenant: self.workers_per_tenant,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::HeaderMap;
 use tidelog_engine::system::Page;
 use tidelog_engine::system::tokens::Principal;
 use tidelog_engine::{Access as SqlAccess, Database, IdempotencyKey};
@@ -22,6 +23,8 @@ pub(crate) struct Call {
     pub(crate) request_id: String,
     /// The path as it came, for links.
     pub(crate) path: String,
+    /// The headers, for what concerns one route alone.
+    pub(crate) headers: HeaderMap,
     /// The values of the path's placeholders.
     pub(crate) names: BTreeMap<String, String>,
     /// Absent on public routes only.

@@ -305,6 +305,7 @@ impl Incoming {
             app: Arc::clone(&self.app),
             request_id: self.id.clone(),
             path,
+            headers: headers.clone(),
             names: self.names.clone(),
             principal,
             query,

@@ -479,6 +479,95 @@ const ROWS: &[Row] = &[
         ),
     ),
     (
+        "POST",
+        "/v1/namespaces/{ns}/databases/{db}/archives",
+        told("Make a self-contained export", &[200, 201, 202]).body(
+            &[
+                may(
+                    "target",
+                    "object",
+                    "bookmark, timestamp or snapshot; the newest state without it.",
+                ),
+                may("format", "text", "sqlite or sql."),
+                may("name", "text", "1 to 80 characters."),
+                may("retain_until", "time", "Not to be deleted before."),
+                may(
+                    "legal_hold",
+                    "boolean",
+                    "Not to be deleted while it stands.",
+                ),
+            ],
+            r#"{"name":"end of year"}"#,
+        ),
+    ),
+    (
+        "GET",
+        "/v1/namespaces/{ns}/databases/{db}/archives",
+        told("List archives, newest first", &[200]).query(PAGE),
+    ),
+    (
+        "PATCH",
+        "/v1/namespaces/{ns}/databases/{db}/archives/{archive}",
+        told("Change how long an archive is held", &[200]).body(
+            &[
+                may("retain_until", "time", "Put off, never brought forward."),
+                may("legal_hold", "boolean", "Set or lifted."),
+            ],
+            r#"{"legal_hold":true}"#,
+        ),
+    ),
+    (
+        "GET",
+        "/v1/namespaces/{ns}/databases/{db}/archives/{archive}/content",
+        told("The stored bytes, or a range of them", &[200, 206]).answers("application/zstd"),
+    ),
+    (
+        "POST",
+        "/v1/namespaces/{ns}/databases/{db}/archives/{archive}/verify",
+        told("Prove an archive", &[200, 202]),
+    ),
+    (
+        "POST",
+        "/v1/namespaces/{ns}/databases/{db}/verifications",
+        told("Prove that history can be had back", &[200, 202]).body(
+            &[
+                must("level", "text", "objects, chain, restore or full."),
+                may(
+                    "target",
+                    "object",
+                    "bookmark, timestamp or snapshot; the newest state without it.",
+                ),
+                may(
+                    "sample_percent",
+                    "integer",
+                    "Of every hundred objects, how many are read.",
+                ),
+            ],
+            r#"{"level":"restore"}"#,
+        ),
+    ),
+    (
+        "GET",
+        "/v1/namespaces/{ns}/databases/{db}/verifications",
+        told("List verifications, newest first", &[200]).query(PAGE),
+    ),
+    (
+        "PUT",
+        "/v1/namespaces/{ns}/databases/{db}/verification-schedule",
+        told("Verify the database by itself", &[200]).body(
+            &[
+                must("every", "text", "Seconds, or a text such as 30m, 24h, 7d."),
+                must("level", "text", "objects, chain, restore or full."),
+                may(
+                    "sample_percent",
+                    "integer",
+                    "Of every hundred objects, how many are read.",
+                ),
+            ],
+            r#"{"every":"24h","level":"restore"}"#,
+        ),
+    ),
+    (
         "GET",
         "/v1/namespaces/{ns}/operations",
         told("List operations", &[200]).query(&[

@@ -12,7 +12,7 @@ use tidelog_engine::{Database, Draft, Durability, NewDatabase};
 use tidelog_wal::PageSize;
 
 use super::operations::outcome;
-use super::shape;
+use super::{archives, shape};
 use crate::fields::Fields;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
@@ -73,9 +73,17 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
     publish(&call, draft).await
 }
 
-/// `seed`: the new database begins as a fork of another one.
+/// `seed`: the new database begins as a fork of another one, or as an archive.
 async fn seeded(mut call: Call, name: String, seed: Json, plain: bool) -> Result<Answer, Problem> {
     let mut fields = Fields::of_value(seed, "/seed")?;
+    if let Some(archive) = fields.text("archive")? {
+        fields.finish()?;
+        if !plain {
+            return Err(not_plain());
+        }
+        call.finish()?;
+        return archives::seeded(&call, &name, &archive).await;
+    }
     let source = fields.required_text("database")?;
     let schema_only = fields.boolean("schema_only")?.unwrap_or(false);
     let bookmark = super::restores::bookmark(&mut fields, "bookmark")?.map(At::Bookmark);
@@ -88,8 +96,7 @@ async fn seeded(mut call: Call, name: String, seed: Json, plain: bool) -> Result
         return Err(Problem::invalid(Code::InvalidRequest, "/seed", detail));
     }
     if !plain {
-        let detail = "a seeded database has the page size and auto_vacuum of what it begins with";
-        return Err(Problem::invalid(Code::InvalidRequest, "/seed", detail));
+        return Err(not_plain());
     }
     let lives = super::forks::lives(&mut call.body)?;
     let fork = Fork {
@@ -103,6 +110,11 @@ async fn seeded(mut call: Call, name: String, seed: Json, plain: bool) -> Result
     let source = call.app.engine.database(call.namespace()?, &source).await?;
     let handle = source.fork(fork).await?;
     outcome(&call, handle, StatusCode::CREATED).await
+}
+
+fn not_plain() -> Problem {
+    let detail = "a seeded database has the page size and auto_vacuum of what it begins with";
+    Problem::invalid(Code::InvalidRequest, "/seed", detail)
 }
 
 /// Lists settings; where each database stands is told by the database itself, which would have to be opened.

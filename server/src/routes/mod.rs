@@ -1,5 +1,6 @@
 //! The route table: every method of every path, its minimum role, its body. docs/api.md says what each does.
 
+mod archives;
 mod databases;
 mod forks;
 mod health;
@@ -16,6 +17,7 @@ mod snapshots;
 mod time;
 mod tokens;
 mod transfer;
+mod verifications;
 
 use axum::http::Method;
 use tidelog_engine::Role::{Admin, Analyst, Operator, Owner, Viewer};
@@ -40,6 +42,10 @@ const SNAPSHOTS: &str = "/v1/namespaces/{ns}/databases/{db}/snapshots";
 const SNAPSHOT: &str = "/v1/namespaces/{ns}/databases/{db}/snapshots/{snapshot}";
 const TOKEN: &str = "/v1/namespaces/{ns}/tokens/{token}";
 const MEMBER: &str = "/v1/namespaces/{ns}/members/{principal}";
+const ARCHIVES: &str = "/v1/namespaces/{ns}/databases/{db}/archives";
+const ARCHIVE: &str = "/v1/namespaces/{ns}/databases/{db}/archives/{archive}";
+const VERIFICATIONS: &str = "/v1/namespaces/{ns}/databases/{db}/verifications";
+const VERIFICATION_SCHEDULE: &str = "/v1/namespaces/{ns}/databases/{db}/verification-schedule";
 const OPERATIONS: &str = "/v1/namespaces/{ns}/operations";
 
 /// Every route.
@@ -194,7 +200,8 @@ pub(crate) fn table() -> Vec<Route> {
             role(Admin),
             handler!(transfer::import),
         )
-        .body(BodyKind::File),
+        .body(BodyKind::File)
+        .conditional(),
         Route::new(Method::POST, TOKENS, role(Admin), handler!(tokens::create))
             .body(BodyKind::Json),
         Route::new(Method::GET, TOKENS, role(Admin), handler!(tokens::list)),
@@ -344,6 +351,79 @@ pub(crate) fn table() -> Vec<Route> {
         )
         .body(BodyKind::Json)
         .key_required(),
+        Route::new(
+            Method::POST,
+            ARCHIVES,
+            role(Operator),
+            handler!(archives::create),
+        )
+        .body(BodyKind::Json)
+        .keyed_by_handler()
+        .key_required(),
+        Route::new(
+            Method::GET,
+            ARCHIVES,
+            role(Viewer),
+            handler!(archives::list),
+        ),
+        Route::new(Method::GET, ARCHIVE, role(Viewer), handler!(archives::show)),
+        Route::new(
+            Method::PATCH,
+            ARCHIVE,
+            role(Admin),
+            handler!(archives::change),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::DELETE,
+            ARCHIVE,
+            role(Admin),
+            handler!(archives::delete),
+        ),
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/archives/{archive}/content",
+            role(Analyst),
+            handler!(archives::content),
+        ),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/databases/{db}/archives/{archive}/verify",
+            role(Operator),
+            handler!(archives::verify),
+        ),
+        Route::new(
+            Method::POST,
+            VERIFICATIONS,
+            role(Operator),
+            handler!(verifications::create),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::GET,
+            VERIFICATIONS,
+            role(Viewer),
+            handler!(verifications::list),
+        ),
+        Route::new(
+            Method::GET,
+            VERIFICATION_SCHEDULE,
+            role(Viewer),
+            handler!(verifications::schedule),
+        ),
+        Route::new(
+            Method::PUT,
+            VERIFICATION_SCHEDULE,
+            role(Operator),
+            handler!(verifications::set_schedule),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::DELETE,
+            VERIFICATION_SCHEDULE,
+            role(Operator),
+            handler!(verifications::end_schedule),
+        ),
         Route::new(
             Method::GET,
             OPERATIONS,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use tidelog_wal::Position;
 
-use super::shape;
+use super::{shape, verifications};
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 use crate::time;
@@ -84,7 +84,10 @@ pub(super) async fn at(mut call: Call) -> Result<Answer, Problem> {
 
 pub(super) async fn window(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    let window = call.database().await?.recovery_window().await?;
+    let database = call.database().await?;
+    let window = database.recovery_window().await?;
+    let last_verified = database.last_verified().await?;
+    let measured = database.measured_restore().await?;
     let gaps: Vec<Json> = window
         .gaps
         .iter()
@@ -98,8 +101,22 @@ pub(super) async fn window(mut call: Call) -> Result<Answer, Problem> {
         "lag_ms": shape::millis(window.lag),
         "continuity": if gaps.is_empty() { "ok" } else { "gap" },
         "gaps": gaps,
+        "rpo": rpo(window.lag),
+        "rto_ms": measured.map(shape::millis),
+        "last_verified": last_verified.as_ref().map(verifications::shown),
     });
     Ok(Answer::ok(document))
+}
+
+/// What could be lost, by durability of the write: what it survives at the least, and the age of what would be
+/// lost if the machine were gone now.
+fn rpo(lag: Duration) -> Json {
+    let level = |survives: &str, at_risk: Duration| json!({ "survives": survives, "at_risk_ms": shape::millis(at_risk) });
+    json!({
+        "memory": level("process_crash", lag),
+        "local": level("power_loss", lag),
+        "remote": level("machine_loss", Duration::ZERO),
+    })
 }
 
 pub(super) async fn history(mut call: Call) -> Result<Answer, Problem> {

@@ -1,11 +1,13 @@
 //! Whole databases in and out, as plain SQLite files.
 
 use axum::body::Body;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use futures::TryStreamExt;
 use tidelog_engine::bucket::At;
+use tidelog_engine::system::tokens::token_id_text;
 use tokio_util::io::ReaderStream;
 
+use super::operations::outcome;
 use super::{databases, time};
 use crate::http::staging::disk;
 use crate::http::{Answer, Call};
@@ -57,13 +59,21 @@ pub(super) async fn export(mut call: Call) -> Result<Answer, Problem> {
     )
 }
 
-/// `POST import`: a new database from a file; a name in use is refused.
+/// `POST import`: a new database from a file, and a name in use is refused; with `replace=true` the file takes the
+/// place of an existing database, as one commit that can be taken back.
 pub(super) async fn import(mut call: Call) -> Result<Answer, Problem> {
+    let replace = call.query.boolean("replace")?.unwrap_or(false);
     call.finish()?;
     let file = call
         .file
         .take()
         .ok_or_else(|| Problem::new(Code::Internal, "an import came without its file"))?;
+    if replace {
+        let database = call.database().await?;
+        let token = Some(token_id_text(&call.principal()?.token.id));
+        let handle = database.replace(&file.path, call.if_match, token).await?;
+        return outcome(&call, handle, StatusCode::OK).await;
+    }
     let (engine, namespace) = (&call.app.engine, call.namespace()?);
     let draft = engine
         .database_import_draft(namespace, &call.name("db")?, &file.path)

@@ -1,5 +1,6 @@
 //! The HTTP surface over a real listener: a server in this process, requests from outside of it.
 
+mod archives;
 mod contract;
 mod credentials;
 mod deletion;
@@ -16,5 +17,6 @@ mod snapshots;
 mod sql;
 mod tenants;
 mod tls;
+mod verifications;
 mod watch;
 mod world;

@@ -234,4 +234,5 @@ pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
         .replace("{restore}", "rs_none")
         .replace("{ref}", "none")
         .replace("{snapshot}", "none")
+        .replace("{archive}", "none")
 }

@@ -106,6 +106,7 @@ const fn writer(object: &DatabaseObject) -> Option<Term> {
         DatabaseObject::Manifest
         | DatabaseObject::Key
         | DatabaseObject::Archive(_)
+        | DatabaseObject::ArchiveText(_)
         | DatabaseObject::ArchiveMetadata(_) => None,
     }
 }

@@ -27,8 +27,10 @@ use crate::error::{Code, Error};
 use crate::operations::{Handle, NewOperation, Operation, OperationType};
 use crate::system::{Page, PageOf};
 
+pub(crate) use apply::{Source, Wanted};
 pub(crate) use plan::Plans;
 pub use plan::{RewindPlan, Way};
+pub(crate) use run::put_in_place;
 
 /// The window in which the restores of one database are bounded.
 const LIMIT_WINDOW: Duration = Duration::from_mins(10);
@@ -200,7 +202,8 @@ impl Database {
             .await
     }
 
-    fn restore_id(&self) -> String {
+    /// An id for a restore record: later ones are greater.
+    pub(crate) fn restore_id(&self) -> String {
         let engine = self.engine();
         let mut chance = [0; 4];
         engine.inner.core.parts.entropy.fill(&mut chance);

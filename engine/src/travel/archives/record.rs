@@ -1,0 +1,319 @@
+//! The rows of archives in the system database.
+
+use rusqlite::{OptionalExtension as _, Row, params};
+use serde_json::Value as Json;
+use tidelog_archive::key::ArchiveId;
+use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
+
+use super::document::{Archive, Document};
+use crate::error::{Code, Error};
+use crate::request::IdempotencyKey;
+use crate::system::{Page, PageOf, System, id16, is_unique_violation, micros, timestamp};
+
+/// How long the key of the call that made an archive is remembered.
+const REQUEST_MICROS: u64 = 24 * 3600 * 1_000_000;
+
+/// Where a row is between its first and its last write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RowState {
+    /// Being written: the object may be there, the side file is not.
+    Creating,
+    /// There.
+    Ready,
+    /// Being deleted: gone for everybody, its objects follow.
+    Deleting,
+}
+
+impl RowState {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Ready => "ready",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// An archive that begins.
+#[derive(Debug, Clone)]
+pub(super) struct Begun {
+    pub(super) id: ArchiveId,
+    pub(super) namespace: NamespaceId,
+    pub(super) database: DatabaseId,
+    pub(super) term: u32,
+    pub(super) created: Timestamp,
+    pub(super) retain_until: Option<Timestamp>,
+    pub(super) legal_hold: bool,
+    pub(super) request: Option<IdempotencyKey>,
+}
+
+/// What was found under a caller's key: the operation, once it is known.
+#[derive(Debug)]
+pub(super) struct Repeated {
+    pub(super) operation: Option<String>,
+    pub(super) fingerprint: Vec<u8>,
+}
+
+/// A row that is not ready, of whichever life.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    pub(super) id: ArchiveId,
+    pub(super) namespace: NamespaceId,
+    pub(super) database: DatabaseId,
+    pub(super) term: u32,
+    pub(super) deleting: bool,
+}
+
+fn invalid() -> rusqlite::Error {
+    rusqlite::Error::InvalidQuery
+}
+
+fn ids(row: &Row<'_>) -> rusqlite::Result<(ArchiveId, NamespaceId, DatabaseId)> {
+    let id: String = row.get("id")?;
+    Ok((
+        ArchiveId::parse(&id).ok_or_else(invalid)?,
+        NamespaceId::from_bytes(id16(&row.get::<_, Vec<u8>>("namespace")?)?),
+        DatabaseId::from_bytes(id16(&row.get::<_, Vec<u8>>("database")?)?),
+    ))
+}
+
+fn archive(row: &Row<'_>) -> rusqlite::Result<Archive> {
+    let (id, namespace, database) = ids(row)?;
+    let document: String = row.get("document")?;
+    let verified: Option<String> = row.get("verified")?;
+    Ok(Archive {
+        id,
+        namespace,
+        database,
+        document: serde_json::from_str(&document).map_err(|_| invalid())?,
+        created_at: timestamp(row.get("created")?),
+        retain_until: row.get::<_, Option<i64>>("retain_until")?.map(timestamp),
+        legal_hold: row.get("legal_hold")?,
+        verified: verified.and_then(|text| serde_json::from_str(&text).ok()),
+    })
+}
+
+fn request_text(key: &IdempotencyKey) -> String {
+    format!("{}\u{0}{}", key.scope, key.key)
+}
+
+/// Whether a unique request stood in the way of a row.
+pub(super) fn is_repeated(error: &Error) -> bool {
+    is_unique_violation(error)
+}
+
+impl System {
+    /// Notes an archive that begins; a repeated key violates its uniqueness.
+    pub(super) async fn archive_begin(&self, begun: &Begun) -> Result<(), Error> {
+        let row = begun.clone();
+        let oldest = Timestamp::from_micros(row.created.micros().saturating_sub(REQUEST_MICROS));
+        self.write(move |c| {
+            let request = row.request.as_ref().map(request_text);
+            c.execute(
+                "UPDATE archives SET request = NULL WHERE request = ?1 AND created < ?2",
+                params![request, micros(oldest)],
+            )?;
+            c.execute(
+                "INSERT INTO archives(id, namespace, database, state, term, created, retain_until, \
+                 legal_hold, request, fingerprint) \
+                 VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                params![
+                    row.id.to_string(),
+                    row.namespace.as_bytes(),
+                    row.database.as_bytes(),
+                    RowState::Creating.as_str(),
+                    row.term,
+                    micros(row.created),
+                    row.retain_until.map(micros),
+                    row.legal_hold,
+                    request,
+                    row.request.map(|key| key.fingerprint.to_vec()),
+                ],
+            )
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// What an earlier call with this key began in the last 24 hours.
+    pub(super) async fn archive_request(
+        &self,
+        key: &IdempotencyKey,
+    ) -> Result<Option<Repeated>, Error> {
+        let request = request_text(key);
+        let now = self.core.parts.clock.wall();
+        let oldest = micros(now).saturating_sub_unsigned(REQUEST_MICROS);
+        self.read(move |c| {
+            c.query_row(
+                "SELECT operation, fingerprint FROM archives WHERE request = ?1 AND created >= ?2",
+                params![request, oldest],
+                |row| {
+                    Ok(Repeated {
+                        operation: row.get(0)?,
+                        fingerprint: row.get(1)?,
+                    })
+                },
+            )
+            .optional()
+        })
+        .await
+    }
+
+    /// Names the operation that makes an archive.
+    pub(super) async fn archive_operation(
+        &self,
+        id: ArchiveId,
+        operation: String,
+    ) -> Result<(), Error> {
+        self.write(move |c| {
+            c.execute(
+                "UPDATE archives SET operation = ?2 WHERE id = ?1",
+                params![id.to_string(), operation],
+            )
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Says that an archive is complete: its side file stands.
+    pub(super) async fn archive_ready(
+        &self,
+        id: ArchiveId,
+        document: &Document,
+    ) -> Result<(), Error> {
+        let text = serde_json::to_string(document)
+            .map_err(|e| Error::internal("write an archive's side file").caused_by(e))?;
+        self.write(move |c| {
+            c.execute(
+                "UPDATE archives SET state = ?2, document = ?3 WHERE id = ?1",
+                params![id.to_string(), RowState::Ready.as_str(), text],
+            )
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Begins to delete an archive: from here on nobody finds it.
+    pub(super) async fn archive_hide(&self, id: ArchiveId) -> Result<(), Error> {
+        self.write(move |c| {
+            c.execute(
+                "UPDATE archives SET state = ?2 WHERE id = ?1",
+                params![id.to_string(), RowState::Deleting.as_str()],
+            )
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Forgets an archive whose objects are gone.
+    pub(super) async fn archive_forget(&self, id: ArchiveId) -> Result<(), Error> {
+        self.write(move |c| c.execute("DELETE FROM archives WHERE id = ?1", [id.to_string()]))
+            .await
+            .map(|_| ())
+    }
+
+    /// Changes how long an archive is held.
+    pub(super) async fn archive_hold(
+        &self,
+        id: ArchiveId,
+        retain_until: Option<Timestamp>,
+        legal_hold: bool,
+    ) -> Result<(), Error> {
+        self.write(move |c| {
+            c.execute(
+                "UPDATE archives SET retain_until = ?2, legal_hold = ?3 WHERE id = ?1",
+                params![id.to_string(), retain_until.map(micros), legal_hold],
+            )
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Notes what a verification said.
+    pub(super) async fn archive_verified(&self, id: ArchiveId, said: &Json) -> Result<(), Error> {
+        let said = said.to_string();
+        self.write(move |c| {
+            c.execute(
+                "UPDATE archives SET verified = ?2 WHERE id = ?1",
+                params![id.to_string(), said],
+            )
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// A complete archive of a namespace; of one database, if one is named.
+    pub(super) async fn archive(
+        &self,
+        namespace: NamespaceId,
+        database: Option<DatabaseId>,
+        id: &str,
+    ) -> Result<Archive, Error> {
+        let wanted = id.to_owned();
+        let found = self
+            .read(move |c| {
+                c.query_row(
+                    "SELECT * FROM archives WHERE id = ?1 AND namespace = ?2 AND state = ?3 \
+                     AND (?4 IS NULL OR database = ?4)",
+                    params![
+                        wanted,
+                        namespace.as_bytes(),
+                        RowState::Ready.as_str(),
+                        database.map(|id| id.as_bytes().to_vec())
+                    ],
+                    archive,
+                )
+                .optional()
+            })
+            .await?;
+        found
+            .ok_or_else(|| Error::new(Code::ArchiveNotFound, format!("there is no archive {id:?}")))
+    }
+
+    /// The complete archives of a database, newest first.
+    pub(crate) async fn archive_list(
+        &self,
+        database: DatabaseId,
+        page: Page,
+    ) -> Result<PageOf<Archive>, Error> {
+        let limit = page.limit();
+        // Greater than every id, which is hex.
+        let before = page.cursor.unwrap_or_else(|| "~".to_owned());
+        let items = self
+            .read(move |c| {
+                let mut select = c.prepare(
+                    "SELECT * FROM archives WHERE database = ?1 AND state = ?2 AND id < ?3 \
+                     ORDER BY id DESC LIMIT ?4",
+                )?;
+                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+                let ready = RowState::Ready.as_str();
+                select
+                    .query_map(params![database.as_bytes(), ready, before, asked], archive)?
+                    .collect::<rusqlite::Result<Vec<_>>>()
+            })
+            .await?;
+        Ok(PageOf::cut(items, limit, |archive| archive.id.to_string()))
+    }
+
+    /// Rows that are not ready.
+    pub(super) async fn archives_unfinished(&self) -> Result<Vec<Unfinished>, Error> {
+        self.read(|c| {
+            let mut select =
+                c.prepare("SELECT * FROM archives WHERE state <> 'ready' ORDER BY id")?;
+            select
+                .query_map([], |row| {
+                    let (id, namespace, database) = ids(row)?;
+                    let state: String = row.get("state")?;
+                    Ok(Unfinished {
+                        id,
+                        namespace,
+                        database,
+                        term: row.get("term")?,
+                        deleting: state == RowState::Deleting.as_str(),
+                    })
+                })?
+                .collect()
+        })
+        .await
+    }
+}

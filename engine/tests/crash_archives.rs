@@ -1,0 +1,296 @@
+//! The process dies at every step of making, deleting and restoring an archive, and of replacing a database: what
+//! the next life finds is whole or not there at all, and the operation says which.
+//!
+//! Method: this test starts itself as a child that works on a folder until it reaches the named crash point and
+//! aborts; then a node is started on the folder.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tidelog_engine::bucket::At;
+use tidelog_engine::operations::{Operation, OperationFilter, OperationState};
+use tidelog_engine::system::Page;
+use tidelog_engine::travel::archives::{Format, NewArchive};
+use tidelog_engine::{
+    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
+    Settings, Statement,
+};
+use tidelog_wal::NamespaceId;
+
+const WAIT: Duration = Duration::from_mins(1);
+const FOLDER: &str = "TIDELOG_TEST_FOLDER";
+const WORK: &str = "TIDELOG_TEST_WORK";
+
+fn settings(folder: &Path) -> Settings {
+    Settings {
+        data: folder.join("data"),
+        store_url: format!("file://{}", folder.join("store").display()),
+        ship_interval: Duration::from_millis(20),
+        ..Settings::default()
+    }
+}
+
+async fn start(folder: &Path) -> (Engine, NamespaceId) {
+    let engine = Engine::start(settings(folder), Parts::production()).await;
+    let engine = engine.expect("start");
+    let namespace = match engine.namespace_by_name("acme").await {
+        Ok(found) => found.id,
+        Err(_) => engine.namespace_create("acme").await.expect("namespace").id,
+    };
+    (engine, namespace)
+}
+
+async fn sql(database: &Database, sql: &str) -> i64 {
+    let request = Request {
+        statements: vec![Statement {
+            sql: sql.to_owned(),
+            params: Params::None,
+        }],
+        transaction: true,
+        durability: Some(Durability::Local),
+        access: Access::owner(),
+        limits: Limits::default(),
+        idempotency: None,
+    };
+    let response = database.execute(request).await;
+    let response = response.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    let row = response
+        .results
+        .into_iter()
+        .next()
+        .and_then(|r| r.rows.into_iter().next());
+    match row.and_then(|row| row.into_iter().next()) {
+        Some(tidelog_engine::Value::Integer(number)) => number,
+        _ => 0,
+    }
+}
+
+fn archive() -> NewArchive {
+    NewArchive {
+        at: At::Latest,
+        format: Format::Sqlite,
+        name: None,
+        retain_until: None,
+        legal_hold: false,
+        token: None,
+        request: None,
+    }
+}
+
+/// The file that replaces the database: two rows where the database has one.
+fn replacement(folder: &Path) -> PathBuf {
+    let file = folder.join("replacement.db");
+    if !file.exists() {
+        let plain = rusqlite::Connection::open(&file).expect("open");
+        plain
+            .execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(7), (8)")
+            .expect("fill");
+    }
+    file
+}
+
+/// What the child does until it dies.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the other tests as a process that dies"]
+async fn child() {
+    let folder = PathBuf::from(std::env::var(FOLDER).expect("a folder"));
+    let work = std::env::var(WORK).expect("work");
+    let (engine, namespace) = start(&folder).await;
+    let database = engine.database_create(namespace, NewDatabase::named("orders"));
+    let database = database.await.expect("create");
+    sql(&database, "CREATE TABLE t(a)").await;
+    sql(&database, "INSERT INTO t VALUES(1)").await;
+    if work == "replace" {
+        let file = replacement(&folder);
+        let mut handle = database.replace(&file, None, None).await.expect("begin");
+        handle.wait(WAIT).await;
+        return;
+    }
+    let mut handle = database.archive_create(archive()).await.expect("begin");
+    let made = handle.wait(WAIT).await;
+    let id = made.result.expect("made")["archive"]["id"].clone();
+    let id = id.as_str().expect("an id");
+    match work.as_str() {
+        "delete" => database.archive_delete(id).await.expect("delete"),
+        "restore" => {
+            let again = engine.database_from_archive(namespace, "again", id, None);
+            again.await.expect("begin").wait(WAIT).await;
+        }
+        _ => {}
+    }
+}
+
+/// Has a child die at a crash point; the folder it worked on.
+fn died(point: &str, work: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .env("TIDELOG_CRASH_AT", point)
+        .env(FOLDER, folder.path())
+        .env(WORK, work)
+        .output()
+        .expect("a child");
+    let said = String::from_utf8_lossy(&child.stderr);
+    assert_eq!(
+        child.status.code(),
+        None,
+        "{point}: it did not die there: {said}"
+    );
+    folder
+}
+
+/// Waits until everything an earlier life left open has ended.
+async fn recovered(engine: &Engine, namespace: NamespaceId) -> Vec<Operation> {
+    let deadline = tokio::time::Instant::now() + WAIT;
+    loop {
+        let listed = engine.operations(namespace, OperationFilter::default(), Page::default());
+        let listed = listed.await.expect("list").items;
+        if listed.iter().all(|operation| operation.state.is_final()) {
+            return listed;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{listed:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            files(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+/// Stored objects of archives.
+fn objects(folder: &Path) -> usize {
+    let mut found = Vec::new();
+    files(&folder.join("store"), &mut found);
+    let archives = found.iter();
+    archives
+        .filter(|path| path.to_string_lossy().contains("/archives/"))
+        .count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_whole_or_leaves_nothing_wherever_the_process_dies() {
+    for (point, work, archives) in [
+        ("archive.after_row", "make", 0),
+        ("archive.before_object", "make", 0),
+        ("archive.after_object", "make", 0),
+        ("archive.after_document", "make", 1),
+        ("archive.after_hide", "delete", 0),
+        ("archive.after_document_gone", "delete", 0),
+    ] {
+        let folder = died(point, work);
+        let (engine, namespace) = start(folder.path()).await;
+        let operations = recovered(&engine, namespace).await;
+        let database = engine.database(namespace, "orders").await.expect("there");
+        let deadline = tokio::time::Instant::now() + WAIT;
+        while objects(folder.path()) != 2 * archives {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{point}: objects stay"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let listed = database
+            .archives(Page::default())
+            .await
+            .expect("list")
+            .items;
+        assert_eq!(listed.len(), archives, "{point}");
+        let made = operations.iter().map(|operation| operation.state);
+        let made: Vec<OperationState> = made.collect();
+        let expected = match (point, work) {
+            ("archive.after_row", _) => vec![],
+            (_, "delete") => vec![OperationState::Succeeded],
+            _ if archives == 1 => vec![OperationState::Succeeded],
+            _ => vec![OperationState::Failed],
+        };
+        assert_eq!(made, expected, "{point}");
+        for one in &listed {
+            let verified = database.archive_verify(&one.id.to_string(), None).await;
+            let verified = verified.expect("begin").wait(WAIT).await;
+            assert_eq!(verified.result.expect("a result")["outcome"], "verified");
+        }
+        engine.shutdown().await.expect("shutdown");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_made_of_an_archive_is_whole_or_leaves_nothing() {
+    for (point, made) in [
+        ("archive_restore.before_import", false),
+        ("import.before_image", false),
+        ("import.after_image", false),
+        ("import.before_row", true),
+    ] {
+        let folder = died(point, "restore");
+        let (engine, namespace) = start(folder.path()).await;
+        let operations = recovered(&engine, namespace).await;
+        let restore = operations.first().expect("newest first");
+        let state = if made {
+            OperationState::Succeeded
+        } else {
+            OperationState::Failed
+        };
+        assert_eq!(restore.state, state, "{point}: {restore:?}");
+        match engine.database(namespace, "again").await {
+            Ok(again) if made => {
+                assert_eq!(sql(&again, "SELECT count(*) FROM t").await, 1, "{point}");
+                sql(&again, "INSERT INTO t VALUES(2)").await;
+            }
+            Err(error) if !made => assert_eq!(error.code(), Code::DatabaseNotFound),
+            other => panic!("{point}: {other:?}"),
+        }
+        if !made {
+            let id = restore.database.expect("a database").to_string();
+            let mut left = Vec::new();
+            files(folder.path(), &mut left);
+            left.retain(|path| path.to_string_lossy().contains(&id));
+            assert_eq!(left, Vec::<PathBuf>::new(), "{point}");
+        }
+        engine.shutdown().await.expect("shutdown");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_database_is_the_old_one_or_the_new_one_and_the_operation_says_which() {
+    for (point, replaced) in [
+        ("replace.before_commit", false),
+        ("raw.before_commit", false),
+        ("replace.after_commit", true),
+    ] {
+        let folder = died(point, "replace");
+        let (engine, namespace) = start(folder.path()).await;
+        let operations = recovered(&engine, namespace).await;
+        let database = engine.database(namespace, "orders").await.expect("there");
+        let (state, sum) = if replaced {
+            (OperationState::Succeeded, 15)
+        } else {
+            (OperationState::Failed, 1)
+        };
+        assert_eq!(operations[0].state, state, "{point}: {operations:?}");
+        assert_eq!(sql(&database, "SELECT sum(a) FROM t").await, sum, "{point}");
+        let restores = database
+            .restores(Page::default())
+            .await
+            .expect("list")
+            .items;
+        assert_eq!(restores.len(), usize::from(replaced), "{point}");
+        if let Some(record) = restores.first() {
+            let undone = database.undo(&record.id, None, None).await;
+            let undone = undone.expect("begin").wait(WAIT).await;
+            assert_eq!(undone.state, OperationState::Succeeded, "{undone:?}");
+            assert_eq!(sql(&database, "SELECT sum(a) FROM t").await, 1);
+        }
+        engine.shutdown().await.expect("shutdown");
+    }
+}
