@@ -471,7 +471,7 @@ mod tests {
             fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
                 let mut count = lock(&self.1);
                 *count += 1;
-                if *count % 2 == 0 {
+                if count.is_multiple_of(2) {
                     self.0.write_at(offset, &bytes[..bytes.len() / 2])?;
                     return Err(io::ErrorKind::StorageFull.into());
                 }

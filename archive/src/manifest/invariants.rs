@@ -293,6 +293,10 @@ impl Manifest {
 
     /// Settled history only grows.
     fn check_settled_follows(&self, previous: &Self) -> Check {
+        // A tombstone has no history.
+        if matches!(self.state, State::Purged(_)) {
+            return Ok(());
+        }
         let Some(before) = previous.settled_position() else {
             return Ok(());
         };

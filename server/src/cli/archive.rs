@@ -132,8 +132,7 @@ pub(super) async fn archive(
                 }
             }
             let request = client.request(Method::POST, &database(&of, &["archives"]));
-            let key = super::operation::fresh_key();
-            let request = request.header("idempotency-key", key).json(&body);
+            let request = request.json(&body);
             let done = followed(client, &of.namespace, request, output).await?;
             fields(*output, &done["archive"]);
         }

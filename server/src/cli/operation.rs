@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value as Json;
-use tidelog_archive::{Entropy, SystemEntropy};
 
 use super::client::Client;
 use super::exit::{Exit, Failure};
@@ -12,12 +11,6 @@ use super::output::{Output, cell};
 
 /// Between two looks at an operation.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-
-/// An Idempotency-Key of its own: one call of the command line is one request.
-pub(super) fn fresh_key() -> String {
-    let number = u128::from_be_bytes(SystemEntropy.bytes16());
-    format!("cli-{number:032x}")
-}
 
 /// Sends a request that begins an operation, and answers what came of it: the members of its result.
 pub(super) async fn followed(

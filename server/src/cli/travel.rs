@@ -1,13 +1,11 @@
 //! The commands that move a database in time, against a server: `restore`, `undo`, `fork`, `detach`, `operations`.
 //!
-//! What changes a live database asks first: `--yes`, or a terminal's confirmation. Each call carries an
-//! Idempotency-Key of its own, so that what the network repeats is not done twice.
+//! What changes a live database asks first: `--yes`, or a terminal's confirmation.
 
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value as Json, json};
-use tidelog_archive::{Entropy, SystemEntropy};
 
 use super::args::{
     At, DetachOptions, ForkOptions, Name, OperationsOptions, RestoreOptions, UndoOptions,
@@ -32,13 +30,6 @@ fn target(at: &At) -> Option<Json> {
     at.at.map(|at| json!({ "timestamp": time::format(at) }))
 }
 
-fn keyed(request: RequestBuilder) -> RequestBuilder {
-    let key = u128::from_be_bytes(SystemEntropy.bytes16());
-    request
-        .header("idempotency-key", format!("cli-{key:032x}"))
-        .header("prefer", "wait=2")
-}
-
 /// Sends a call that may be long and waits for its end, showing how far it is.
 async fn done(
     client: &Client,
@@ -46,7 +37,7 @@ async fn done(
     request: RequestBuilder,
     output: &Output,
 ) -> Result<Json, Failure> {
-    let response = client.send(keyed(request)).await?;
+    let response = client.send(request.header("prefer", "wait=2")).await?;
     let accepted = response.status() == StatusCode::ACCEPTED;
     let answer: Json = response
         .json()
@@ -102,7 +93,7 @@ pub(super) async fn restore(
     let path = database(name, &["restores"]);
     let preview = json!({ "target": target, "dry_run": true });
     let preview = client.request(Method::POST, &path).json(&preview);
-    let preview = client.json(keyed(preview)).await?;
+    let preview = client.json(preview).await?;
     let plan = &preview["plan"];
     if options.dry_run {
         fields(*output, plan);

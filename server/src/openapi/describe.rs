@@ -272,7 +272,10 @@ const ROWS: &[Row] = &[
     (
         "POST",
         "/v1/namespaces/{ns}/databases/{db}/import",
-        told("Make a database of a SQLite file", &[201]),
+        told(
+            "Make a database of a SQLite file, or replace one by it",
+            &[200, 201, 202],
+        ),
     ),
     (
         "GET",

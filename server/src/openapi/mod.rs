@@ -239,6 +239,9 @@ fn refusals(route: &Route) -> BTreeSet<u16> {
     if route.on_database() {
         found.extend([409, 410, 412, 422, 507]);
     }
+    if route.path.ends_with("/content") {
+        found.insert(416);
+    }
     if route.path.ends_with("/rotate") {
         found.insert(401);
     }

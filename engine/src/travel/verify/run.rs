@@ -322,7 +322,7 @@ impl Prover<'_> {
                 proof.covers.insert("restore".to_owned(), covered);
                 self.sqlite(&file, proof).await?;
             }
-            Err(error) => self.unrestored(&plan, error, proof),
+            Err(error) => Self::unrestored(&plan, error, proof),
         }
         drop(folder);
         match live {
@@ -331,7 +331,7 @@ impl Prover<'_> {
         }
     }
 
-    fn unrestored(&self, plan: &Plan, error: RestoreError, proof: &mut Proof) {
+    fn unrestored(plan: &Plan, error: RestoreError, proof: &mut Proof) {
         let key = match &error {
             RestoreError::Read(error) => error.key().to_owned(),
             RestoreError::Broken { key, .. } => key.clone(),
@@ -429,7 +429,7 @@ impl Prover<'_> {
                 });
                 proof.covers.insert("live_at_target".to_owned(), covered);
             }
-            Err(error) => self.unrestored(&back, error, proof),
+            Err(error) => Self::unrestored(&back, error, proof),
         }
         Ok(())
     }
