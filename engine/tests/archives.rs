@@ -127,7 +127,8 @@ fn unpacked(stored: &[u8]) -> Vec<u8> {
 
 fn sha256(bytes: &[u8]) -> String {
     let sum = Sha256::digest(bytes);
-    sum.iter().map(|byte| format!("{byte:02x}")).collect()
+    sum.iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Everything a database holds, by table.

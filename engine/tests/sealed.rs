@@ -296,7 +296,7 @@ async fn commits_in_a_sealed_chunk_survive_a_crash() {
     engine.shutdown().await.expect("shutdown");
     drop((database, engine));
     let slow = Settings {
-        ship_interval: Duration::from_secs(3600),
+        ship_interval: Duration::from_hours(1),
         ..settings(folder.path(), &keys)
     };
     let engine = Engine::start(slow, Parts::production())
