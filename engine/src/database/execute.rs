@@ -17,6 +17,7 @@ use crate::request::{Request, Response};
 use crate::settings::Durability;
 use crate::ship::blocking;
 use crate::sql::connection::Sqlite;
+use crate::sql::own::tenant_text;
 use crate::sql::policy::Permission;
 use crate::sql::run::{StatementResult, check, run, sql_error};
 
@@ -150,7 +151,7 @@ fn all_read_only(sqlite: &Sqlite, request: &Request) -> Result<bool, Error> {
     let permission = request.access.permission();
     for statement in &request.statements {
         sqlite.permit(permission);
-        match sqlite.raw().prepare_cached(&statement.sql) {
+        match sqlite.raw().prepare_cached(tenant_text(&statement.sql)) {
             Ok(prepared) if prepared.readonly() => {}
             // What a single statement is refused for, or is wrong with it, the caller hears at once.
             Err(error) if request.statements.len() == 1 => return Err(sql_error(sqlite, error)),

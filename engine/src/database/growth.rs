@@ -5,6 +5,7 @@
 
 use crate::error::{Code, Error};
 use crate::sql::connection::Sqlite;
+use crate::sql::own;
 use crate::sql::run::sql_error;
 
 /// The most pages SQLite can be told of.
@@ -28,9 +29,9 @@ impl Growth {
         let pages = pages_max.unwrap_or(PAGES_MAX).clamp(1, PAGES_MAX);
         let begun = sqlite.as_engine(|c| {
             // The connection keeps the bound: it is set for every transaction.
-            c.prepare_cached(&format!("PRAGMA max_page_count={pages}"))?
+            c.prepare_cached(&own::max_page_count(pages))?
                 .query_row([], |row| row.get::<_, i64>(0))?;
-            c.prepare_cached("PRAGMA schema_version")?
+            c.prepare_cached(own::SCHEMA_VERSION)?
                 .query_row([], |row| row.get(0))
         });
         Ok(Self {
@@ -62,17 +63,14 @@ impl Growth {
     pub(crate) fn end(&self, sqlite: &Sqlite) -> Result<bool, Error> {
         let seen = sqlite.as_engine(|c| {
             let cookie: i64 = c
-                .prepare_cached("PRAGMA schema_version")?
+                .prepare_cached(own::SCHEMA_VERSION)?
                 .query_row([], |row| row.get(0))?;
             if cookie == self.cookie {
                 return Ok(None);
             }
-            c.prepare_cached(
-                "SELECT count(*) FROM sqlite_schema WHERE type = 'table' \
-                 AND name NOT LIKE '\\_tidelog\\_%' ESCAPE '\\' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
-            )?
-            .query_row([], |row| row.get::<_, u32>(0))
-            .map(Some)
+            c.prepare_cached(own::COUNT_TABLES)?
+                .query_row([], |row| row.get::<_, u32>(0))
+                .map(Some)
         });
         let tables = seen.map_err(|error| sql_error(sqlite, error))?;
         match (tables, self.tables_max) {

@@ -12,6 +12,7 @@ use tidelog_wal::{DatabaseId, Timestamp};
 use crate::error::{Code, Error};
 use crate::request::IdempotencyKey;
 use crate::sql::connection::Sqlite;
+use crate::sql::own;
 use crate::sql::run::{Column, StatementResult, Value, sql_error};
 
 /// How long an answer is kept.
@@ -39,10 +40,7 @@ pub(crate) fn find(
     let oldest = micros(now).saturating_sub_unsigned(KEEP_MICROS);
     let found = sqlite.as_engine(|connection| {
         connection.execute_batch(TABLE)?;
-        let mut select = connection.prepare_cached(
-            "SELECT fingerprint, answer FROM _tidelog_requests \
-             WHERE key = ?1 AND database = ?2 AND at >= ?3",
-        )?;
+        let mut select = connection.prepare_cached(own::FIND_REQUEST)?;
         let mut rows = select.query(rusqlite::params![row_key(key), id.as_bytes(), oldest])?;
         rows.next()?
             .map(|row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, String>(1)?)))
@@ -90,10 +88,10 @@ pub(crate) fn store(
     let oldest = micros(now).saturating_sub_unsigned(KEEP_MICROS);
     let stored = sqlite.as_engine(|connection| {
         connection
-            .prepare_cached("DELETE FROM _tidelog_requests WHERE at < ?1 OR database <> ?2")?
+            .prepare_cached(own::PRUNE_REQUESTS)?
             .execute(rusqlite::params![oldest, id.as_bytes()])?;
         connection
-            .prepare_cached("INSERT OR REPLACE INTO _tidelog_requests VALUES(?1, ?2, ?3, ?4, ?5)")?
+            .prepare_cached(own::STORE_REQUEST)?
             .execute(rusqlite::params![
                 row_key(key),
                 id.as_bytes(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::OpenDb;
 use crate::error::{Code, Error};
 use crate::sql::connection::{Purpose, Sqlite, open};
+use crate::sql::own;
 use crate::sql::policy::Permission;
 use crate::sql::run::sql_error;
 
@@ -56,17 +57,16 @@ impl ReaderPermit {
         let result = (|| {
             sqlite
                 .as_engine(|c| {
-                    c.prepare_cached("BEGIN")?.execute([])?;
+                    c.prepare_cached(own::BEGIN)?.execute([])?;
                     // Reads the schema cookie: statements prepared under a stale schema would be called wrong.
-                    c.prepare_cached("SELECT 1 FROM sqlite_schema LIMIT 1")?
-                        .exists([])
+                    c.prepare_cached(own::TOUCH)?.exists([])
                 })
                 .map_err(|error| sql_error(&sqlite, error))?;
             sqlite.permit(Permission::READ);
             sqlite.set_deadline(deadline);
             let outcome = work(&sqlite);
             sqlite.set_deadline(None);
-            let ended = sqlite.as_engine(|c| c.prepare_cached("COMMIT")?.execute([]));
+            let ended = sqlite.as_engine(|c| c.prepare_cached(own::COMMIT)?.execute([]));
             match (outcome, ended) {
                 (Ok(_), Err(error)) => Err(sql_error(&sqlite, error)),
                 (outcome, _) => outcome,

@@ -17,6 +17,7 @@ use crate::capture::CommitNote;
 use crate::crash_point;
 use crate::error::{Code, Error};
 use crate::sql::connection::{Purpose, Sqlite, open};
+use crate::sql::own;
 use crate::sql::policy::Permission;
 use crate::sql::run::sql_error;
 
@@ -96,7 +97,7 @@ impl Gate {
         database.with_writer(|sqlite| {
             let before = database.header()?;
             sqlite
-                .as_engine(|c| c.prepare_cached("BEGIN IMMEDIATE")?.execute([]))
+                .as_engine(|c| c.prepare_cached(own::BEGIN_IMMEDIATE)?.execute([]))
                 .map_err(|error| sql_error(sqlite, error))?;
             database
                 .pending
@@ -117,7 +118,7 @@ impl Gate {
             let ticket = database
                 .pending
                 .issue(database, database.committed_txid(&before).next());
-            let committed = sqlite.as_engine(|c| c.prepare_cached("COMMIT")?.execute([]));
+            let committed = sqlite.as_engine(|c| c.prepare_cached(own::COMMIT)?.execute([]));
             if let Err(error) = committed {
                 return Err(self.commit_failed(sqlite, error));
             }

@@ -2,5 +2,6 @@
 
 pub mod connection;
 pub mod fold;
+pub(crate) mod own;
 pub mod policy;
 pub mod run;

@@ -9,6 +9,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Statement as Prepared, StatementStatus};
 
 use super::connection::Sqlite;
+use super::own::tenant_text;
 use super::policy::Refusal;
 use crate::error::{Code, Error};
 
@@ -120,7 +121,7 @@ pub fn run(
 ) -> Result<StatementResult, Error> {
     let connection = sqlite.raw();
     let mut prepared = connection
-        .prepare_cached(&statement.sql)
+        .prepare_cached(tenant_text(&statement.sql))
         .map_err(|error| sql_error(sqlite, error))?;
     // Blanks and comments prepare to nothing, which has no counters to ask.
     if prepared.column_count() == 0 && prepared.readonly() && prepared.expanded_sql().is_none() {

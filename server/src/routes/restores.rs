@@ -35,7 +35,7 @@ pub(super) fn bookmark(fields: &mut Fields, name: &str) -> Result<Option<Positio
 fn target(call: &mut Call) -> Result<RestoreTarget, Problem> {
     let value = call.body.take("target").ok_or_else(|| {
         let detail =
-            "target is required: {\"bookmark\": …}, {\"timestamp\": …}, {\"snapshot\": …} or {\"before_restore\": …}";
+            "target is required: {\"bookmark\": ...}, {\"timestamp\": ...}, {\"snapshot\": ...} or {\"before_restore\": ...}";
         Problem::invalid(Code::InvalidRequest, "/target", detail)
     })?;
     target_of(Fields::of_value(value, "/target")?)
