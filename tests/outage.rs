@@ -139,7 +139,7 @@ async fn outage(store: &str) {
     loop {
         let mut lags = Vec::new();
         for level in levels {
-            let path = format!("databases/{level}/bookmark");
+            let path = format!("databases/{level}/bookmarks/current");
             let (_, at) = address.get(&path).await.expect("an answer");
             lags.push(at["lag_ms"].as_u64().expect("a lag"));
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value as Json;
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
+use crate::boxed;
 use crate::engine::{Database, Engine, Inner};
 use crate::error::Error;
 use crate::meters::NodeStatus;
@@ -50,6 +51,7 @@ impl Engine {
     }
 
     /// A token of a namespace.
+    #[boxed]
     pub async fn token(&self, namespace: NamespaceId, id: &str) -> Result<TokenInfo, Error> {
         self.inner.system.token(namespace, id).await
     }
@@ -70,6 +72,7 @@ impl Engine {
     }
 
     /// Ends every token of a member and every signed statement about them so far; answers how many tokens.
+    #[boxed]
     pub async fn revoke_principal(
         &self,
         namespace: NamespaceId,
@@ -83,6 +86,7 @@ impl Engine {
     }
 
     /// Who a signed statement speaks of, whose signature the caller has proven.
+    #[boxed]
     pub async fn vouched(
         &self,
         namespace: &str,
@@ -97,6 +101,7 @@ impl Engine {
     }
 
     /// What a caller may do, in a database if one is named.
+    #[boxed]
     pub async fn role_of(
         &self,
         principal: &Principal,
@@ -106,6 +111,7 @@ impl Engine {
     }
 
     /// A member, if there is one of that name.
+    #[boxed]
     pub async fn member(
         &self,
         namespace: NamespaceId,
@@ -115,6 +121,7 @@ impl Engine {
     }
 
     /// The members of a namespace.
+    #[boxed]
     pub async fn member_list(
         &self,
         namespace: NamespaceId,
@@ -124,6 +131,7 @@ impl Engine {
     }
 
     /// Makes a member or changes their roles.
+    #[boxed]
     pub async fn member_put(
         &self,
         namespace: NamespaceId,
@@ -138,6 +146,7 @@ impl Engine {
     }
 
     /// Ends a membership; answers whether there was one.
+    #[boxed]
     pub async fn member_delete(
         &self,
         namespace: NamespaceId,
@@ -157,6 +166,7 @@ impl Engine {
     }
 
     /// Switches a maintenance on, for a reason, or off.
+    #[boxed]
     pub async fn set_maintenance(
         &self,
         namespace: Option<NamespaceId>,
@@ -166,6 +176,7 @@ impl Engine {
     }
 
     /// The database of a name that was deleted last, if it can be brought back.
+    #[boxed]
     pub async fn database_deleted(
         &self,
         namespace: NamespaceId,
@@ -178,6 +189,7 @@ impl Engine {
     }
 
     /// Brings it back; `record` is the answer to repeat.
+    #[boxed]
     pub async fn database_revive(
         &self,
         deleted: &Database,
@@ -187,11 +199,13 @@ impl Engine {
     }
 
     /// The answer kept under a key in the last 24 hours.
+    #[boxed]
     pub async fn request_find(&self, key: &IdempotencyKey) -> Result<Option<String>, Error> {
         self.inner.system.request_find(key).await
     }
 
     /// Keeps an answer whose effect needs no transaction with it: repeated, it would do no harm.
+    #[boxed]
     pub async fn request_keep(&self, record: Record) -> Result<(), Error> {
         self.inner
             .system
@@ -205,11 +219,13 @@ impl Engine {
     }
 
     /// Writes a line and waits until it is stored: before a restore, a purge, an erasure acts.
+    #[boxed]
     pub async fn audit_now(&self, line: AuditLine) -> Result<(), Error> {
         self.inner.system.audit_now(line).await
     }
 
     /// The audit log of a namespace, or the server's own, newest line first.
+    #[boxed]
     pub async fn audit_list(
         &self,
         namespace: Option<NamespaceId>,
@@ -220,6 +236,7 @@ impl Engine {
     }
 
     /// Stores waiting audit lines in the bucket now, and deletes those past the retention.
+    #[boxed]
     pub async fn ship_audit(&self) -> Result<(), Error> {
         let system = &self.inner.system;
         system.flush_audit().await?;
@@ -239,11 +256,13 @@ impl Engine {
     }
 
     /// What queries of a database cost in the last hours.
+    #[boxed]
     pub async fn insights(&self, database: DatabaseId, hours: u64) -> Result<Vec<Insight>, Error> {
         self.inner.system.insights(database, hours).await
     }
 
     /// The slow queries of a database, newest first.
+    #[boxed]
     pub async fn slow_queries(
         &self,
         database: DatabaseId,
@@ -258,6 +277,7 @@ impl Engine {
     }
 
     /// What the node counts about itself.
+    #[boxed]
     pub async fn status(&self) -> NodeStatus {
         let open = self.inner.registry.open().await.len();
         NodeStatus {

@@ -19,6 +19,7 @@ use tidelog_archive::store::Store;
 use tidelog_archive::term::{End, Step, Terms};
 use tidelog_wal::{DatabaseId, NamespaceId, NodeId, Position, Term, Timestamp};
 
+use crate::boxed;
 use crate::core::Parts;
 use crate::error::{Code, Error};
 use crate::node::keys::unlock_bucket;
@@ -82,11 +83,13 @@ pub struct Bucket {
 
 impl Bucket {
     /// Opens the bucket at a store URL, reading its root and the unsettled journals. A sealed one is refused.
+    #[boxed]
     pub async fn open(url: &str) -> Result<Self, Error> {
         Self::open_with_keys(url, &MasterKeys::default()).await
     }
 
     /// As [`Bucket::open`], with the master keys of a sealed bucket.
+    #[boxed]
     pub async fn open_with_keys(url: &str, keys: &MasterKeys) -> Result<Self, Error> {
         let parts = Parts::production();
         let store = open_store(url, &parts)?;
@@ -94,6 +97,7 @@ impl Bucket {
     }
 
     /// As [`Bucket::open_with_keys`], on a store of the caller's.
+    #[boxed]
     pub async fn open_on(store: Store, parts: Parts, keys: &MasterKeys) -> Result<Self, Error> {
         let root = read_root(&store).await?;
         let store = unlock_bucket(store, keys, &root).await?;
@@ -152,6 +156,7 @@ impl Bucket {
     }
 
     /// The databases, by namespace and name.
+    #[boxed]
     pub async fn databases(&self) -> Result<Vec<BucketDatabase>, Error> {
         let scratch = tempfile::tempdir().map_err(|e| Error::io("make a scratch folder", e))?;
         let file = scratch.path().join("system.db");
@@ -165,6 +170,7 @@ impl Bucket {
     }
 
     /// The live database `namespace/name`.
+    #[boxed]
     pub async fn find(&self, namespace: &str, name: &str) -> Result<BucketDatabase, Error> {
         let mut all = self.databases().await?;
         all.retain(|found| found.namespace == namespace && found.name == name);
@@ -231,12 +237,14 @@ impl Bucket {
     }
 
     /// Everything that is known of a database's history.
+    #[boxed]
     pub async fn history(&self, database: &BucketDatabase) -> Result<History, Error> {
         let (_, history) = self.history_of(database.namespace_id, database.id).await?;
         Ok(history)
     }
 
     /// The newest stored commit of a database.
+    #[boxed]
     pub async fn head(&self, database: &BucketDatabase) -> Result<Option<Position>, Error> {
         Ok(self
             .history_of(database.namespace_id, database.id)
@@ -246,6 +254,7 @@ impl Bucket {
     }
 
     /// The snapshots of a database, by name.
+    #[boxed]
     pub async fn snapshots(&self, database: &BucketDatabase) -> Result<Vec<Snapshot>, Error> {
         let (loaded, history) = self.history_of(database.namespace_id, database.id).await?;
         let (manifest, head) = (&loaded.manifest, history.head());
@@ -259,6 +268,7 @@ impl Bucket {
     }
 
     /// The plan to a state of a database.
+    #[boxed]
     pub async fn plan(&self, database: &BucketDatabase, at: At) -> Result<Plan, Error> {
         self.plan_id(database.namespace_id, database.id, at).await
     }
@@ -273,6 +283,7 @@ impl Bucket {
 
     /// Restores a state of a database into a file. One that exists is replaced only if `force`, and only once
     /// the new one is proven.
+    #[boxed]
     pub async fn restore(
         &self,
         database: &BucketDatabase,

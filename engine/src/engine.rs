@@ -17,6 +17,7 @@ use tidelog_wal::{
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::boxed;
 use crate::capture::Head;
 use crate::core::{Core, Parts};
 use crate::crash_point;
@@ -124,6 +125,7 @@ impl Draft {
     }
 
     /// Gives it its name, in one transaction with `record`, the answer to repeat.
+    #[boxed]
     pub async fn publish(self, record: Option<Record>) -> Result<Database, Error> {
         let system = &self.0.engine.inner.system;
         system.database_add(&self.0.row, record).await?;
@@ -133,12 +135,14 @@ impl Draft {
 
 impl Engine {
     /// Starts a node. Must be called within a tokio runtime.
+    #[boxed]
     pub async fn start(settings: Settings, parts: Parts) -> Result<Self, Error> {
         let store = open_store(&settings.store_url, &parts)?;
         Box::pin(Self::start_on(settings, parts, store)).await
     }
 
     /// Starts a node on a store of the caller's.
+    #[boxed]
     pub async fn start_on(settings: Settings, parts: Parts, store: Store) -> Result<Self, Error> {
         let started = start(settings, parts, store).await?;
         let Started {
@@ -319,6 +323,7 @@ impl Engine {
 
     /// Stops: closes every database, ships what is pending, ends the threads. Settling goes on at the next
     /// start.
+    #[boxed]
     pub async fn shutdown(&self) -> Result<(), Error> {
         if self.inner.stopped.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -379,6 +384,7 @@ impl Engine {
     }
 
     /// Stops, and closes the term of this life: the next node needs not be told to take it over.
+    #[boxed]
     pub async fn release(&self) -> Result<(), Error> {
         self.shutdown().await?;
         let term = self.term();
@@ -388,26 +394,31 @@ impl Engine {
     }
 
     /// Makes a namespace.
+    #[boxed]
     pub async fn namespace_create(&self, name: &str) -> Result<Namespace, Error> {
         self.inner.system.namespace_create(name).await
     }
 
     /// The namespace of a name.
+    #[boxed]
     pub async fn namespace_by_name(&self, name: &str) -> Result<Namespace, Error> {
         self.inner.system.namespace_by_name(name).await
     }
 
     /// All namespaces.
+    #[boxed]
     pub async fn namespaces(&self) -> Result<Vec<Namespace>, Error> {
         self.inner.system.namespaces().await
     }
 
     /// Makes a token; its secret is shown this once.
+    #[boxed]
     pub async fn token_create(&self, new: NewToken) -> Result<(TokenInfo, String), Error> {
         self.inner.system.token_create(new, |_| None).await
     }
 
     /// The tokens of a namespace.
+    #[boxed]
     pub async fn token_list(
         &self,
         namespace: NamespaceId,
@@ -417,16 +428,19 @@ impl Engine {
     }
 
     /// Ends a token at once.
+    #[boxed]
     pub async fn token_revoke(&self, namespace: NamespaceId, id: &str) -> Result<(), Error> {
         self.inner.system.token_revoke(namespace, id).await
     }
 
     /// Who a secret belongs to.
+    #[boxed]
     pub async fn authenticate(&self, secret: &str) -> Result<Principal, Error> {
         self.inner.system.authenticate(secret).await
     }
 
     /// Makes a database.
+    #[boxed]
     pub async fn database_create(
         &self,
         namespace: NamespaceId,
@@ -439,6 +453,7 @@ impl Engine {
     }
 
     /// Makes the history of a database that has no name yet: [`Draft::publish`] gives it one.
+    #[boxed]
     pub async fn database_draft(
         &self,
         namespace: NamespaceId,
@@ -455,6 +470,7 @@ impl Engine {
     /// rollback journal beside the file is recovered into the copy; the file itself is not touched.
     ///
     /// [`Code::ImportInvalid`] says what is wrong with the file; nothing is created then.
+    #[boxed]
     pub async fn database_import(
         &self,
         namespace: NamespaceId,
@@ -468,6 +484,7 @@ impl Engine {
     }
 
     /// The same without its name yet: [`Draft::publish`] gives it.
+    #[boxed]
     pub async fn database_import_draft(
         &self,
         namespace: NamespaceId,
@@ -562,6 +579,7 @@ impl Engine {
     }
 
     /// The databases of a namespace.
+    #[boxed]
     pub async fn database_list(
         &self,
         namespace: NamespaceId,
@@ -571,6 +589,7 @@ impl Engine {
     }
 
     /// Changes a database's settings.
+    #[boxed]
     pub async fn database_patch(
         &self,
         namespace: NamespaceId,
@@ -587,6 +606,7 @@ impl Engine {
     }
 
     /// The database of a name.
+    #[boxed]
     pub async fn database(&self, namespace: NamespaceId, name: &str) -> Result<Database, Error> {
         let row = self.inner.system.database(namespace, name).await?;
         Ok(Database {
@@ -768,6 +788,7 @@ impl Database {
     }
 
     /// Runs statements.
+    #[boxed]
     pub async fn execute(&self, request: Request) -> Result<Response, Error> {
         let inner = &self.engine.inner;
         self.admit_read()?;
@@ -813,6 +834,7 @@ impl Database {
     }
 
     /// Where it stands.
+    #[boxed]
     pub async fn bookmark(&self) -> Result<BookmarkInfo, Error> {
         let lease = self.lease().await?;
         let database = Arc::clone(&lease);
@@ -838,6 +860,7 @@ impl Database {
     }
 
     /// A session for a thread of the caller's: transactions without an await between them.
+    #[boxed]
     pub async fn writer(&self) -> Result<Writer, Error> {
         Ok(Writer {
             lease: self.lease().await?,

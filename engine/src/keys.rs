@@ -9,6 +9,7 @@ use tidelog_archive::key::Key;
 use tidelog_archive::seal::{KeyStatus, KeyStore};
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
+use crate::boxed;
 use crate::bucket::{Bucket, BucketDatabase};
 use crate::engine::Engine;
 use crate::error::{Code, Error};
@@ -41,6 +42,7 @@ impl Engine {
     }
 
     /// What stands in the key object of a database; `None` if it is plain.
+    #[boxed]
     pub async fn key_status(
         &self,
         namespace: NamespaceId,
@@ -51,6 +53,7 @@ impl Engine {
     }
 
     /// Gives a database a new data key, used from now on by this node. A plain database gets its first.
+    #[boxed]
     pub async fn rotate_data_key(
         &self,
         namespace: NamespaceId,
@@ -64,6 +67,7 @@ impl Engine {
 
     /// Destroys the data keys of a deleted database: nothing of it that is stored opens any more, whoever holds the
     /// master keys. Refused while the database is not deleted, and while forks read through it, which it names.
+    #[boxed]
     pub async fn destroy_keys(&self, namespace: NamespaceId, id: DatabaseId) -> Result<(), Error> {
         let core = &self.inner.core;
         let deleted = self.inner.system.read(move |c| {
@@ -134,6 +138,7 @@ impl Bucket {
     }
 
     /// The keys of one database; `None` if it is plain.
+    #[boxed]
     pub async fn key_status_of(
         &self,
         database: &BucketDatabase,
@@ -142,6 +147,7 @@ impl Bucket {
     }
 
     /// The keys of every database, the system's first.
+    #[boxed]
     pub async fn key_status(&self) -> Result<Vec<DatabaseKeys>, Error> {
         let mut found = Vec::new();
         for database in self.all().await? {
@@ -152,6 +158,7 @@ impl Bucket {
     }
 
     /// The lines of an audit object.
+    #[boxed]
     pub async fn audit_lines(&self, key: &str) -> Result<String, Error> {
         let Some(Key::Audit(namespace, _, _)) = Key::parse(key) else {
             let what = format!("{key:?} is not the key of an audit object");
@@ -166,6 +173,7 @@ impl Bucket {
 
     /// Wraps every data key by the newest master key; answers how many were not. Stops at the first that cannot be
     /// unwrapped; what is done stays done.
+    #[boxed]
     pub async fn rewrap_keys(&self) -> Result<usize, Error> {
         let mut count = 0;
         for database in self.all().await? {
@@ -180,6 +188,7 @@ impl Bucket {
 
     /// Gives a database a new data key; a plain one gets its first. A database that is sealed and has lost its key
     /// object is refused.
+    #[boxed]
     pub async fn rotate_data_key(&self, database: &BucketDatabase) -> Result<(), Error> {
         let keys = self.keys(database);
         if keys.load().await.map_err(key_error)?.is_none() {

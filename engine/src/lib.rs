@@ -53,6 +53,10 @@ pub mod travel;
 mod trim;
 mod upload;
 
+/// Gives an `async fn` a boxed future, so that it is compiled here, once. The body of a plain one is compiled anew in
+/// every crate that awaits it, with all that it awaits; the public surface is awaited by the server and by every test.
+pub(crate) use async_recursion::async_recursion as boxed;
+
 pub use core::Parts;
 pub use engine::{Database, Draft, Engine, NewDatabase, Writer};
 pub use error::{Code, Error};

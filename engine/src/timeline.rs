@@ -10,6 +10,7 @@ use tidelog_archive::manifest::Loaded;
 use tidelog_archive::plan::{CommitInfo, History, Plan, Resolved, Target};
 use tidelog_wal::{Position, Timestamp, TxId};
 
+use crate::boxed;
 use crate::bucket::At;
 use crate::core::Core;
 use crate::database::Lease;
@@ -92,11 +93,13 @@ impl Database {
     }
 
     /// The state that is asked for.
+    #[boxed]
     pub async fn state_at(&self, at: At) -> Result<Resolved, Error> {
         Ok(self.resolve(at).await?.2)
     }
 
     /// The last commit at or before `time`.
+    #[boxed]
     pub async fn bookmark_at(&self, time: Timestamp) -> Result<BookmarkAt, Error> {
         let (lease, _, found) = self.resolve(At::Time(time)).await?;
         Ok(BookmarkAt {
@@ -108,6 +111,7 @@ impl Database {
     }
 
     /// How far back the database can be put.
+    #[boxed]
     pub async fn recovery_window(&self) -> Result<RecoveryWindow, Error> {
         let now = self.bookmark().await?;
         let (lease, mut history) = self.stored_history().await?;
@@ -131,6 +135,7 @@ impl Database {
     }
 
     /// The commits from `from` to `to`, oldest first, in pages.
+    #[boxed]
     pub async fn history(
         &self,
         from: Option<TxId>,
@@ -160,6 +165,7 @@ impl Database {
     }
 
     /// The plan to a state: what preview shows and [`Database::export`] does.
+    #[boxed]
     pub async fn plan(&self, at: At) -> Result<Plan, Error> {
         let (_, mut history, resolved) = self.resolve(at).await?;
         history.plan(resolved, None).await.map_err(plan_error)
@@ -173,6 +179,7 @@ impl Database {
     }
 
     /// Writes a state as a plain SQLite file at `out`, which must not exist; proven before it has its name.
+    #[boxed]
     pub async fn export(&self, at: At, out: &Path) -> Result<Position, Error> {
         let _hold = self.engine.inner.core.holds.hold(self.row.id);
         let (lease, mut history, resolved) = self.resolve(at).await?;

@@ -6,6 +6,7 @@ mod idle;
 mod memory;
 mod oltp;
 mod real_input;
+mod travel;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +27,8 @@ enum Bench {
     Idle(idle::Options),
     /// A real SQLite file, changed and restored at random bookmarks beside a plain twin.
     RealInput(real_input::Options),
+    /// Rewind, fork and restore of a large database, beside SQLite, zstd and Litestream.
+    Travel(travel::Options),
 }
 
 #[expect(clippy::print_stdout, reason = "a bench prints its figures")]
@@ -36,6 +39,7 @@ fn main() {
         Bench::BigTransaction(options) => runtime.block_on(big_transaction::run(options)),
         Bench::Idle(options) => runtime.block_on(idle::run(options)),
         Bench::RealInput(options) => runtime.block_on(real_input::run(options)),
+        Bench::Travel(options) => runtime.block_on(travel::run(options)),
     };
     println!("{printed:#}");
 }

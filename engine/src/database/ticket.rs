@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tidelog_wal::{Position, TxId};
 
 use super::OpenDb;
+use crate::boxed;
 use crate::capture::{Captured, CommitNote, Notes};
 use crate::error::Error;
 use crate::settings::Durability;
@@ -32,6 +33,7 @@ impl Ticket {
     }
 
     /// Waits until the commit is written to the journal, then for `durability`, and answers its Position.
+    #[boxed]
     pub async fn wait(&self, durability: Durability) -> Result<Position, Error> {
         let resolved = self.resolve().await?;
         self.database.wait_durable(resolved.lsn, durability).await?;

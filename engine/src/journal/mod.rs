@@ -25,6 +25,7 @@ use tidelog_archive::env::Clock;
 use tidelog_wal::{Chain, ClusterId, DatabaseId, NamespaceId, Term, TxId};
 use tokio::sync::{Notify, watch};
 
+use crate::boxed;
 use crate::crash_point;
 use crate::disk::{AppendFile, Disk};
 use crate::error::{Code, Error};
@@ -476,12 +477,14 @@ impl Journal {
     }
 
     /// Waits until every record up to `lsn` is synced.
+    #[boxed]
     pub async fn wait_synced(&self, lsn: u64) -> Result<(), Error> {
         self.want_sync(lsn);
         self.wait(&self.synced, lsn).await
     }
 
     /// Waits until every record up to `lsn` is stored and acknowledged in order.
+    #[boxed]
     pub async fn wait_shipped(&self, lsn: u64) -> Result<(), Error> {
         if *self.shipped.borrow() < lsn {
             let now = self.parts.clock.monotonic_micros();
@@ -512,6 +515,7 @@ impl Journal {
     }
 
     /// Wakes when a record was appended or a `remote` writer began to wait.
+    #[boxed]
     pub async fn ship_wanted(&self) {
         self.ship_wake.notified().await;
     }

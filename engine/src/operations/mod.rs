@@ -21,6 +21,7 @@ use serde_json::Value as Json;
 use tidelog_wal::{DatabaseId, NamespaceId};
 use tokio::sync::watch;
 
+use crate::boxed;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
 use crate::system::{Page, PageOf};
@@ -136,6 +137,7 @@ impl Handle {
     }
 
     /// Waits until it has ended, at most `limit`, and answers what is known then.
+    #[boxed]
     pub async fn wait(&mut self, limit: Duration) -> Operation {
         let ended = self
             .changes
@@ -146,6 +148,7 @@ impl Handle {
     }
 
     /// Waits until it has ended.
+    #[boxed]
     pub async fn ended(&mut self) -> Operation {
         // A closed channel holds the end, or what was known when the node stopped.
         let _ = self.changes.wait_for(|known| known.state.is_final()).await;
@@ -153,6 +156,7 @@ impl Handle {
     }
 
     /// Waits for the next change; `None` once it has ended and been seen so.
+    #[boxed]
     pub async fn changed(&mut self) -> Option<Operation> {
         if self.changes.borrow_and_update().state.is_final() {
             return None;
@@ -246,6 +250,7 @@ impl Engine {
     }
 
     /// An operation of a namespace.
+    #[boxed]
     pub async fn operation(&self, namespace: NamespaceId, id: &str) -> Result<Operation, Error> {
         if let Some(shared) = self.inner.running.get(id) {
             let operation = Handle::new(&shared).current();
@@ -257,6 +262,7 @@ impl Engine {
     }
 
     /// Follows an operation of a namespace; one that has ended shows its end and no change.
+    #[boxed]
     pub async fn operation_watch(&self, namespace: NamespaceId, id: &str) -> Result<Handle, Error> {
         if let Some(shared) = self.inner.running.get(id) {
             let handle = Handle::new(&shared);
@@ -270,6 +276,7 @@ impl Engine {
     }
 
     /// Operations of a namespace, newest first.
+    #[boxed]
     pub async fn operations(
         &self,
         namespace: NamespaceId,
@@ -291,6 +298,7 @@ impl Engine {
 
     /// Asks an operation to stop. It stops at its next look, cleaning up; past its point of no return, and
     /// once it has ended, it is refused.
+    #[boxed]
     pub async fn operation_cancel(
         &self,
         namespace: NamespaceId,

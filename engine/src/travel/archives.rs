@@ -38,6 +38,7 @@ use tidelog_wal::{NamespaceId, Timestamp};
 
 use super::inspect::{Check, Inspection, inspect, open_finished};
 use super::watched::materialise;
+use crate::boxed;
 use crate::bucket::At;
 use crate::core::Core;
 use crate::crash_point;
@@ -88,6 +89,7 @@ pub struct NewArchive {
 
 impl Database {
     /// Begins to make an archive. Errors that concern the state asked for come at once.
+    #[boxed]
     pub async fn archive_create(&self, new: NewArchive) -> Result<Handle, Error> {
         check_name(new.name.as_deref())?;
         let system = &self.engine().inner.system;
@@ -182,12 +184,14 @@ impl Database {
     }
 
     /// The archives of the database, newest first.
+    #[boxed]
     pub async fn archives(&self, page: Page) -> Result<PageOf<Archive>, Error> {
         let system = &self.engine().inner.system;
         system.archive_list(self.row().id, page).await
     }
 
     /// One archive of the database.
+    #[boxed]
     pub async fn archive(&self, id: &str) -> Result<Archive, Error> {
         let row = self.row();
         let system = &self.engine().inner.system;
@@ -196,6 +200,7 @@ impl Database {
 
     /// Changes how long an archive is held. The time until which it is retained can be put off and never brought
     /// forward; a legal hold comes and goes.
+    #[boxed]
     pub async fn archive_hold(
         &self,
         id: &str,
@@ -220,6 +225,7 @@ impl Database {
     }
 
     /// Deletes an archive. [`Code::ArchiveHeld`] while it is retained or under legal hold.
+    #[boxed]
     pub async fn archive_delete(&self, id: &str) -> Result<(), Error> {
         let archive = self.archive(id).await?;
         if let Some(held) = archive.held(self.engine().now()) {

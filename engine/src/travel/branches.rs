@@ -5,6 +5,7 @@ use std::time::Duration;
 use tidelog_wal::Position;
 
 use super::forks::Fork;
+use crate::boxed;
 use crate::bucket::At;
 use crate::engine::Database;
 use crate::error::{Code, Error};
@@ -27,6 +28,7 @@ pub enum Branched {
 impl Database {
     /// Makes the branch `name` at a state, or puts it there anew: what stood there is deleted, and can be brought
     /// back under its database name for seven days. The same call again changes nothing while nobody wrote to it.
+    #[boxed]
     pub async fn branch_put(
         &self,
         name: &str,
@@ -56,6 +58,7 @@ impl Database {
     }
 
     /// The branch `name` of this database.
+    #[boxed]
     pub async fn branch(&self, name: &str) -> Result<DatabaseRow, Error> {
         self.branch_row(name).await?.ok_or_else(|| {
             let what = format!("database {:?} has no branch {name:?}", self.row().name);
@@ -64,6 +67,7 @@ impl Database {
     }
 
     /// Deletes the branch `name`.
+    #[boxed]
     pub async fn branch_delete(&self, name: &str) -> Result<DatabaseRow, Error> {
         let row = self.branch(name).await?;
         self.engine()

@@ -17,6 +17,7 @@ use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 use tokio::sync::{Notify, watch};
 
 use super::retention::{self, DAY_MICROS, GRACE_MICROS, RetentionReport, WINDOW_MICROS};
+use crate::boxed;
 use crate::core::Core;
 use crate::engine::{Engine, Inner};
 use crate::error::{Code, Error};
@@ -190,6 +191,7 @@ impl Engine {
     }
 
     /// Does what is due now; answers what the retention window did.
+    #[boxed]
     pub async fn calendar_turn(&self) -> Result<Vec<RetentionReport>, Error> {
         let calendar = &self.inner.core.calendar;
         let _turn = calendar.turn.lock().await;
@@ -285,6 +287,7 @@ impl Engine {
     }
 
     /// Applies the retention window to one database, deleted or not, due or not; a dry run changes nothing.
+    #[boxed]
     pub async fn retention_of(
         &self,
         namespace: NamespaceId,
@@ -301,6 +304,7 @@ impl Engine {
     }
 
     /// The same for a page of all databases, by id.
+    #[boxed]
     pub async fn retention(
         &self,
         page: Page,

@@ -30,6 +30,7 @@ use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 use super::forks;
 use super::retention::garbage::{keys_below, keys_under};
 use super::retention::image::scratch;
+use crate::boxed;
 use crate::crash_point;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
@@ -56,6 +57,7 @@ fn forks_of(manifest: &Manifest) -> BTreeSet<DatabaseId> {
 
 impl Engine {
     /// Hides a database; it can be brought back for seven days.
+    #[boxed]
     pub async fn database_delete(
         &self,
         namespace: NamespaceId,
@@ -74,6 +76,7 @@ impl Engine {
     }
 
     /// Brings a hidden database back.
+    #[boxed]
     pub async fn database_undelete(
         &self,
         namespace: NamespaceId,
@@ -126,6 +129,7 @@ impl Engine {
     }
 
     /// Destroys a database for good: the live one of this name, else the one that was deleted last.
+    #[boxed]
     pub async fn database_purge(
         &self,
         namespace: NamespaceId,

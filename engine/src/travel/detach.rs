@@ -8,6 +8,7 @@ use tidelog_archive::manifest::{ImageEntry, Parent, Settled};
 use tidelog_archive::plan::Target;
 
 use super::forks::unpin;
+use crate::boxed;
 use crate::crash_point;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
@@ -18,6 +19,7 @@ use crate::settings::Durability;
 
 impl Database {
     /// Begins making this database independent of the one it was forked from. One that is, stays as it is.
+    #[boxed]
     pub async fn detach(&self, token: Option<String>) -> Result<Handle, Error> {
         let row = self.row();
         let new = NewOperation {
@@ -35,6 +37,7 @@ impl Database {
     }
 
     /// Detaches every live fork that hangs on this database, one after the other.
+    #[boxed]
     pub async fn detach_forks(&self, token: Option<String>) -> Result<(), Error> {
         for row in self.forks().await? {
             let database = self.engine().database(row.namespace, &row.name).await?;

@@ -15,6 +15,7 @@ use tidelog_archive::plan::Resolved;
 use tidelog_wal::record::{CommitRecord, RecordBody, RecordHeader, TimeFlag};
 use tidelog_wal::{DatabaseId, DigestSeed, NamespaceId, PageSize, Position, Timestamp, chain};
 
+use crate::boxed;
 use crate::bucket::At;
 use crate::capture::Head;
 use crate::core::Core;
@@ -70,6 +71,7 @@ pub(super) struct Child {
 
 impl Database {
     /// Begins a fork of this database. What is wrong with the name or the state is answered at once.
+    #[boxed]
     pub async fn fork(&self, fork: Fork) -> Result<Handle, Error> {
         check_name("database", &fork.name)?;
         let engine = self.engine();
@@ -98,6 +100,7 @@ impl Database {
     }
 
     /// The live forks of this database, by name.
+    #[boxed]
     pub async fn forks(&self) -> Result<Vec<DatabaseRow>, Error> {
         let system = &self.engine().inner.system;
         system.databases_forked(self.row().id, None).await

@@ -10,6 +10,7 @@
 use tidelog_archive::manifest::{Label, Manifest, Pin};
 use tidelog_wal::{PageCount, Position, Timestamp};
 
+use crate::boxed;
 use crate::bucket::At;
 use crate::engine::Database;
 use crate::error::{Code, Error};
@@ -164,6 +165,19 @@ pub(crate) fn add(manifest: &mut Manifest, label: Label, pin: bool) -> Result<()
         let what = format!("bookmark {} has left the retention window", label.position);
         return Err(Error::new(Code::BookmarkExpired, what));
     }
+    // A pin holds back the retention of its own database alone; the fork's own beginning is pinned in the parent.
+    let inherited = manifest
+        .parent
+        .filter(|parent| label.position.txid < parent.at.txid);
+    if pin && let Some(parent) = inherited {
+        let what = format!(
+            "bookmark {} is older than this fork: a pin keeps what the database wrote itself; pin it in the \
+             database it was forked from, or fork that state",
+            label.position
+        );
+        let refused = Error::new(Code::Refused, what);
+        return Err(refused.with("parent", parent.database.to_string()));
+    }
     if pin {
         manifest.pins.push(Pin {
             id: pin_id(&label.name),
@@ -301,6 +315,7 @@ impl Database {
     }
 
     /// Names a commit.
+    #[boxed]
     pub async fn snapshot_create(&self, new: NewSnapshot) -> Result<Snapshot, Error> {
         check_name(&new.name)?;
         if new.note.len() > NOTE_MAX {
@@ -353,6 +368,7 @@ impl Database {
     }
 
     /// The label of a name, with the size of its state if that can be read.
+    #[boxed]
     pub async fn snapshot(&self, name: &str) -> Result<Snapshot, Error> {
         let loaded = self.manifest().await?;
         let manifest = &loaded.manifest;
@@ -366,6 +382,7 @@ impl Database {
     }
 
     /// The labels of the database by name.
+    #[boxed]
     pub async fn snapshots(&self, page: Page) -> Result<PageOf<Snapshot>, Error> {
         let loaded = self.manifest().await?;
         let manifest = &loaded.manifest;
@@ -382,6 +399,7 @@ impl Database {
     }
 
     /// Removes a label. What it names stays as long as the window, or another pin, keeps it.
+    #[boxed]
     pub async fn snapshot_delete(&self, name: &str, unpin: bool) -> Result<(), Error> {
         let core = &self.engine.inner.core;
         let (namespace, id) = (self.row.namespace, self.row.id);

@@ -19,6 +19,7 @@ use tidelog_wal::{Digest, PageCount, Position, Timestamp};
 use super::archives::digest_of_file;
 use super::restores::{Outcome, RestoreRecord, RolledBackKey};
 use super::rewind::{Source, Wanted, put_in_place};
+use crate::boxed;
 use crate::capture::CommitNote;
 use crate::crash_point;
 use crate::database::Lease;
@@ -50,6 +51,7 @@ struct Fitting {
 impl Database {
     /// Begins to replace the database by a SQLite file; `only_at` is where it must still be. The file is copied
     /// and proven before this returns: [`Code::ImportInvalid`] says what is wrong with it, or why it does not fit.
+    #[boxed]
     pub async fn replace(
         &self,
         file: &Path,

@@ -27,6 +27,7 @@ use std::time::Duration;
 use serde_json::json;
 use tidelog_wal::Position;
 
+use crate::boxed;
 use crate::bucket::At;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
@@ -152,6 +153,7 @@ fn check_sample(percent: u8) -> Result<(), Error> {
 
 impl Database {
     /// Begins a verification. A state that cannot be asked for is refused at once.
+    #[boxed]
     pub async fn verify(&self, new: NewVerification) -> Result<Handle, Error> {
         check_sample(new.sample_percent)?;
         let target = match new.at.clone() {
@@ -183,30 +185,35 @@ impl Database {
     }
 
     /// The verifications of the database, newest first.
+    #[boxed]
     pub async fn verifications(&self, page: Page) -> Result<PageOf<Verification>, Error> {
         let system = &self.engine().inner.system;
         system.verification_list(self.row().id, page).await
     }
 
     /// The newest verification that found everything right.
+    #[boxed]
     pub async fn last_verified(&self) -> Result<Option<Verification>, Error> {
         let system = &self.engine().inner.system;
         system.verification_last_good(self.row().id).await
     }
 
     /// The newest measured time of a restore.
+    #[boxed]
     pub async fn measured_restore(&self) -> Result<Option<Duration>, Error> {
         let system = &self.engine().inner.system;
         system.verification_restore_time(self.row().id).await
     }
 
     /// When the database is verified by itself.
+    #[boxed]
     pub async fn verification_schedule(&self) -> Result<Option<Schedule>, Error> {
         let system = &self.engine().inner.system;
         system.schedule(self.row().id).await
     }
 
     /// Has the database verified by itself, or no longer; the first time is after `every`.
+    #[boxed]
     pub async fn set_verification_schedule(
         &self,
         schedule: Option<(Duration, Level, u8)>,

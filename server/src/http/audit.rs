@@ -15,7 +15,7 @@ use super::{Answer, Route};
 use crate::problem::Problem;
 
 /// Endings of paths, and what happens there: on POST or PUT, and on DELETE.
-const EVENTS: [(&str, &str, &str); 27] = [
+const EVENTS: [(&str, &str, &str); 28] = [
     (
         "/v1/namespaces",
         "admin.namespace_create",
@@ -64,6 +64,11 @@ const EVENTS: [(&str, &str, &str); 27] = [
     ),
     ("/verifications", "backup.verify", ""),
     ("/verify", "backup.verify", ""),
+    (
+        "/verification-schedule",
+        "backup.verification_schedule",
+        "backup.verification_schedule",
+    ),
     ("/erasures", "backup.erase", ""),
     ("/retention", "backup.retention_change", ""),
     ("/recovery-sql", "backup.recovery_sql", ""),

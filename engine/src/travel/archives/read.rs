@@ -14,6 +14,7 @@ use tidelog_wal::{Digest, DigestSeed, PageCount, PageNo, PageSize};
 use tokio::sync::mpsc;
 
 use super::{Archive, Format, PIECE, rfc3339};
+use crate::boxed;
 use crate::core::Core;
 use crate::engine::Database;
 use crate::error::{Code, Error};
@@ -255,6 +256,7 @@ pub(crate) fn digest_of_file(
 
 impl Database {
     /// The content of an archive, as it is stored.
+    #[boxed]
     pub async fn archive_content(&self, id: &str) -> Result<Content, Error> {
         Ok(Content {
             archive: self.archive(id).await?,
@@ -263,6 +265,7 @@ impl Database {
     }
 
     /// Begins to prove an archive: every byte of it, its state digest, and what SQLite says of it.
+    #[boxed]
     pub async fn archive_verify(&self, id: &str, token: Option<String>) -> Result<Handle, Error> {
         let archive = self.archive(id).await?;
         let row = self.row();

@@ -12,6 +12,7 @@ use tidelog_wal::{DatabaseId, NamespaceId};
 
 use super::read::{Wrong, unpack};
 use super::{Archive, Format};
+use crate::boxed;
 use crate::core::Core;
 use crate::crash_point;
 use crate::database::DbMeta;
@@ -24,11 +25,13 @@ use crate::scratch;
 
 impl Engine {
     /// An archive of a namespace by its id, also of a database that was deleted.
+    #[boxed]
     pub async fn archive(&self, namespace: NamespaceId, id: &str) -> Result<Archive, Error> {
         super::find(self, namespace, id).await
     }
 
     /// Begins to make a database of an archive of the same namespace, also of one whose database was deleted.
+    #[boxed]
     pub async fn database_from_archive(
         &self,
         namespace: NamespaceId,

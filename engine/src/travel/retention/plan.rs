@@ -3,7 +3,8 @@
 //! The *horizon* is the newest commit at or before now less the window at which an object ends; every state from
 //! it on is promised. The *base* is the newest image at or before the horizon: what lies wholly before it is
 //! needed by protectors alone. A protector is a Position below the base that a pin keeps: the cheapest path to
-//! it, forward from an image at or before it or backward from one behind it, is kept whole (I5).
+//! it, forward from an image at or before it or backward from one behind it, is kept whole (I5). A path includes
+//! the record of the commit itself, which alone tells its time and digest, unless it is an image's.
 
 use std::collections::BTreeSet;
 
@@ -135,7 +136,8 @@ pub(crate) fn keep(catalog: &Catalog, horizon: TxId) -> Keep {
             image: false,
         };
         let paths = starts.chain([free]).filter_map(|start| {
-            let cost = between(&segments, &keep, manifest, start.txid, txid)?;
+            let (low, high) = path(start.txid, txid);
+            let cost = between(&segments, &keep, manifest, low, high)?;
             Some((cost.saturating_add(start.cost), start))
         });
         match paths.min_by_key(|(cost, _)| *cost) {
@@ -143,8 +145,7 @@ pub(crate) fn keep(catalog: &Catalog, horizon: TxId) -> Keep {
                 if start.image {
                     keep.images.insert(start.txid);
                 }
-                let (low, high) = (start.txid.min(txid), start.txid.max(txid));
-                keep.islands.push((low, high));
+                keep.islands.push(path(start.txid, txid));
             }
             None => {
                 keep.broken = Some(txid);
@@ -156,16 +157,24 @@ pub(crate) fn keep(catalog: &Catalog, horizon: TxId) -> Keep {
     keep
 }
 
-/// The bytes that would be kept for a path between two states and are not kept otherwise; `None` if there is
-/// no path.
+/// The records that lead from one state to another: those behind the first answer, up to the second.
+fn path(start: TxId, to: TxId) -> (TxId, TxId) {
+    if start > to {
+        (to.prev().unwrap_or(TxId::ZERO), start)
+    } else {
+        (start, to)
+    }
+}
+
+/// The bytes of the records behind `low` up to `high` that are not kept otherwise; `None` if some are missing or
+/// useless.
 fn between(
     segments: &[SegmentEntry],
     keep: &Keep,
     manifest: &Manifest,
-    a: TxId,
-    b: TxId,
+    low: TxId,
+    high: TxId,
 ) -> Option<u64> {
-    let (low, high) = (a.min(b), a.max(b));
     let crossed = |gap: &tidelog_archive::manifest::Gap| low < gap.resumes && high > gap.after;
     if low != high && manifest.gaps.iter().any(crossed) {
         return None;

@@ -21,6 +21,7 @@ use serde_json::{Value as Json, json};
 use tidelog_wal::{Position, Timestamp};
 
 use super::restores::{Outcome, RestoreRecord};
+use crate::boxed;
 use crate::bucket::At;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
@@ -95,6 +96,7 @@ struct Undo {
 
 impl Database {
     /// What a rewind would do. The plan can be run once, within ten minutes, while the database has not moved.
+    #[boxed]
     pub async fn preview(&self, target: &RestoreTarget) -> Result<RewindPlan, Error> {
         let at = self.target(target).await?;
         let plan = self.rewind_plan(at).await?;
@@ -103,6 +105,7 @@ impl Database {
     }
 
     /// Begins a rewind. What is wrong with the target is answered at once.
+    #[boxed]
     pub async fn rewind(&self, rewind: Rewind) -> Result<Handle, Error> {
         let accepted = Accepted {
             rewind,
@@ -113,6 +116,7 @@ impl Database {
 
     /// Begins taking a restore back. Commits that came after it would be undone too: refused with
     /// [`Code::RestoreSuperseded`] unless `force` names the present bookmark.
+    #[boxed]
     pub async fn undo(
         &self,
         id: &str,
@@ -148,12 +152,14 @@ impl Database {
     }
 
     /// One restore of this database.
+    #[boxed]
     pub async fn restore(&self, id: &str) -> Result<RestoreRecord, Error> {
         let system = &self.engine().inner.system;
         system.restore(self.row().id, id).await
     }
 
     /// The restores of this database, newest first.
+    #[boxed]
     pub async fn restores(&self, page: Page) -> Result<PageOf<RestoreRecord>, Error> {
         let system = &self.engine().inner.system;
         system.restore_list(self.row().id, page).await

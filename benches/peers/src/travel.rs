@@ -1,0 +1,508 @@
+//! Time travel on a large database: rewinds by so many commits, a fork, a restore to a new file; beside them what
+//! SQLite needs to commit as many pages, a copy of the file, `zstd` unpacking the same bytes to the same disk, and,
+//! where its program is given, Litestream putting the same database back to a time.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Args;
+use rusqlite::{Connection, params};
+use serde_json::{Value, json};
+use tidelog_archive::store::MeterSnapshot;
+use tidelog_engine::bucket::{At, Bucket};
+use tidelog_engine::database::Ticket;
+use tidelog_engine::operations::OperationState;
+use tidelog_engine::travel::forks::Fork;
+use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
+use tidelog_engine::{Database, Durability, Engine, NewDatabase, Parts, Settings, Writer};
+use tidelog_testkit::oltp::{Oltp, SCHEMA};
+use tidelog_wal::Position;
+
+use crate::memory::{forget_peak, mib, resident};
+
+/// Rows of one loading transaction.
+const LOAD_BATCH: u32 = 20_000;
+/// Everything is stored and settled once nothing was stored for so long.
+const QUIET: Duration = Duration::from_secs(5);
+/// How long one operation may take.
+const PATIENCE: Duration = Duration::from_mins(10);
+/// Rounds of each measurement; the median counts.
+const ROUNDS: usize = 3;
+
+/// What to run.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Rows of `orders`: 3,400,000 make about 1 GB.
+    #[arg(long, default_value_t = 3_400_000)]
+    rows: u32,
+    /// By how many commits to go back.
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,10000,60000")]
+    back: Vec<u32>,
+    /// Litestream's program.
+    #[arg(long)]
+    litestream: Option<PathBuf>,
+    /// Where everything is put; a folder of its own below it.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn millis(from: Instant) -> f64 {
+    from.elapsed().as_secs_f64() * 1000.0
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A node with the loaded database, and where it stood after some of its commits.
+struct Loaded {
+    engine: Engine,
+    database: Database,
+    writer: Arc<Writer>,
+    store: String,
+    /// Commits before the newest, and the state then.
+    then: Vec<(u32, Position)>,
+    newest: Position,
+}
+
+async fn load(folder: &Path, options: &Options) -> Loaded {
+    let store = format!("file://{}", folder.join("store").display());
+    let settings = Settings {
+        data: folder.join("data"),
+        store_url: store.clone(),
+        restores_max: usize::MAX,
+        ..Settings::default()
+    };
+    let engine = Engine::start(settings, Parts::production())
+        .await
+        .expect("start");
+    let namespace = engine.namespace_create("bench").await.expect("namespace");
+    let database = engine
+        .database_create(namespace.id, NewDatabase::named("oltp"))
+        .await
+        .expect("create");
+    let writer = Arc::new(database.writer().await.expect("writer"));
+    let (rows, mut back) = (options.rows, options.back.clone());
+    back.sort_unstable_by(|a, b| b.cmp(a));
+    let most = back.first().copied().unwrap_or(0);
+    let loading = Arc::clone(&writer);
+    let runtime = tokio::runtime::Handle::current();
+    let meter = {
+        let engine = engine.clone();
+        move || engine.store_meter()
+    };
+    let (then, newest) = tokio::task::spawn_blocking(move || {
+        let wait = |ticket: Ticket| {
+            runtime
+                .block_on(ticket.wait(Durability::Remote))
+                .expect("shipped")
+        };
+        let mut mix = Oltp::new(1, rows);
+        loading
+            .transaction(|c| c.execute_batch(SCHEMA))
+            .expect("schema");
+        let mut newest = None;
+        for first in (0..rows).step_by(LOAD_BATCH as usize) {
+            let batch = first..rows.min(first + LOAD_BATCH);
+            let loaded = loading.transaction(|c| mix.load_rows(c, batch.clone()));
+            // One after the other: nothing piles up before it is stored.
+            newest = Some(wait(loaded.expect("load").1.expect("rows")));
+        }
+        settled(&meter);
+        let mut then: Vec<_> = newest
+            .filter(|_| back.contains(&most))
+            .map(|at| (most, at))
+            .into_iter()
+            .collect();
+        let mut last = None;
+        for i in 0..most {
+            let ((), ticket) = loading
+                .transaction(|connection| mix.apply(connection, u64::from(i)))
+                .expect("commit");
+            let left = most - 1 - i;
+            if back.contains(&left) {
+                then.push((left, wait(ticket.expect("a change"))));
+            } else {
+                last = ticket.or(last);
+            }
+        }
+        let newest = wait(last.expect("commits"));
+        settled(&meter);
+        (then, newest)
+    })
+    .await
+    .expect("loaded");
+    Loaded {
+        engine,
+        database,
+        writer,
+        store,
+        then,
+        newest,
+    }
+}
+
+/// Waits until the store was left alone for a while. Blocks.
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+fn settled(meter: &impl Fn() -> MeterSnapshot) {
+    let mut before = meter().total();
+    loop {
+        std::thread::sleep(QUIET);
+        let after = meter().total();
+        if after == before {
+            return;
+        }
+        before = after;
+    }
+}
+
+/// Puts the database to `at`: milliseconds, pages that changed, and the longest that a writer waited meanwhile.
+async fn rewind(loaded: &Loaded, at: Position) -> (f64, u64, f64) {
+    let (stop, longest) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let waiting = {
+        let (writer, stop, longest) = (
+            Arc::clone(&loaded.writer),
+            Arc::clone(&stop),
+            Arc::clone(&longest),
+        );
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let begun = now();
+                writer.transaction(|_| Ok(())).expect("a turn of its own");
+                let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                longest.fetch_max(took, Ordering::Relaxed);
+            }
+        })
+    };
+    let begun = now();
+    let to = Rewind::to(RestoreTarget::At(At::Bookmark(at)));
+    let mut handle = loaded.database.rewind(to).await.expect("begun");
+    let ended = handle.wait(PATIENCE).await;
+    let took = millis(begun);
+    stop.store(true, Ordering::Relaxed);
+    waiting.join().expect("the writer ends");
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    let result = ended.result.expect("a result");
+    let pages = result["restore"]["pages_changed"].as_u64();
+    let waited = Duration::from_micros(longest.load(Ordering::Relaxed)).as_secs_f64() * 1000.0;
+    (took, pages.unwrap_or(0), waited)
+}
+
+/// What SQLite alone needs to commit so many pages spread over such a file, in milliseconds.
+fn sqlite_commit(file: &Path, pages: u64) -> f64 {
+    let connection = Connection::open(file).expect("open");
+    connection
+        .execute_batch(
+            "pragma journal_mode=wal; pragma synchronous=normal; pragma wal_autocheckpoint=0",
+        )
+        .expect("pragmas");
+    let n: i64 = connection
+        .query_row("pragma page_count", [], |row| row.get(0))
+        .expect("pages");
+    let step = (n / i64::try_from(pages.max(1)).expect("small")).max(1);
+    let mut read = connection
+        .prepare("select data from sqlite_dbpage where pgno = ?1")
+        .expect("dbpage");
+    let wanted: Vec<(i64, Vec<u8>)> = (2..n)
+        .step_by(usize::try_from(step).expect("small"))
+        .take(usize::try_from(pages).expect("small"))
+        .map(|pgno| {
+            let data = read.query_row([pgno], |row| row.get(0)).expect("a page");
+            (pgno, data)
+        })
+        .collect();
+    drop(read);
+    let begun = now();
+    connection.execute_batch("begin immediate").expect("begin");
+    {
+        let mut write = connection
+            .prepare("insert into sqlite_dbpage(pgno, data) values(?1, ?2)")
+            .expect("dbpage");
+        for (pgno, data) in &wanted {
+            write.execute(params![pgno, data]).expect("a page");
+        }
+    }
+    connection.execute_batch("commit").expect("commit");
+    millis(begun)
+}
+
+/// Copies a file and syncs the copy, in milliseconds.
+fn copy(from: &Path, to: &Path) -> f64 {
+    let begun = now();
+    std::fs::copy(from, to).expect("copy");
+    File::open(to)
+        .and_then(|file| file.sync_all())
+        .expect("sync");
+    millis(begun)
+}
+
+/// Unpacks what `zstd -3` made of the file to the same disk and syncs it, in milliseconds.
+fn unzstd(from: &Path, folder: &Path) -> f64 {
+    let packed = folder.join("packed.zst");
+    let source = File::open(from).expect("open");
+    let target = File::create(&packed).expect("create");
+    zstd::stream::copy_encode(source, target, 3).expect("pack");
+    let rounds = (0..ROUNDS).map(|_| {
+        let out = folder.join("unpacked.db");
+        let begun = now();
+        let mut target = File::create(&out).expect("create");
+        let mut source =
+            zstd::stream::Decoder::new(File::open(&packed).expect("open")).expect("zstd");
+        std::io::copy(&mut source, &mut target).expect("unpack");
+        target.sync_all().expect("sync");
+        let took = millis(begun);
+        std::fs::remove_file(&out).expect("remove");
+        took
+    });
+    median(rounds.collect())
+}
+
+/// Restores the newest state from the bucket: milliseconds, and how much memory it took above what there was.
+async fn restore(store: &str, out: &Path) -> (f64, f64) {
+    let (mut times, mut peak) = (Vec::new(), 0.0_f64);
+    for _ in 0..ROUNDS {
+        let _ = std::fs::remove_file(out);
+        let process = std::process::id();
+        forget_peak(process);
+        let (before, _) = resident(process).expect("this process");
+        let begun = now();
+        let bucket = Bucket::open(store).await.expect("bucket");
+        let found = bucket.find("bench", "oltp").await.expect("find");
+        let restored = bucket.restore(&found, At::Latest, out, false).await;
+        restored.expect("restore");
+        times.push(millis(begun));
+        let (_, most) = resident(process).expect("this process");
+        peak = peak.max(mib(most.saturating_sub(before)));
+    }
+    (median(times), peak)
+}
+
+async fn fork(loaded: &Loaded, name: &str) -> Value {
+    let meter = || loaded.engine.store_meter();
+    let before = meter().total();
+    let begun = now();
+    let handle = loaded.database.fork(Fork::named(name)).await;
+    let ended = handle.expect("begun").wait(PATIENCE).await;
+    let (exists, requests) = (millis(begun), meter().total() - before);
+    assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    let row = loaded.database.row();
+    let forked = loaded.engine.database(row.namespace, name).await;
+    let begun = now();
+    forked
+        .expect("the fork")
+        .bookmark()
+        .await
+        .expect("its first use");
+    json!({ "exists_ms": exists, "store_requests": requests, "first_use_ms": millis(begun) })
+}
+
+/// Litestream with one file and one folder to replicate to.
+struct Litestream {
+    program: PathBuf,
+    config: PathBuf,
+    database: PathBuf,
+    running: Child,
+}
+
+impl Litestream {
+    fn start(program: &Path, folder: &Path, database: &Path) -> Self {
+        let config = folder.join("litestream.yml");
+        let text = format!(
+            "logging:\n  level: warn\ndbs:\n  - path: {}\n    replica:\n      type: file\n      path: {}\n",
+            database.display(),
+            folder.join("replica").display()
+        );
+        std::fs::write(&config, text).expect("a configuration");
+        let running = Command::new(program)
+            .args(["replicate", "-config"])
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("litestream starts");
+        Self {
+            program: program.to_owned(),
+            config,
+            database: database.to_owned(),
+            running,
+        }
+    }
+
+    /// Restores to a time, or to the newest state: milliseconds.
+    fn restore(&self, at: Option<SystemTime>, out: &Path) -> Option<f64> {
+        let _ = std::fs::remove_file(out);
+        let mut command = Command::new(&self.program);
+        command.arg("restore").arg("-config").arg(&self.config);
+        command.arg("-o").arg(out);
+        if let Some(at) = at {
+            let since = at.duration_since(SystemTime::UNIX_EPOCH).expect("our age");
+            let seconds = i64::try_from(since.as_secs()).expect("our age");
+            let text: String = Connection::open_in_memory()
+                .and_then(|c| {
+                    c.query_row(
+                        "select strftime('%Y-%m-%dT%H:%M:%SZ', ?1, 'unixepoch')",
+                        [seconds],
+                        |row| row.get(0),
+                    )
+                })
+                .expect("a time");
+            command.arg("-timestamp").arg(text);
+        }
+        command.arg(&self.database);
+        let begun = now();
+        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let took = millis(begun);
+        status.is_ok_and(|status| status.success()).then_some(took)
+    }
+}
+
+impl Drop for Litestream {
+    fn drop(&mut self) {
+        let _ = self.running.kill();
+        let _ = self.running.wait();
+    }
+}
+
+/// The same commits on a plain file beside Litestream, and what it takes to put that back.
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+fn litestream(program: &Path, folder: &Path, file: &Path, options: &Options) -> Value {
+    let database = folder.join("plain.db");
+    std::fs::copy(file, &database).expect("copy");
+    let connection = Connection::open(&database).expect("open");
+    connection
+        .execute_batch(
+            "pragma journal_mode=wal; pragma synchronous=normal; pragma busy_timeout=5000; \
+             pragma wal_autocheckpoint=0",
+        )
+        .expect("pragmas");
+    let running = Litestream::start(program, folder, &database);
+    let replica = folder.join("replica");
+    // Its first sync is a snapshot of everything.
+    let first = now();
+    let mut bytes = 0;
+    loop {
+        std::thread::sleep(QUIET);
+        let grown = folder_bytes(&replica);
+        if grown > 0 && grown == bytes {
+            break;
+        }
+        assert!(first.elapsed() < PATIENCE, "no first snapshot");
+        bytes = grown;
+    }
+    let mut back = options.back.clone();
+    back.sort_unstable_by(|a, b| b.cmp(a));
+    let most = back.first().copied().unwrap_or(0);
+    let mut mix = Oltp::new(2, options.rows);
+    let mut then = Vec::new();
+    for i in 0..most {
+        if back.contains(&(most - i)) {
+            // It keeps one point a second at best.
+            std::thread::sleep(Duration::from_secs(2));
+            then.push((most - i, SystemTime::now()));
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        mix.transaction(&connection, u64::from(i)).expect("commit");
+    }
+    std::thread::sleep(QUIET);
+    let out = folder.join("litestream.db");
+    let mut table = serde_json::Map::new();
+    for (commits, at) in then {
+        let rounds: Vec<f64> = (0..ROUNDS)
+            .filter_map(|_| running.restore(Some(at), &out))
+            .collect();
+        let took = (!rounds.is_empty()).then(|| median(rounds));
+        table.insert(commits.to_string(), json!(took));
+    }
+    let latest: Vec<f64> = (0..ROUNDS)
+        .filter_map(|_| running.restore(None, &out))
+        .collect();
+    json!({
+        "restore_timestamp_ms": table,
+        "restore_latest_ms": (!latest.is_empty()).then(|| median(latest)),
+    })
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let mut folders = vec![folder.to_owned()];
+    let mut bytes = 0;
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                Ok(meta) => bytes += meta.len(),
+                Err(_) => {}
+            }
+        }
+    }
+    bytes
+}
+
+pub(crate) async fn run(options: Options) -> Value {
+    let folder = match &options.dir {
+        Some(dir) => tempfile::tempdir_in(dir),
+        None => tempfile::tempdir(),
+    }
+    .expect("a folder");
+    let loaded = load(folder.path(), &options).await;
+    let out = folder.path().join("restored.db");
+    let (restored_ms, restore_peak_mib) = restore(&loaded.store, &out).await;
+    let bytes = std::fs::metadata(&out).expect("restored").len();
+
+    let mut rewinds = Vec::new();
+    for (commits, at) in &loaded.then {
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            rounds.push(rewind(&loaded, *at).await);
+            rewind(&loaded, loaded.newest).await;
+        }
+        let pages = rounds[0].1;
+        let sqlite = median((0..ROUNDS).map(|_| sqlite_commit(&out, pages)).collect());
+        let waited = median(rounds.iter().map(|round| round.2).collect());
+        rewinds.push(json!({
+            "commits": commits,
+            "ms": median(rounds.iter().map(|round| round.0).collect()),
+            "pages_changed": pages,
+            "writer_wait_ms": waited,
+            "sqlite_commit_ms": sqlite,
+            "writer_wait_over_sqlite": waited / sqlite,
+        }));
+    }
+    let forks = [fork(&loaded, "fork-1").await, fork(&loaded, "fork-2").await];
+    loaded.engine.shutdown().await.expect("shutdown");
+    // What was measured through it is in its WAL.
+    for left in ["restored.db-wal", "restored.db-shm"] {
+        let _ = std::fs::remove_file(folder.path().join(left));
+    }
+    let to = folder.path().join("copied.db");
+    let copied = median((0..ROUNDS).map(|_| copy(&out, &to)).collect());
+    let zstd = unzstd(&out, folder.path());
+    let _ = std::fs::remove_file(&to);
+    let peer = options
+        .litestream
+        .as_ref()
+        .map(|program| litestream(program, folder.path(), &out, &options));
+    json!({
+        "database_bytes": bytes,
+        "rewinds": rewinds,
+        "forks": forks,
+        "copy_of_the_file_ms": copied,
+        "restore_ms": restored_ms,
+        "restore_peak_mib_above": restore_peak_mib,
+        "zstd_unpack_ms": zstd,
+        "restore_speed_over_zstd": zstd / restored_ms,
+        "litestream": peer,
+    })
+}
