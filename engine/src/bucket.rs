@@ -25,7 +25,7 @@ use crate::error::{Code, Error};
 use crate::node::keys::unlock_bucket;
 use crate::node::start::{open_store, store_error};
 use crate::node::terms::term_error;
-use crate::rebuild::{plan_error, restore_error};
+use crate::rebuild::{plan_error, replanned, restore_error};
 use crate::remote::publish_error;
 use crate::travel::labels::{self, Snapshot};
 
@@ -326,6 +326,16 @@ impl Bucket {
     }
 
     async fn restore_id(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+        at: At,
+        out: &Path,
+    ) -> Result<(Plan, Report), Error> {
+        replanned!(self.restore_once(namespace, id, at.clone(), out))
+    }
+
+    async fn restore_once(
         &self,
         namespace: NamespaceId,
         id: DatabaseId,

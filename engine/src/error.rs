@@ -174,6 +174,8 @@ struct Inner {
     message: String,
     members: serde_json::Map<String, serde_json::Value>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    /// An object that was planned with is not there any more.
+    gone: bool,
 }
 
 impl Error {
@@ -184,6 +186,7 @@ impl Error {
             message: message.into(),
             members: serde_json::Map::new(),
             source: None,
+            gone: false,
         };
         Self(Box::new(inner))
     }
@@ -200,6 +203,18 @@ impl Error {
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Box::new(source));
         self
+    }
+
+    /// Says whether an object that was planned with was gone.
+    #[must_use]
+    pub(crate) fn because_gone(mut self, gone: bool) -> Self {
+        self.0.gone = gone;
+        self
+    }
+
+    /// Whether an object that was planned with was gone: what is listed now may lead there all the same.
+    pub(crate) const fn is_gone(&self) -> bool {
+        self.0.gone
     }
 
     /// What happened.

@@ -11,7 +11,7 @@ use tidelog_archive::manifest::Loaded;
 use tidelog_archive::plan::{self, History, Layer, Plan, PlanError, Resolved, TailSection, Target};
 use tidelog_archive::restore::{FileSink, RestoreError, RestoreSettings, execute};
 use tidelog_archive::store::Store;
-use tidelog_wal::{DatabaseId, Position, Term, TxId};
+use tidelog_wal::{DatabaseId, NamespaceId, Position, Term, TxId};
 
 use crate::capture::Head;
 use crate::core::Core;
@@ -125,7 +125,9 @@ pub(crate) fn plan_error(error: PlanError) -> Error {
     for (name, at) in members {
         made = made.with(name, at);
     }
-    made.caused_by(error)
+    let read = matches!(error, PlanError::Manifest(_) | PlanError::Read(_));
+    let gone = read && error.kind() == ErrorKind::NotFound;
+    made.because_gone(gone).caused_by(error)
 }
 
 fn code_of(kind: ErrorKind) -> Code {
@@ -147,8 +149,22 @@ pub(crate) fn restore_error(error: RestoreError) -> Error {
         chain = format!("{chain}: {inner}");
         source = inner.source();
     }
-    Error::new(code_of(error.kind()), chain).caused_by(error)
+    Error::new(code_of(error.kind()), chain)
+        .because_gone(error.kind() == ErrorKind::NotFound)
+        .caused_by(error)
 }
+
+/// Awaits what reads the manifest, plans, and reads what it planned with; once more if an object was gone: journal
+/// objects go once they are settled, and what is marked goes after its grace (DESIGN 5.8).
+macro_rules! replanned {
+    ($attempt:expr) => {
+        match $attempt.await {
+            Err(error) if error.is_gone() => $attempt.await,
+            done => done,
+        }
+    };
+}
+pub(crate) use replanned;
 
 /// The history of a database whose manifest is `loaded`, with those of the databases it was forked from.
 pub(crate) async fn history(core: &Core, loaded: &Loaded) -> Result<History, Error> {
@@ -203,6 +219,25 @@ pub(crate) async fn materialise(store: &Store, plan: &Plan, path: &Path) -> Resu
     Ok(())
 }
 
+/// The files of a database at the newest stored commit, in a new incarnation of its folder, and that commit.
+async fn newest_files(
+    core: &Core,
+    namespace: NamespaceId,
+    id: DatabaseId,
+    folder: &Path,
+) -> Result<(String, Resolved), Error> {
+    let loaded = core.remote.owned_manifest(namespace, id).await?;
+    let mut history = history(core, &loaded).await?;
+    let store = &core.remote.store;
+    let plan = plan(store, &mut history, Target::Head, present(core.term())).await?;
+    let incarnation = incarnation_name(core);
+    let files = folder.join(&incarnation);
+    let io = |e| Error::io("restore a database", e);
+    core.parts.disk.create_folder(&files).map_err(io)?;
+    materialise(store, &plan, &DbPaths::in_folder(&files).database).await?;
+    Ok((incarnation, plan.target))
+}
+
 /// Makes the files of a database at the newest stored commit, in a new incarnation, and says so in its state
 /// file. An incarnation that stood there is removed afterwards.
 pub(crate) async fn restore_files(
@@ -218,17 +253,10 @@ pub(crate) async fn restore_files(
             .wait_shipped(core.journal.appended_lsn())
             .await?;
     }
-    let mut history = history(core, loaded).await?;
-    let store = &core.remote.store;
-    let plan = plan(store, &mut history, Target::Head, present(core.term())).await?;
     let folder = core.database_folder(id);
-    let incarnation = incarnation_name(core);
-    let files = folder.join(&incarnation);
     let io = |e| Error::io("restore a database", e);
     core.parts.disk.create_folder(&folder).map_err(io)?;
-    core.parts.disk.create_folder(&files).map_err(io)?;
-    materialise(store, &plan, &DbPaths::in_folder(&files).database).await?;
-    let target = plan.target;
+    let (incarnation, target) = replanned!(newest_files(core, namespace, id, &folder))?;
     let head = Head {
         term: target.position.term,
         txid: target.position.txid,

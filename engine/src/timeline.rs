@@ -16,7 +16,7 @@ use crate::core::Core;
 use crate::database::Lease;
 use crate::engine::Database;
 use crate::error::{Code, Error};
-use crate::rebuild::{history, materialise, plan_error, present};
+use crate::rebuild::{history, materialise, plan_error, present, replanned};
 use crate::scratch;
 use crate::settings::Durability;
 use crate::system::{Page, PageOf};
@@ -71,6 +71,10 @@ impl Database {
 
     /// The stored history, and what `target` means in it.
     async fn resolve_target(&self, target: Target) -> Result<(Lease, History, Resolved), Error> {
+        replanned!(self.resolve_once(target))
+    }
+
+    async fn resolve_once(&self, target: Target) -> Result<(Lease, History, Resolved), Error> {
         let (lease, mut history) = self.stored_history().await?;
         let store = &lease.core.remote.store;
         let resolved = history
@@ -182,15 +186,18 @@ impl Database {
     #[boxed]
     pub async fn export(&self, at: At, out: &Path) -> Result<Position, Error> {
         let _hold = self.engine.inner.core.holds.hold(self.row.id);
-        let (lease, mut history, resolved) = self.resolve(at).await?;
-        let plan = history.plan(resolved, None).await.map_err(plan_error)?;
         let folder = match out.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
+        replanned!(self.export_once(at.clone(), folder, out))
+    }
+
+    async fn export_once(&self, at: At, folder: &Path, out: &Path) -> Result<Position, Error> {
+        let (core, plan) = self.plan_at(at).await?;
         let bytes = plan.target.n.bytes(plan.page_size);
-        scratch::ensure(&lease.core, folder, "an export", bytes)?;
-        materialise(&lease.core.remote.store, &plan, out).await?;
+        scratch::ensure(&core, folder, "an export", bytes)?;
+        materialise(&core.remote.store, &plan, out).await?;
         Ok(plan.target.position)
     }
 }

@@ -29,8 +29,16 @@ async fn history(seed: u64) -> Result<usize, String> {
     let mut world = World::new(seed).await;
     for step in 0..STEPS {
         let done = world.step().await;
+        let dump = if done.is_err() {
+            world.dump().await
+        } else {
+            String::new()
+        };
         done.map_err(|(what, e)| {
-            format!("seed {seed} step {step} {what}: {e}\n  {}", world.story())
+            format!(
+                "seed {seed} step {step} {what}: {e}\n  {}\n{dump}",
+                world.story()
+            )
         })?;
     }
     let checked = world.finish().await;

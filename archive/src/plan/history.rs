@@ -275,21 +275,27 @@ impl History {
             });
             have = run.last;
         }
-        // Terms in which nothing was settled yet stand in the sections alone.
+        self.add_unsettled_terms(manifest, tail, end);
+    }
+
+    /// Terms in which nothing was settled yet stand in the sections alone. Where a section holds commits of two terms,
+    /// the later one begins at its last commit at the latest.
+    fn add_unsettled_terms(&mut self, manifest: &Manifest, tail: &[TailSection], end: TxId) {
         let ours = tail
             .iter()
             .filter(|section| section.meta.database == manifest.database);
         let mut starts: Vec<TermStart> = ours
-            .map(|section| TermStart {
-                term: section.meta.last_term,
-                first: section.meta.first,
-            })
+            .map(|section| section.meta.run())
+            .flat_map(|run| [(run.first_term, run.first), (run.last_term, run.last)])
+            .map(|(term, first)| TermStart { term, first })
             .filter(|start| start.first <= end)
             .collect();
-        starts.sort_by_key(|start| start.first);
+        starts.sort_by_key(|start| (start.first, start.term));
+        // Of this layer alone: what forked off may have been written in later terms.
+        let mut newest = manifest.terms.last().map(|known| known.term);
         for start in starts {
-            let newer = |known: &TermStart| known.term < start.term;
-            if manifest.terms.iter().chain(&self.terms).all(newer) {
+            if newest.is_none_or(|known| known < start.term) {
+                newest = Some(start.term);
                 self.terms.push(start);
             }
         }

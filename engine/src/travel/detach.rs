@@ -2,10 +2,13 @@
 //!
 //! Its bookmarks stay; those of the parent before it began name nothing on it from then on.
 
+use std::path::Path;
+
 use serde_json::{Value as Json, json};
 use tidelog_archive::image::ImageMeta;
 use tidelog_archive::manifest::{ImageEntry, Parent, Settled};
-use tidelog_archive::plan::Target;
+use tidelog_archive::plan::{Plan, Target};
+use tidelog_wal::Position;
 
 use super::forks::unpin;
 use crate::boxed;
@@ -14,7 +17,7 @@ use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::image;
 use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
-use crate::rebuild::{history, materialise, plan, present};
+use crate::rebuild::{history, materialise, plan, present, replanned};
 use crate::settings::Durability;
 
 impl Database {
@@ -52,6 +55,19 @@ impl Database {
     }
 }
 
+/// The state that the fork begins with, in a file.
+async fn copy(database: &Database, task: &Task, at: Position, file: &Path) -> Result<Plan, Error> {
+    let core = &database.engine().inner.core;
+    let loaded = database.manifest().await?;
+    let mut history = history(core, &loaded).await?;
+    let store = &core.remote.store;
+    let target = Target::Position(at);
+    let plan = plan(store, &mut history, target, present(core.term())).await?;
+    task.phase("copy", plan.bytes)?;
+    task.unless_stopped(materialise(store, &plan, file)).await?;
+    Ok(plan)
+}
+
 async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
     let engine = database.engine();
     let core = &engine.inner.core;
@@ -65,11 +81,6 @@ async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
     let Some(parent) = loaded.manifest.parent else {
         return Ok(json!({ "detached": false }));
     };
-    let mut history = history(core, &loaded).await?;
-    let store = &core.remote.store;
-    let target = Target::Position(parent.at);
-    let plan = plan(store, &mut history, target, present(core.term())).await?;
-    task.phase("copy", plan.bytes)?;
     let io = |e| Error::io("make a scratch folder", e);
     let scratch = core.settings.data.join("scratch");
     std::fs::create_dir_all(&scratch).map_err(io)?;
@@ -78,8 +89,7 @@ async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
         .tempdir_in(scratch)
         .map_err(io)?;
     let file = scratch.path().join("database");
-    task.unless_stopped(materialise(store, &plan, &file))
-        .await?;
+    let plan = replanned!(copy(database, task, parent.at, &file))?;
     task.phase("store", plan.target.n.bytes(plan.page_size))?;
     let state = plan.target;
     let meta = ImageMeta {

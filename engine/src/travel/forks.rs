@@ -234,7 +234,8 @@ async fn create(engine: &Engine, child: &Child) -> Result<(), Error> {
     core.remote
         .change(&current, "pin a fork's state", |manifest| {
             // Marked history is gone for good: a fork that came too late finds nothing to hang on.
-            if parent.at.txid < manifest.horizon {
+            let pinned = || manifest.pins.iter().any(|pin| pin.position == parent.at);
+            if parent.at.txid < manifest.horizon && !pinned() {
                 let what = "the state left the retention window while it was forked";
                 return Err(Error::new(Code::BookmarkExpired, what));
             }

@@ -201,6 +201,52 @@ impl World {
         self.log.push(what);
     }
 
+    pub(crate) async fn dump(&self) -> String {
+        let mut text = String::new();
+        for tracked in &self.databases {
+            let Ok(database) = self.database(&tracked.name).await else {
+                continue;
+            };
+            let row = database.row().clone();
+            let manifests = tidelog_archive::manifest::ManifestStore::new(
+                self.store.clone(),
+                row.namespace,
+                row.id,
+                Arc::new(SystemEntropy),
+            );
+            if let Ok(loaded) = manifests.load().await {
+                let m = loaded.manifest;
+                text += &format!(
+                    "{} {} horizon {:?} parent {:?} terms {:?} pins {:?} settled {:?} images {:?} gaps {:?} index {}\n",
+                    tracked.name,
+                    row.id,
+                    m.horizon,
+                    m.parent,
+                    m.terms,
+                    m.pins
+                        .iter()
+                        .map(|p| (p.position.txid, p.child))
+                        .collect::<Vec<_>>(),
+                    m.settled.map(|s| s.position),
+                    m.images.iter().map(|i| i.position.txid).collect::<Vec<_>>(),
+                    m.gaps,
+                    m.index.len()
+                );
+                for s in &m.segments {
+                    text += &format!("   seg {:?}\n", s.run);
+                }
+            } else {
+                text += &format!("{} no manifest\n", tracked.name);
+            }
+        }
+        if let Ok(list) = self.store.list("journal").await {
+            for e in list {
+                text += &format!("{} ", e.key);
+            }
+        }
+        text
+    }
+
     /// The last steps, for a failure.
     pub(crate) fn story(&self) -> String {
         self.log.join("\n  ")
@@ -499,11 +545,31 @@ impl World {
         let database = self.database(&self.databases[of].name).await?;
         succeeded(database.detach(None).await).await?;
         self.note(format!("detach {}", self.databases[of].name));
+        let (own, lost): (Vec<Was>, Vec<Was>) = std::mem::take(&mut self.databases[of].past)
+            .into_iter()
+            .partition(|was| !was.inherited);
         let tracked = &mut self.databases[of];
         tracked.parent = None;
-        tracked.past.retain(|was| !was.inherited);
-        tracked.labels.retain(|label| !label.was.inherited);
+        tracked.past = own;
         tracked.restores.clear();
+        // What it shared with its parent is nothing to it any more, nor to those who read through it.
+        let lost: Vec<Position> = lost.into_iter().map(|was| was.at).collect();
+        let mut cut = vec![self.databases[of].name.clone()];
+        while let Some(name) = cut.pop() {
+            for tracked in &mut self.databases {
+                if tracked.name != name && tracked.parent.as_ref() != Some(&name) {
+                    continue;
+                }
+                if tracked.name != name {
+                    cut.push(tracked.name.clone());
+                }
+                tracked.past.retain(|was| !lost.contains(&was.at));
+                tracked.labels.retain(|label| !lost.contains(&label.was.at));
+                tracked
+                    .restores
+                    .retain(|done| !lost.contains(&done.before.at));
+            }
+        }
         Ok(())
     }
 

@@ -4,18 +4,18 @@
 //! in the data folder, `retention/{database}`, and is removed whatever happens; one that a crash left is
 //! replaced by the next.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_archive::image::ImageMeta;
 use tidelog_archive::manifest::{ImageEntry, Loaded};
-use tidelog_archive::plan::Target;
-use tidelog_wal::{DatabaseId, TxId};
+use tidelog_archive::plan::{Plan, Target};
+use tidelog_wal::{DatabaseId, NamespaceId, TxId};
 
 use crate::core::Core;
 use crate::crash_point;
 use crate::error::Error;
-use crate::rebuild::{history, materialise, plan, present};
+use crate::rebuild::{history, materialise, plan, present, replanned};
 
 /// Where the state of a database is restored to.
 pub(crate) fn scratch(core: &Core, id: DatabaseId) -> PathBuf {
@@ -39,6 +39,23 @@ pub(crate) async fn write_at(
     written
 }
 
+/// The state in a file.
+async fn copy(
+    core: &Core,
+    namespace: NamespaceId,
+    id: DatabaseId,
+    txid: TxId,
+    path: &Path,
+) -> Result<Plan, Error> {
+    let loaded = core.remote.owned_manifest(namespace, id).await?;
+    let mut known = history(core, &loaded).await?;
+    let store = &core.remote.store;
+    let terms = present(core.term());
+    let plan = plan(store, &mut known, Target::TxId(txid), terms).await?;
+    materialise(store, &plan, path).await?;
+    Ok(plan)
+}
+
 async fn write_through(
     core: &Arc<Core>,
     loaded: &Loaded,
@@ -46,11 +63,13 @@ async fn write_through(
     path: PathBuf,
 ) -> Result<ImageEntry, Error> {
     let manifest = &loaded.manifest;
-    let mut known = history(core, loaded).await?;
-    let store = &core.remote.store;
-    let terms = present(core.term());
-    let plan = plan(store, &mut known, Target::TxId(txid), terms).await?;
-    materialise(store, &plan, &path).await?;
+    let plan = replanned!(copy(
+        core,
+        manifest.namespace,
+        manifest.database,
+        txid,
+        &path
+    ))?;
     let target = plan.target;
     let meta = ImageMeta {
         namespace: manifest.namespace,

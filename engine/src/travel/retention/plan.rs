@@ -3,8 +3,8 @@
 //! The *horizon* is the newest commit at or before now less the window at which an object ends; every state from
 //! it on is promised. The *base* is the newest image at or before the horizon: what lies wholly before it is
 //! needed by protectors alone. A protector is a Position below the base that a pin keeps: the cheapest path to
-//! it, forward from an image at or before it or backward from one behind it, is kept whole (I5). A path includes
-//! the record of the commit itself, which alone tells its time and digest, unless it is an image's.
+//! it, forward from an image at or before it, is kept whole (I5). Paths backward from a later image would do for the
+//! database itself, but not for its forks: they see nothing behind the state they began with.
 
 use std::collections::BTreeSet;
 
@@ -120,7 +120,8 @@ pub(crate) fn keep(catalog: &Catalog, horizon: TxId) -> Keep {
     protectors.sort_unstable();
     protectors.dedup();
     for txid in protectors {
-        let starts = images.iter().map(|image| {
+        let at_or_before = images.iter().filter(|image| image.position.txid <= txid);
+        let starts = at_or_before.map(|image| {
             let txid = image.position.txid;
             let cost = if keep.image(image) { 0 } else { image.len };
             Start {
@@ -136,8 +137,7 @@ pub(crate) fn keep(catalog: &Catalog, horizon: TxId) -> Keep {
             image: false,
         };
         let paths = starts.chain([free]).filter_map(|start| {
-            let (low, high) = path(start.txid, txid);
-            let cost = between(&segments, &keep, manifest, low, high)?;
+            let cost = between(&segments, &keep, manifest, start.txid, txid)?;
             Some((cost.saturating_add(start.cost), start))
         });
         match paths.min_by_key(|(cost, _)| *cost) {
@@ -145,7 +145,7 @@ pub(crate) fn keep(catalog: &Catalog, horizon: TxId) -> Keep {
                 if start.image {
                     keep.images.insert(start.txid);
                 }
-                keep.islands.push(path(start.txid, txid));
+                keep.islands.push((start.txid, txid));
             }
             None => {
                 keep.broken = Some(txid);
@@ -155,15 +155,6 @@ pub(crate) fn keep(catalog: &Catalog, horizon: TxId) -> Keep {
         }
     }
     keep
-}
-
-/// The records that lead from one state to another: those behind the first answer, up to the second.
-fn path(start: TxId, to: TxId) -> (TxId, TxId) {
-    if start > to {
-        (to.prev().unwrap_or(TxId::ZERO), start)
-    } else {
-        (start, to)
-    }
 }
 
 /// The bytes of the records behind `low` up to `high` that are not kept otherwise; `None` if some are missing or

@@ -65,7 +65,16 @@ pub(super) async fn run(
     let began = clock.monotonic_micros();
     let lease = database.lease().await?;
     task.phase("read_log", plan.plan.bytes)?;
-    let mut gathered = task.unless_stopped(gather(&lease, &plan)).await?;
+    let gathered = task.unless_stopped(gather(&lease, &plan)).await;
+    let (plan, mut gathered) = match gathered {
+        // What was settled since the plan was made may have taken the place of objects it reads.
+        Err(error) if error.is_gone() => {
+            let plan = replan(database, plan).await?;
+            let gathered = task.unless_stopped(gather(&lease, &plan)).await?;
+            (plan, gathered)
+        }
+        gathered => (plan, gathered?),
+    };
     task.phase("catch_up", 0)?;
     for _ in 0..CATCH_UPS {
         if !catch_up(&lease, &mut gathered).await? {
@@ -168,6 +177,18 @@ fn result(record: &RestoreRecord, plan: &RewindPlan, quick_check: Option<&str>) 
 
 fn scratch(core: &Core) -> PathBuf {
     core.settings.data.join("scratch")
+}
+
+/// The same plan over what is listed now.
+async fn replan(database: &Database, plan: RewindPlan) -> Result<RewindPlan, Error> {
+    let at = At::Bookmark(plan.target.position);
+    let anew = database.rewind_plan(at).await?;
+    Ok(RewindPlan {
+        id: plan.id,
+        current: plan.current,
+        made_at: plan.made_at,
+        ..anew
+    })
 }
 
 async fn gather(lease: &Lease, plan: &RewindPlan) -> Result<Gathered, Error> {
