@@ -29,20 +29,25 @@ async fn history(seed: u64) -> Result<usize, String> {
     let mut world = World::new(seed).await;
     for step in 0..STEPS {
         let done = world.step().await;
-        let dump = if done.is_err() {
-            world.dump().await
+        let listed = if done.is_err() {
+            world.listed().await
         } else {
             String::new()
         };
         done.map_err(|(what, e)| {
             format!(
-                "seed {seed} step {step} {what}: {e}\n  {}\n{dump}",
+                "seed {seed} step {step} {what}: {e}\n  {}\n{listed}",
                 world.story()
             )
         })?;
     }
     let checked = world.finish().await;
-    checked.map_err(|e| format!("seed {seed} at the end: {e}\n  {}", world.story()))
+    let listed = if checked.is_err() {
+        world.listed().await
+    } else {
+        String::new()
+    };
+    checked.map_err(|e| format!("seed {seed} at the end: {e}\n  {}\n{listed}", world.story()))
 }
 
 #[test]

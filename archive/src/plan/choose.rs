@@ -193,7 +193,7 @@ impl History {
     /// The first record from which known pieces lead to `txid` without a break.
     fn lowest_joined(&self, txid: TxId) -> TxId {
         let at = self.pieces.partition_point(|piece| piece.last < txid);
-        let Some(mut low) = self.pieces.get(at) else {
+        let Some(mut low) = self.pieces.get(at).filter(|piece| piece.first <= txid) else {
             return txid.next();
         };
         for piece in self.pieces.get(..at).unwrap_or_default().iter().rev() {
@@ -208,7 +208,8 @@ impl History {
     /// The last record to which known pieces lead from `txid` without a break.
     fn highest_joined(&self, txid: TxId) -> TxId {
         let at = self.pieces.partition_point(|piece| piece.last < txid);
-        let Some(mut high) = self.pieces.get(at) else {
+        let beside = |piece: &&Piece| piece.first <= txid.next();
+        let Some(mut high) = self.pieces.get(at).filter(beside) else {
             return txid;
         };
         for piece in self.pieces.get(at + 1..).unwrap_or_default() {

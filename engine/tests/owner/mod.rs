@@ -2,6 +2,7 @@
 
 mod state;
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -201,48 +202,35 @@ impl World {
         self.log.push(what);
     }
 
-    pub(crate) async fn dump(&self) -> String {
+    /// What the store lists, for a failure.
+    pub(crate) async fn listed(&self) -> String {
+        let opened = Bucket::open_on(self.store.clone(), parts(&self.clock), &masters()).await;
+        let bucket = match opened {
+            Ok(bucket) => bucket,
+            Err(error) => return said(error),
+        };
         let mut text = String::new();
-        for tracked in &self.databases {
-            let Ok(database) = self.database(&tracked.name).await else {
+        for found in bucket.databases().await.unwrap_or_default() {
+            let Ok(history) = bucket.history(&found).await else {
                 continue;
             };
-            let row = database.row().clone();
-            let manifests = tidelog_archive::manifest::ManifestStore::new(
-                self.store.clone(),
-                row.namespace,
-                row.id,
-                Arc::new(SystemEntropy),
+            let images = history.images.iter();
+            let pieces = history.pieces.iter();
+            let _ = writeln!(
+                text,
+                "  {} {}: horizon {}, pinned {:?}, images {:?}, pieces {:?}, terms {:?}",
+                found.name,
+                found.id,
+                history.horizon,
+                history.pinned,
+                images
+                    .map(|i| (i.database, i.position.txid))
+                    .collect::<Vec<_>>(),
+                pieces
+                    .map(|p| (p.database, p.first, p.last, p.run.last))
+                    .collect::<Vec<_>>(),
+                history.terms,
             );
-            if let Ok(loaded) = manifests.load().await {
-                let m = loaded.manifest;
-                text += &format!(
-                    "{} {} horizon {:?} parent {:?} terms {:?} pins {:?} settled {:?} images {:?} gaps {:?} index {}\n",
-                    tracked.name,
-                    row.id,
-                    m.horizon,
-                    m.parent,
-                    m.terms,
-                    m.pins
-                        .iter()
-                        .map(|p| (p.position.txid, p.child))
-                        .collect::<Vec<_>>(),
-                    m.settled.map(|s| s.position),
-                    m.images.iter().map(|i| i.position.txid).collect::<Vec<_>>(),
-                    m.gaps,
-                    m.index.len()
-                );
-                for s in &m.segments {
-                    text += &format!("   seg {:?}\n", s.run);
-                }
-            } else {
-                text += &format!("{} no manifest\n", tracked.name);
-            }
-        }
-        if let Ok(list) = self.store.list("journal").await {
-            for e in list {
-                text += &format!("{} ", e.key);
-            }
         }
         text
     }
