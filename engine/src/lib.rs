@@ -51,6 +51,7 @@ pub mod system;
 pub mod timeline;
 pub mod travel;
 mod trim;
+mod turns;
 mod upload;
 
 pub use core::Parts;
