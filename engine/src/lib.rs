@@ -10,6 +10,7 @@
 //! | [`sql`] | opening connections, judging and running tenant SQL |
 //! | [`journal`] | the local log of commit records and its watermarks |
 //! | [`operations`] | long work as a resource |
+//! | [`operator`] | what is asked of a whole node |
 //! | [`travel`] | labels, rewind, retention, and what else an owner does with the past |
 //! | [`crash`] | named crash points |
 #![forbid(unsafe_code)]
@@ -33,6 +34,7 @@ pub mod keys;
 pub mod meters;
 pub mod node;
 pub mod operations;
+pub mod operator;
 mod part;
 mod pump;
 mod rebuild;
