@@ -64,12 +64,16 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Outpu
         };
         // Nagle against delayed ACK costs 40 ms an answer; a refusal to switch it off costs only time.
         let _ = stream.set_nodelay(true);
-        let per_peer = [(Key::Connections(peer), app.limits.connections_per_peer_max)];
+        // A proxy's connections are everybody's.
+        let is_proxy = app.trusted_proxies.contains(&peer.to_canonical());
+        let per_peer = app.limits.connections_per_peer_max;
+        let per_peer = [(Key::Connections(peer), if is_proxy { 0 } else { per_peer })];
         let Ok(counted) = app.guards.in_flight.enter(&per_peer) else {
             continue;
         };
+        let peer = Peer::new(peer);
         let router = MapRequest::new(router.clone(), move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
+            request.extensions_mut().insert(peer.clone());
             request
         });
         let service = TowerToHyperService::new(router);

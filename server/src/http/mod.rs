@@ -20,6 +20,7 @@ pub(crate) mod prefer;
 pub(crate) mod rates;
 pub(crate) mod route;
 pub(crate) mod router;
+pub(crate) mod rows;
 pub(crate) mod signed;
 pub(crate) mod staging;
 pub(crate) mod streams;

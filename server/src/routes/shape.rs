@@ -58,16 +58,12 @@ pub(crate) fn token(info: &TokenInfo) -> Json {
     })
 }
 
-/// The result of one statement.
-pub(crate) fn result(result: StatementResult, integers: Integers) -> Json {
-    let row = |row: Vec<_>| {
-        row.into_iter()
-            .map(|value| to_json(value, integers))
-            .collect::<Json>()
-    };
+/// The result of one statement, without its rows: those are put in as they are written.
+pub(crate) fn result(result: &StatementResult, integers: Integers) -> Json {
+    let names = result.columns.iter().map(|column| column.name.as_str());
     json!({
-        "columns": result.columns.into_iter().map(|column| column.name).collect::<Vec<_>>(),
-        "rows": result.rows.into_iter().map(row).collect::<Vec<_>>(),
+        "columns": names.collect::<Vec<_>>(),
+        "rows": [],
         "rows_read": result.rows_read,
         "rows_written": result.rows_written,
         "last_insert_rowid": to_json(result.last_insert_rowid.into(), integers),

@@ -6,7 +6,8 @@ use tidelog_server::surface;
 
 use crate::world::{World, fill, read};
 
-async fn tenant(world: &World, name: &str) -> String {
+/// Makes a namespace and gives its owner's token.
+pub(crate) async fn tenant(world: &World, name: &str) -> String {
     let request = world.client.post(format!("{}/v1/namespaces", world.base));
     let made = read(
         request
