@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tidelog_engine::Settings as EngineSettings;
 
-use super::{Audit, Auth, Config, Encryption, Http, LimitsConfig, Log, Tls};
+use super::{Audit, Auth, Config, Encryption, Http, LimitsConfig, Log, Telemetry, Tls};
 
 /// Which figures hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -124,7 +124,9 @@ impl Preset {
             data: engine.data,
             store: engine.store_url,
             store_file: None,
+            region: "auto".to_owned(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            admin_listen: None,
             insecure_listen: false,
             durability: engine.durability.to_string(),
             ship_interval_ms: ms(engine.ship_interval),
@@ -147,10 +149,15 @@ impl Preset {
             },
             http: Http::default(),
             audit: Audit {
+                preset: None,
                 retention_days: 90,
                 ship_interval_s: engine.audit_ship_interval.as_secs(),
             },
             encryption: Encryption::default(),
+            telemetry: Telemetry {
+                otlp_endpoint: None,
+                sample_percent: 100,
+            },
         }
     }
 }

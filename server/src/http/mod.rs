@@ -24,6 +24,7 @@ pub(crate) mod rows;
 pub(crate) mod signed;
 pub(crate) mod staging;
 pub(crate) mod streams;
+pub(crate) mod uses;
 
 pub(crate) use answer::Answer;
 pub(crate) use call::Call;

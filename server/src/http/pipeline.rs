@@ -158,6 +158,7 @@ impl Incoming {
         let (principal, done) = match admitted.await {
             Err((principal, problem)) => (principal.map(|one| *one), Done::refused(problem)),
             Ok(principal) => {
+                self.note_use(principal.as_ref());
                 let done = Box::pin(self.bounded(principal.clone(), body)).await;
                 (principal, done)
             }
@@ -234,6 +235,16 @@ impl Incoming {
             headers: &self.parts.headers,
             origin: self.origin,
             principal,
+        }
+    }
+
+    /// Puts the first use of a token in a while on record.
+    fn note_use(&self, principal: Option<&Principal>) {
+        let Some(principal) = principal else { return };
+        let (uses, now) = (&self.app.guards.uses, self.app.clock.wall());
+        if uses.is_news(principal.token.id, self.origin, now) {
+            let line = self.known(Some(principal)).first_use();
+            self.app.engine.audit(line);
         }
     }
 

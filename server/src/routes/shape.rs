@@ -17,9 +17,10 @@ pub(crate) fn position(position: Option<Position>) -> Json {
     position.map_or(Json::Null, |position| json!(position.to_string()))
 }
 
-/// A database's settings.
-pub(crate) fn database(row: &DatabaseRow) -> Json {
+/// A database's settings. A server has one store, so that every database lies in its region.
+pub(crate) fn database(row: &DatabaseRow, region: &str) -> Json {
     json!({
+        "region": region,
         "name": row.name,
         "id": row.id.to_string(),
         "created_at": time::format(row.created_at),

@@ -9,6 +9,7 @@ mod forks;
 mod keys;
 mod limits;
 mod neighbours;
+mod operator;
 mod records;
 mod restores;
 mod roles;
