@@ -148,7 +148,7 @@ impl HttpClient for Sender {
         match &sent {
             Ok(response) if response.status().is_success() => {}
             Ok(response) => {
-                tracing::warn!(status = response.status().as_u16(), "traces were refused")
+                tracing::warn!(status = response.status().as_u16(), "traces were refused");
             }
             // Without its URL: that may hold what is nobody's business.
             Err(error) => {

@@ -19,7 +19,7 @@ fn mask(table: &mut Table) {
         match value {
             Value::Table(inner) => mask(inner),
             Value::String(text) if key == "store" || key == "otlp_endpoint" => {
-                *text = masked_url(text)
+                *text = masked_url(text);
             }
             _ => {}
         }

@@ -15,8 +15,11 @@ use crate::problem::{Code, Problem};
 pub(crate) struct Peer {
     /// The address of its other end.
     pub(crate) address: IpAddr,
-    users: Arc<Mutex<Vec<([u8; 16], Running)>>>,
+    users: Arc<Mutex<Vec<User>>>,
 }
+
+/// A token that uses a connection, and its place among the token's connections.
+type User = ([u8; 16], Running);
 
 impl Peer {
     pub(crate) fn new(address: IpAddr) -> Self {

@@ -12,9 +12,12 @@ const NEWS_AGAIN_US: u64 = 5 * 60 * 1_000_000;
 /// Uses kept before those that would be news again are forgotten.
 const SWEEP_AT: usize = 10_000;
 
-/// When each token was last on record, by the address it came from.
+/// A token, and the address it came from.
+type Use = ([u8; 16], Option<IpAddr>);
+
+/// When each was last on record.
 #[derive(Debug, Default)]
-pub(crate) struct Uses(Mutex<HashMap<([u8; 16], Option<IpAddr>), u64>>);
+pub(crate) struct Uses(Mutex<HashMap<Use, u64>>);
 
 impl Uses {
     /// Whether this use is news; it counts as told.
