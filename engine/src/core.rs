@@ -21,6 +21,7 @@ use crate::settings::Settings;
 use crate::spool::Spools;
 use crate::travel::calendar::Calendar;
 use crate::travel::retention::hold::Holds;
+use crate::turns::Turns;
 
 /// The components a node is made of. Tests put in their own.
 #[derive(Debug, Clone)]
@@ -85,6 +86,8 @@ pub(crate) struct Core {
     pub(crate) calendar: Calendar,
     pub(crate) meters: Meters,
     pub(crate) room: Room,
+    /// Whose long statements run.
+    pub(crate) turns: Arc<Turns>,
 }
 
 impl Core {

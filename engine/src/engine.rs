@@ -808,6 +808,7 @@ impl Database {
     /// A worker of the node, once this tenant is due one: whoever runs SQL on it holds it meanwhile.
     pub(crate) async fn worker(&self) -> Result<crate::jobs::Job, Error> {
         let inner = &self.engine.inner;
+        inner.core.turns.asked(self.row.namespace);
         inner
             .jobs
             .take(self.row.namespace, &inner.core.meters.jobs_waiting)

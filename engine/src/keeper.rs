@@ -34,7 +34,8 @@ pub(crate) async fn checkpoint_waiting(core: &Arc<Core>, registry: &Registry) {
     }
 }
 
-async fn checkpoint(
+/// Checkpoints one database and restarts its WAL.
+pub(crate) async fn checkpoint(
     core: &Arc<Core>,
     registry: &Registry,
     namespace: NamespaceId,

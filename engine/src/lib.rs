@@ -10,6 +10,7 @@
 //! | [`sql`] | opening connections, judging and running tenant SQL |
 //! | [`journal`] | the local log of commit records and its watermarks |
 //! | [`operations`] | long work as a resource |
+//! | [`operator`] | what is asked of a whole node |
 //! | [`travel`] | labels, rewind, retention, and what else an owner does with the past |
 //! | [`crash`] | named crash points |
 #![forbid(unsafe_code)]
@@ -33,6 +34,7 @@ pub mod keys;
 pub mod meters;
 pub mod node;
 pub mod operations;
+pub mod operator;
 mod part;
 mod pump;
 mod rebuild;
@@ -51,6 +53,7 @@ pub mod system;
 pub mod timeline;
 pub mod travel;
 mod trim;
+mod turns;
 mod upload;
 
 /// Gives an `async fn` a boxed future, so that it is compiled here, once. The body of a plain one is compiled anew in

@@ -122,6 +122,9 @@ pub struct Settings {
     /// SQLite jobs of one tenant running at once. Lower: a loud tenant leaves more for the others, and has
     /// less when it is alone.
     pub workers_per_tenant: usize,
+    /// While several tenants ask for something: statements of one tenant that run at once, and long statements of all
+    /// of them together. More: less of the processors is left for the others.
+    pub turns_at_once: usize,
     /// A commit whose record is larger than this stands in a segment part of its own.
     pub spool_bytes: u64,
     /// Writers that may wait for one database's write gate.
@@ -169,6 +172,9 @@ impl Default for Settings {
             open_databases_max: 512,
             workers: 16,
             workers_per_tenant: 8,
+            // One processor is left for everything else.
+            turns_at_once: std::thread::available_parallelism()
+                .map_or(1, |processors| processors.get().saturating_sub(1).max(1)),
             spool_bytes: 1 << 20,
             gate_queue_max: 1024,
             gate_timeout: Duration::from_secs(5),

@@ -33,6 +33,8 @@ pub struct App {
     pub(crate) cors_origins: Vec<String>,
     pub(crate) trusted_proxies: Vec<IpAddr>,
     pub(crate) live_tokens_allow_ddl: bool,
+    /// The region of the store.
+    pub(crate) region: String,
     /// Event streams that are open.
     pub(crate) event_streams: Streams,
     pub(crate) guards: Guards,
@@ -52,6 +54,7 @@ impl App {
             cors_origins: Vec::new(),
             trusted_proxies: Vec::new(),
             live_tokens_allow_ddl: true,
+            region: "auto".to_owned(),
             event_streams: Streams::default(),
             guards: Guards::default(),
         }
@@ -71,6 +74,7 @@ impl App {
         self.trusted_proxies
             .clone_from(&config.http.trusted_proxies);
         self.live_tokens_allow_ddl = config.auth.live_tokens_allow_ddl;
+        self.region.clone_from(&config.region);
         Ok(self)
     }
 

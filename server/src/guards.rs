@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::http::idempotency::Running;
 use crate::http::rates::{InFlight, Rates};
+use crate::http::rows::Answers;
+use crate::http::uses::Uses;
 use crate::metrics::HttpMeters;
 
 /// Everything of the kind.
@@ -15,6 +17,10 @@ pub(crate) struct Guards {
     pub(crate) rates: Rates,
     /// Requests and connections of this moment.
     pub(crate) in_flight: Arc<InFlight>,
+    /// Answers that are not written yet.
+    pub(crate) answers: Arc<Answers>,
+    /// Tokens that were on record lately.
+    pub(crate) uses: Uses,
     /// Requests, counted.
     pub(crate) meters: HttpMeters,
 }

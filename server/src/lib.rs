@@ -5,6 +5,7 @@
 //! | [`app`], [`settings`], [`config`] | what handlers share; the bounds of a request; where they come from |
 //! | [`first`] | the first start: a namespace and token files |
 //! | [`serve`], [`tls`] | accepting, bounding, stopping; certificates |
+//! | [`telemetry`] | traces over OTLP |
 //! | `http` | the layer that no route can miss, and the router it builds |
 //! | `routes` | the route table and its handlers |
 //! | [`openapi`] | the OpenAPI document, built from that table |
@@ -29,6 +30,7 @@ mod redact;
 mod routes;
 pub mod serve;
 pub mod settings;
+pub mod telemetry;
 pub mod time;
 pub mod tls;
 pub mod values;

@@ -51,6 +51,7 @@ codes! {
     MethodNotAllowed 405 "method-not-allowed" "The path does not take this method" false;
     NameTaken 409 "name-taken" "The name is in use" false;
     IdempotencyInProgress 409 "idempotency-in-progress" "The first call with this key still runs" true;
+    RegionFixed 409 "region-fixed" "The region of a database does not change" false;
     DatabaseProtected 409 "database-protected" "The database is protected from deletion" false;
     Refused 409 "refused" "The server refuses to do this now" false;
     OperationInProgress 409 "operation-in-progress" "Another operation of the database runs" true;

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -22,7 +23,7 @@ use tower::util::MapRequest;
 use crate::app::App;
 use crate::http::peer::Peer;
 use crate::http::rates::Key;
-use crate::http::router::router;
+use crate::http::router::{operator_router, router};
 
 /// Pause after a failed accept: descriptors may be used up, and come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -35,6 +36,21 @@ const LOOK_AT_KEYS: Duration = Duration::from_secs(30);
 /// The engine is not shut down here: its owner does that next.
 pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = ()>) {
     let router = router(Arc::clone(&app));
+    accept(listener, app, router, stop).await;
+}
+
+/// The same for the routes of the operator.
+pub async fn serve_operator(listener: TcpListener, app: Arc<App>, stop: impl Future<Output = ()>) {
+    let router = operator_router(Arc::clone(&app));
+    accept(listener, app, router, stop).await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    app: Arc<App>,
+    router: Router,
+    stop: impl Future<Output = ()>,
+) {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
@@ -64,12 +80,16 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, stop: impl Future<Outpu
         };
         // Nagle against delayed ACK costs 40 ms an answer; a refusal to switch it off costs only time.
         let _ = stream.set_nodelay(true);
-        let per_peer = [(Key::Connections(peer), app.limits.connections_per_peer_max)];
+        // A proxy's connections are everybody's.
+        let is_proxy = app.trusted_proxies.contains(&peer.to_canonical());
+        let per_peer = app.limits.connections_per_peer_max;
+        let per_peer = [(Key::Connections(peer), if is_proxy { 0 } else { per_peer })];
         let Ok(counted) = app.guards.in_flight.enter(&per_peer) else {
             continue;
         };
+        let peer = Peer::new(peer);
         let router = MapRequest::new(router.clone(), move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
+            request.extensions_mut().insert(peer.clone());
             request
         });
         let service = TowerToHyperService::new(router);

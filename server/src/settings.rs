@@ -43,6 +43,14 @@ pub struct Limits {
     pub connections_max: usize,
     /// Connections of one address at once; 0: as many as there are. Further ones are closed.
     pub connections_per_peer_max: usize,
+    /// Connections that one token uses at once; 0: no bound. Connections of trusted proxies are anybody's and do not
+    /// count.
+    pub connections_per_principal_max: usize,
+    /// Bytes of large results of one tenant that its clients have not read yet, at which it is refused more; 0: no
+    /// bound. Larger: more memory for those who read slowly.
+    pub untaken_bytes_per_namespace: u64,
+    /// Event streams of one token at once. Larger: more connections and tasks that last.
+    pub streams_per_principal_max: usize,
     /// Requests of one token at once; 0: no bound. Lower: a client with many threads is refused sooner.
     pub in_flight_per_principal: usize,
     /// Requests of one tenant at once; 0: no bound.
@@ -80,6 +88,9 @@ impl Default for Limits {
             page_max: 500,
             connections_max: 4_096,
             connections_per_peer_max: 0,
+            connections_per_principal_max: 1_024,
+            untaken_bytes_per_namespace: 256 << 20,
+            streams_per_principal_max: 8,
             in_flight_per_principal: 0,
             in_flight_per_namespace: 0,
             requests_per_minute_token: 0,

@@ -3,6 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+/// Groups of rows that make the surface: what is CORE there is not put off.
+const SURFACE: [&str; 11] = [
+    "AUTH", "ISO", "LOG", "ROLE", "Q", "RL", "HDR", "OBS", "SEC", "INC", "SUP",
+];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -34,7 +39,7 @@ fn every_row_of_the_features_page_is_proven_or_says_what_is_missing() {
     for folder in ["server", "engine", "archive", "wal", "tests"] {
         functions(&root().join(folder), &mut known);
     }
-    let (mut rows, mut ids) = (0, BTreeSet::new());
+    let (mut rows, mut core, mut ids) = (0, 0, BTreeSet::new());
     for line in page.lines().filter(|line| line.starts_with("| ")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [id, name, class, state, proof] = cells[..] else {
@@ -57,9 +62,19 @@ fn every_row_of_the_features_page_is_proven_or_says_what_is_missing() {
                 // A prefix of tokens is no test.
                 text.contains('_')
                     && !text.ends_with('_')
-                    && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+                    && text
+                        .chars()
+                        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
             })
             .collect();
+        let group = id.split('-').next().unwrap_or_default();
+        if class == "CORE" && SURFACE.contains(&group) {
+            assert_eq!(
+                state, "done",
+                "{id} is CORE and belongs to the HTTP surface"
+            );
+            core += 1;
+        }
         match state {
             "done" => {
                 assert!(!tests.is_empty(), "{id} is called done without a test");
@@ -76,4 +91,49 @@ fn every_row_of_the_features_page_is_proven_or_says_what_is_missing() {
         }
     }
     assert!(rows > 100, "{rows} rows");
+    assert!(core >= 10, "{core} CORE rows of the surface");
+}
+
+/// Goal: SEC-5. The files that run a server for somebody never run it as root, and keep what they may not reach
+/// away from it.
+#[test]
+fn a_deployed_server_is_nobody_in_particular() {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(root().join("deploy").join(name));
+        text.unwrap_or_else(|error| panic!("{name}: {error}"))
+    };
+    let unit = read("tidelog.service");
+    let lines: BTreeSet<&str> = unit.lines().collect();
+    for line in [
+        "User=tidelog",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "ProtectSystem=strict",
+        "ProtectHome=yes",
+        "PrivateDevices=yes",
+        "UMask=0077",
+    ] {
+        assert!(lines.contains(line), "{line} is missing");
+    }
+    let image = read("Dockerfile");
+    let last_user = image.lines().rfind(|line| line.starts_with("USER "));
+    assert_eq!(last_user, Some("USER 10001:10001"));
+    assert!(image.contains("cargo build --release --locked"));
+    for from in image.lines().filter(|line| line.starts_with("FROM ")) {
+        let name = from.split(' ').nth(1).unwrap_or_default();
+        let tag = name.split_once(':').map(|(_, tag)| tag);
+        assert!(
+            tag.is_some_and(|tag| tag.contains(|c: char| c.is_ascii_digit())),
+            "{from}"
+        );
+    }
+}
+
+/// Goal: SUP-3. Updates come weekly and together.
+#[test]
+fn updates_come_weekly_and_grouped() {
+    let file = std::fs::read_to_string(root().join(".github/dependabot.yml")).expect("the file");
+    for word in ["package-ecosystem: cargo", "interval: weekly", "groups:"] {
+        assert!(file.contains(word), "{word}");
+    }
 }

@@ -702,3 +702,65 @@ async fn archives_and_proof_go_by_the_command_line() {
     assert!(replaced["previous_bookmark"].is_string());
     assert!(server.terminate().status.success());
 }
+
+/// Goal: traces tell which route a request took and which id it has, and nothing that was in it. Method: a
+/// collector that keeps what it gets, and planted names, SQL, parameters and tokens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn traces_name_route_and_request_and_nothing_of_the_tenant() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let (seen, mut batches) = tokio::sync::mpsc::unbounded_channel();
+    let collect = move |headers: axum::http::HeaderMap, body: axum::body::Bytes| {
+        let kind = headers.get("content-type").cloned();
+        seen.send((kind, body)).expect("the test waits");
+        std::future::ready(())
+    };
+    let collector = axum::Router::new().route("/v1/traces", axum::routing::post(collect));
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await;
+    let listener = listener.expect("a free port");
+    let port = listener.local_addr().expect("an address").port();
+    let collector = tokio::spawn(async move { axum::serve(listener, collector).await });
+    let config = format!("[telemetry]\notlp_endpoint = \"http://127.0.0.1:{port}/\"\n");
+    std::fs::write(home.path().join("tidelog.toml"), config).expect("written");
+
+    let server = Server::start_with(home.path(), &["--config", "tidelog.toml"]).await;
+    let made = server
+        .post("databases", json!({ "name": "planteddb" }))
+        .await;
+    assert_eq!(made.expect("an answer").0, StatusCode::CREATED);
+    let url = format!(
+        "{}/v1/namespaces/default/databases/planteddb/query",
+        server.base
+    );
+    let body = json!({ "sql": "select 'plantedsql', ?", "params": ["plantedparam"] });
+    let ask = Client::new()
+        .post(url)
+        .bearer_auth(&server.token)
+        .json(&body);
+    let answer = ask.send().await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK);
+    let id = answer.headers()["x-request-id"]
+        .to_str()
+        .expect("text")
+        .to_owned();
+    let token = server.token.clone();
+    let ended = server.terminate();
+    assert!(ended.status.success(), "{ended:?}");
+    collector.abort();
+
+    let mut text = String::new();
+    while let Ok((kind, batch)) = batches.try_recv() {
+        assert_eq!(kind.expect("a type"), "application/x-protobuf");
+        text.push_str(&String::from_utf8_lossy(&batch));
+    }
+    for told in [
+        &id,
+        "/v1/namespaces/{ns}/databases/{db}/query",
+        "tidelog",
+        "POST",
+    ] {
+        assert!(text.contains(told), "{told} is in no span");
+    }
+    for secret in ["plantedsql", "plantedparam", "planteddb", &token, "Bearer"] {
+        assert!(!text.contains(secret), "{secret} left the server");
+    }
+}

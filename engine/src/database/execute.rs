@@ -20,6 +20,7 @@ use crate::sql::connection::Sqlite;
 use crate::sql::own::tenant_text;
 use crate::sql::policy::Permission;
 use crate::sql::run::{StatementResult, check, run, sql_error};
+use crate::turns::Pace;
 
 /// The most statements of one batch.
 const STATEMENTS_MAX: usize = 100;
@@ -130,12 +131,14 @@ fn answer(
 async fn try_reading(lease: &Lease, request: &Arc<Request>) -> Result<Attempt, Error> {
     let reader = lease.reader().await?;
     let request = Arc::clone(request);
+    let (turns, tenant) = (Arc::clone(&lease.core.turns), lease.meta.namespace);
     let deadline = lease.core.deadline(request.limits.deadline);
     blocking(move || {
         reader.transaction(Some(deadline), |sqlite| {
             if !all_read_only(sqlite, &request)? {
                 return Ok(Attempt::NeedsWriter);
             }
+            let _paced = sqlite.paced(turns.begin(tenant, deadline));
             let mut budget = request.limits.result_bytes_max;
             let mut results = Vec::with_capacity(request.statements.len());
             for statement in &request.statements {
@@ -175,10 +178,12 @@ async fn write(
     let (request, id) = (Arc::clone(request), lease.meta.id);
     let now = lease.core.parts.clock.wall();
     let core = Arc::clone(&lease.core);
+    let tenant = lease.meta.namespace;
     blocking(move || {
+        let begin = || core.turns.begin(tenant, deadline);
         let mut budget = request.limits.result_bytes_max;
         if !request.transaction && request.idempotency.is_none() {
-            return one_by_one(&gate, &request, deadline, &mut budget, pages_max);
+            return one_by_one(&gate, &request, deadline, &mut budget, pages_max, &begin);
         }
         let permission = request.access.permission();
         let written = gate.transaction(
@@ -194,6 +199,7 @@ async fn write(
                 }
                 let growth = Growth::begin(sqlite, pages_max, request.limits.tables_max)?;
                 sqlite.permit(permission);
+                let paced = sqlite.paced(begin());
                 let mut results = Vec::with_capacity(request.statements.len());
                 for (at, statement) in request.statements.iter().enumerate() {
                     let result = run(sqlite, statement, &request.limits, &mut budget);
@@ -203,6 +209,7 @@ async fn write(
                             .map_err(|error| error.with("statement", at))?,
                     );
                 }
+                drop(paced);
                 let changed = growth.end(sqlite)?;
                 if let Some(key) = &request.idempotency {
                     idempotency::store(sqlite, id, key, now, &results)?;
@@ -212,7 +219,7 @@ async fn write(
         );
         match written {
             Ok(written) => Ok((written.value.0, written.ticket, written.value.1)),
-            Err(error) if is_vacuum(&error, &request) => vacuum(&gate, &request, deadline),
+            Err(error) if is_vacuum(&error, &request) => vacuum(&gate, &request, deadline, &begin),
             Err(error) => Err(error),
         }
     })
@@ -226,6 +233,7 @@ fn one_by_one(
     deadline: u64,
     budget: &mut usize,
     pages_max: Option<u64>,
+    begin: &dyn Fn() -> Pace,
 ) -> Result<Done, Error> {
     let permission = request.access.permission();
     let mut results = Vec::with_capacity(request.statements.len());
@@ -236,7 +244,9 @@ fn one_by_one(
             .transaction(permission, Some(deadline), annotations, |sqlite| {
                 let growth = Growth::begin(sqlite, pages_max, request.limits.tables_max)?;
                 sqlite.permit(permission);
+                let paced = sqlite.paced(begin());
                 let result = growth.judge(run(sqlite, statement, &request.limits, budget))?;
+                drop(paced);
                 Ok((result, growth.end(sqlite)?))
             })
             .map_err(|error| error.with("statement", at).with("completed", at))?;
@@ -256,7 +266,12 @@ fn is_vacuum(error: &Error, request: &Request) -> bool {
             .contains("cannot VACUUM from within a transaction")
 }
 
-fn vacuum(gate: &super::write::Gate, request: &Request, deadline: u64) -> Result<Done, Error> {
+fn vacuum(
+    gate: &super::write::Gate,
+    request: &Request,
+    deadline: u64,
+    begin: &dyn Fn() -> Pace,
+) -> Result<Done, Error> {
     if request.idempotency.is_some() {
         let what = "VACUUM takes no Idempotency-Key: it runs outside any transaction";
         return Err(Error::new(Code::InvalidRequest, what));
@@ -272,7 +287,9 @@ fn vacuum(gate: &super::write::Gate, request: &Request, deadline: u64) -> Result
             .map_err(|error| sql_error(sqlite, error))?;
         sqlite.set_deadline(Some(deadline));
         sqlite.policy().set(Permission::VACUUM);
+        let paced = sqlite.paced(begin());
         let ran = prepared.raw_execute();
+        drop(paced);
         sqlite.policy().set(Permission::ENGINE);
         sqlite.set_deadline(None);
         ran.map_err(|error| sql_error(sqlite, error))?;

@@ -36,6 +36,7 @@ use crate::ship::ShippedSection;
 use crate::sql::connection::{unfit_library, use_temp_folder};
 use crate::travel::calendar::Calendar;
 use crate::travel::retention::hold::Holds;
+use crate::turns::Turns;
 
 /// A node that has its term and its journal, and serves nothing yet.
 #[derive(Debug)]
@@ -174,6 +175,7 @@ pub(crate) async fn start(
         Arc::clone(&parts.clock),
         Arc::clone(&parts.entropy),
     );
+    let turns = Turns::new(Arc::clone(&parts.clock), settings.turns_at_once);
     let core = Arc::new(Core {
         settings,
         parts,
@@ -187,6 +189,7 @@ pub(crate) async fn start(
         calendar: Calendar::default(),
         meters: Meters::default(),
         room: Room::default(),
+        turns: Arc::new(turns),
     });
     for database in found.databases.values() {
         core.remote.learn(database.namespace, database.id).await?;

@@ -16,6 +16,7 @@ use tidelog_archive::env::Clock;
 use tidelog_wal::PageSize;
 
 use super::policy::{Permission, Policy};
+use crate::turns::Pace;
 
 /// The oldest SQLite without the WAL-reset race (HAZARDS W13).
 pub const SQLITE_FLOOR: i32 = 3_051_003;
@@ -51,6 +52,17 @@ pub struct Sqlite {
     connection: Connection,
     policy: Arc<Policy>,
     deadline: Arc<AtomicU64>,
+    pace: Arc<Mutex<Option<Pace>>>,
+}
+
+/// A request's statements take turns with others while this lives.
+#[derive(Debug)]
+pub(crate) struct Paced<'a>(&'a Mutex<Option<Pace>>);
+
+impl Drop for Paced<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// Opens a connection to an existing database.
@@ -131,17 +143,25 @@ fn configure(
     connection.authorizer(Some(policy.authorizer()))?;
     let deadline = Arc::new(AtomicU64::new(u64::MAX));
     let (watched, clock) = (Arc::clone(&deadline), Arc::clone(clock));
+    let pace: Arc<Mutex<Option<Pace>>> = Arc::default();
+    let paced = Arc::clone(&pace);
     connection.progress_handler(
         STEPS_PER_CHECK,
         Some(move || {
             let until = watched.load(Ordering::Relaxed);
-            until != u64::MAX && clock.monotonic_micros() >= until
+            if until == u64::MAX {
+                return false;
+            }
+            let now = clock.monotonic_micros();
+            let mut pace = paced.lock().unwrap_or_else(PoisonError::into_inner);
+            now >= until || pace.as_mut().is_some_and(|pace| pace.step(now, until))
         }),
     )?;
     Ok(Sqlite {
         connection,
         policy,
         deadline,
+        pace,
     })
 }
 
@@ -206,6 +226,12 @@ impl Sqlite {
     pub fn set_deadline(&self, until: Option<u64>) {
         self.deadline
             .store(until.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Has the statements of a tenant's request take turns with other long ones until the guard goes.
+    pub(crate) fn paced(&self, pace: Pace) -> Paced<'_> {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
+        Paced(&self.pace)
     }
 
     /// Closes the connection, saying why it could not.

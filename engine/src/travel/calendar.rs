@@ -34,7 +34,7 @@ const PAUSE_MICROS: u64 = 3600 * 1_000_000;
 pub(crate) struct Calendar {
     inner: Mutex<Entries>,
     wake: Notify,
-    turn: tokio::sync::Mutex<()>,
+    pub(crate) turn: tokio::sync::Mutex<()>,
     purging: tokio::sync::Mutex<()>,
 }
 

@@ -238,6 +238,9 @@ pub(crate) struct ConfigOptions {
     /// The address to listen on [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
+    /// The address of the operator's routes, which take the server token [default: not served]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin_listen: Option<SocketAddr>,
     /// When a write is answered unless its database or request says otherwise: memory, local or remote
     #[arg(long, value_name = "LEVEL")]
     pub(crate) durability: Option<Durability>,

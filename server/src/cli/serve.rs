@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_engine::{Engine, MasterKeys, Parts, TakeOver};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::FilterExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry};
 
 use super::args::{Place, ServeOptions};
 use super::exit::Failure;
@@ -17,6 +20,7 @@ use crate::config::show::masked_url;
 use crate::first::first_start;
 use crate::serve;
 use crate::settings::Limits;
+use crate::telemetry::{Traces, is_for_lines};
 
 /// Where bodies and exports are staged, below the data folder.
 const SCRATCH: &str = "scratch";
@@ -29,7 +33,8 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let config = super::settings::load(place, &options.settings)?;
     super::settings::readable(&config)?;
-    log(&config.log)?;
+    let traces = Traces::begin(&config.telemetry).map_err(Failure::usage)?;
+    log(&config.log, traces.as_ref())?;
     let mut settings = config.engine().map_err(Failure::usage)?;
     settings.take_over = take_over(options.take_over.as_deref())?;
     settings.master_keys = if keys.is_empty() {
@@ -55,6 +60,17 @@ pub(super) async fn run(
     let address = listener
         .local_addr()
         .map_err(|error| Failure::failed(format!("cannot listen on {listen}: {error}")))?;
+    let operator = match config.admin_listen {
+        None => None,
+        Some(address) => {
+            let bound = serve::bind(address, encrypted).await.map_err(|error| {
+                Failure::failed(format!(
+                    "cannot listen on {address} for the operator: {error}"
+                ))
+            })?;
+            Some(bound)
+        }
+    };
     let stop = serve::stop_signal();
     output.remark(&format!(
         "data in {}, history in {}",
@@ -100,9 +116,29 @@ pub(super) async fn run(
         }
         output.remark("stopping: finishing requests, shipping what is pending");
     };
+    let (stop_operator, operator_stops) = tokio::sync::oneshot::channel::<()>();
+    let operator = operator.map(|listener| {
+        if let Ok(address) = listener.local_addr() {
+            output.remark(&format!("operator's routes on {scheme}://{address}"));
+        }
+        let stops = async move {
+            // Also when the other side is gone.
+            let _ = operator_stops.await;
+        };
+        tokio::spawn(serve::serve_operator(listener, Arc::clone(&app), stops))
+    });
     serve::serve(listener, app, stopped).await;
+    drop(stop_operator);
+    if let Some(operator) = operator {
+        let _ = operator.await;
+    }
     reloading.abort();
-    engine.shutdown().await?;
+    let stopped = engine.shutdown().await;
+    if let Some(traces) = traces {
+        // Their sending is this runtime's work, so waiting for it is not.
+        let _ = tokio::task::spawn_blocking(move || traces.end()).await;
+    }
+    stopped?;
     output.remark("stopped");
     Ok(())
 }
@@ -155,19 +191,22 @@ fn scratch(data: &Path) -> Result<PathBuf, Failure> {
     Ok(folder)
 }
 
-fn log(settings: &config::Log) -> Result<(), Failure> {
+fn log(settings: &config::Log, traces: Option<&Traces>) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(&settings.filter)
         .map_err(|error| Failure::usage(format!("log.filter is not a filter: {error}")))?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer::<Registry>()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    let set = if settings.json {
-        lines.json().try_init()
+    let lines = if settings.json {
+        lines.json().boxed()
     } else {
-        lines.try_init()
+        lines.boxed()
     };
-    set.map_err(|error| Failure::failed(format!("cannot set up the log: {error}")))
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter.and(is_for_lines())))
+        .with(traces.map(|traces| traces.layer()))
+        .try_init()
+        .map_err(|error| Failure::failed(format!("cannot set up the log: {error}")))
 }
 
 #[cfg(test)]

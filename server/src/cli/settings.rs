@@ -29,6 +29,10 @@ pub(super) fn load(place: Place, options: &ConfigOptions) -> Result<Config, Fail
     text("store", place.store);
     text("listen", options.listen.map(|address| address.to_string()));
     text(
+        "admin_listen",
+        options.admin_listen.map(|address| address.to_string()),
+    );
+    text(
         "durability",
         options.durability.map(|level| level.to_string()),
     );

@@ -10,7 +10,7 @@ use super::{Config, Preset};
 const PREFIX: &str = "TIDELOG_";
 
 /// Keys that a preset leaves out because they have no value unless given.
-const OPTIONAL: [&str; 8] = [
+const OPTIONAL: [&str; 11] = [
     "store_file",
     "tls.cert",
     "tls.key",
@@ -19,6 +19,9 @@ const OPTIONAL: [&str; 8] = [
     "auth.jwt.namespace_claim",
     "auth.jwt.jwks_file",
     "auth.jwt.keys",
+    "telemetry.otlp_endpoint",
+    "admin_listen",
+    "audit.preset",
 ];
 
 /// Variables of another name, for keys that had them first.
@@ -262,6 +265,13 @@ mod tests {
             ("[tls]\ncert = \"c.pem\"", "belong together"),
             ("[http]\ncors_origins = [\"*\"]", "origin"),
             ("store_file = \"/nowhere/at/all\"", "cannot read"),
+            ("admin_listen = \"0.0.0.0:9\"", "loopback"),
+            ("[audit]\npreset = \"iso\"", "unknown variant"),
+            (
+                "[telemetry]\notlp_endpoint = \"127.0.0.1:4318\"",
+                "is a URL",
+            ),
+            ("[telemetry]\nsample_percent = 101", "at most 100"),
             ("x = ", "tidelog.toml"),
         ] {
             let (_folder, path) = file(text);
@@ -303,6 +313,21 @@ mod tests {
             config.idle_close_ms,
             Preset::Development.config().idle_close_ms
         );
+    }
+
+    #[test]
+    fn a_regulation_sets_how_long_audit_lines_are_kept() {
+        for (name, days) in [("soc2", 90), ("hipaa", 2_190), ("gdpr", 30), ("pci", 365)] {
+            let (_folder, path) =
+                file(&format!("[audit]\nretention_days = 1\npreset = {name:?}\n"));
+            let config = sources(&path, &[]).load().expect("sound");
+            let kept = config.engine().expect("settings").audit_retention;
+            assert_eq!(kept.as_secs(), days * 86_400, "{name}");
+            let variables = [("TIDELOG_AUDIT_PRESET", name)];
+            let (_folder, path) = file("");
+            let config = sources(&path, &variables).load().expect("sound");
+            assert_eq!(config.audit.days(), days, "{name} from the environment");
+        }
     }
 
     #[test]

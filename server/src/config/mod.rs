@@ -38,8 +38,13 @@ pub struct Config {
     /// A file that holds the store URL, for URLs with secrets in them; preferred to `store`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store_file: Option<PathBuf>,
+    /// The region that the store lies in, as databases show it.
+    pub region: String,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where the operator's routes are served, if anywhere: with the server token alone, and off the open network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_listen: Option<SocketAddr>,
     /// Plain HTTP beyond loopback.
     pub insecure_listen: bool,
     /// When a write is answered unless something else asks: `memory`, `local` or `remote`.
@@ -75,6 +80,20 @@ pub struct Config {
     /// Sealing what is stored.
     #[serde(default)]
     pub encryption: Encryption,
+    /// Traces.
+    pub telemetry: Telemetry,
+}
+
+/// Traces of requests, sent to a collector.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// The base URL of an OTLP collector that takes protobuf over HTTP, like `http://127.0.0.1:4318`; nothing is
+    /// traced without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
+    /// How many requests of a hundred are traced. More: more to send and to keep.
+    pub sample_percent: u8,
 }
 
 /// Sealing what is stored. Master keys given as flags or variables count instead of these.
@@ -143,6 +162,9 @@ pub struct LimitsConfig {
     pub page_max: usize,
     pub connections_max: usize,
     pub connections_per_peer_max: usize,
+    pub connections_per_principal_max: usize,
+    pub untaken_bytes_per_namespace: u64,
+    pub streams_per_principal_max: usize,
     pub in_flight_per_principal: usize,
     pub in_flight_per_namespace: usize,
     pub requests_per_minute_token: u32,
@@ -216,10 +238,73 @@ pub struct Http {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
+    /// The regulation whose figure counts instead of `retention_days`: `soc2`, `hipaa`, `gdpr` or `pci`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Regulation>,
     /// How long lines are kept.
     pub retention_days: u64,
     /// How often they leave for the bucket.
     pub ship_interval_s: u64,
+}
+
+/// A regulation that names how long records are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "each is the name it is known by")]
+pub enum Regulation {
+    Soc2,
+    Hipaa,
+    Gdpr,
+    Pci,
+}
+
+impl Regulation {
+    /// The regulation of a name.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "soc2" => Some(Self::Soc2),
+            "hipaa" => Some(Self::Hipaa),
+            "gdpr" => Some(Self::Gdpr),
+            "pci" => Some(Self::Pci),
+            _ => None,
+        }
+    }
+
+    /// Days that audit lines are kept.
+    pub const fn audit_days(self) -> u64 {
+        match self {
+            Self::Soc2 => 90,
+            Self::Hipaa => 2_190,
+            Self::Gdpr => 30,
+            Self::Pci => 365,
+        }
+    }
+
+    /// Days that every commit of a database is kept.
+    pub const fn window_days(self) -> u64 {
+        match self {
+            Self::Soc2 => 30,
+            Self::Hipaa | Self::Pci => 90,
+            Self::Gdpr => 7,
+        }
+    }
+
+    /// Days that an archive is kept at least.
+    pub const fn archive_days(self) -> u64 {
+        match self {
+            Self::Soc2 => 90,
+            Self::Hipaa | Self::Pci => 365,
+            Self::Gdpr => 30,
+        }
+    }
+}
+
+impl Audit {
+    /// How long lines are kept.
+    pub fn days(&self) -> u64 {
+        self.preset
+            .map_or(self.retention_days, Regulation::audit_days)
+    }
 }
 
 fn millis(ms: u64) -> Duration {
@@ -248,6 +333,9 @@ impl LimitsConfig {
             page_max: self.page_max,
             connections_max: self.connections_max,
             connections_per_peer_max: self.connections_per_peer_max,
+            connections_per_principal_max: self.connections_per_principal_max,
+            untaken_bytes_per_namespace: self.untaken_bytes_per_namespace,
+            streams_per_principal_max: self.streams_per_principal_max,
             in_flight_per_principal: self.in_flight_per_principal,
             in_flight_per_namespace: self.in_flight_per_namespace,
             requests_per_minute_token: self.requests_per_minute_token,
@@ -277,7 +365,7 @@ impl Config {
             workers: self.workers,
             workers_per_tenant: self.workers_per_tenant,
             audit_ship_interval: Duration::from_secs(self.audit.ship_interval_s),
-            audit_retention: Duration::from_secs(self.audit.retention_days.saturating_mul(86_400)),
+            audit_retention: Duration::from_secs(self.audit.days().saturating_mul(86_400)),
             ..EngineSettings::default()
         };
         Ok(settings)
@@ -304,6 +392,15 @@ impl Config {
                 "limits.connections_max, workers and workers_per_tenant are at least 1".to_owned(),
             );
         }
+        if self.region.is_empty() {
+            return Err("region is a name, like auto or weur".to_owned());
+        }
+        let open = |address: &SocketAddr| !address.ip().is_loopback();
+        if self.admin_listen.as_ref().is_some_and(open) && self.tls.cert.is_none() {
+            return Err(
+                "admin_listen is a loopback address, or tls.cert and tls.key are given".to_owned(),
+            );
+        }
         if let Some(origin) = self.http.cors_origins.iter().find(|origin| {
             !(origin.starts_with("https://") || origin.starts_with("http://"))
                 || origin.ends_with('/')
@@ -311,6 +408,18 @@ impl Config {
             return Err(format!(
                 "http.cors_origins holds {origin:?}: an origin is a scheme and a host, like https://app.example.org"
             ));
+        }
+        let telemetry = &self.telemetry;
+        if telemetry.sample_percent > 100 {
+            return Err("telemetry.sample_percent is at most 100".to_owned());
+        }
+        let is_url = |url: &String| url.starts_with("http://") || url.starts_with("https://");
+        if telemetry
+            .otlp_endpoint
+            .as_ref()
+            .is_some_and(|url| !is_url(url))
+        {
+            return Err("telemetry.otlp_endpoint is a URL, like http://127.0.0.1:4318".to_owned());
         }
         if let Some(jwt) = &self.auth.jwt {
             if jwt.keys.is_empty() && jwt.jwks_file.is_none() {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tidelog_engine::Settings as EngineSettings;
 
-use super::{Audit, Auth, Config, Encryption, Http, LimitsConfig, Log, Tls};
+use super::{Audit, Auth, Config, Encryption, Http, LimitsConfig, Log, Telemetry, Tls};
 
 /// Which figures hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -60,6 +60,9 @@ impl Preset {
             page_max: 500,
             connections_max: 4_096,
             connections_per_peer_max: 0,
+            connections_per_principal_max: 1_024,
+            untaken_bytes_per_namespace: 256 << 20,
+            streams_per_principal_max: 8,
             in_flight_per_principal: 0,
             in_flight_per_namespace: 0,
             requests_per_minute_token: 0,
@@ -79,6 +82,8 @@ impl Preset {
                 query_ms: 10_000,
                 request_ms: 60_000,
                 connections_per_peer_max: 1_024,
+                connections_per_principal_max: 512,
+                untaken_bytes_per_namespace: 128 << 20,
                 in_flight_per_principal: 256,
                 in_flight_per_namespace: 1_024,
                 requests_per_minute_token: 6_000,
@@ -96,6 +101,9 @@ impl Preset {
                 request_ms: 30_000,
                 body_ms: 10_000,
                 connections_per_peer_max: 128,
+                connections_per_principal_max: 64,
+                untaken_bytes_per_namespace: 64 << 20,
+                streams_per_principal_max: 4,
                 in_flight_per_principal: 32,
                 in_flight_per_namespace: 256,
                 requests_per_minute_token: 1_000,
@@ -116,7 +124,9 @@ impl Preset {
             data: engine.data,
             store: engine.store_url,
             store_file: None,
+            region: "auto".to_owned(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            admin_listen: None,
             insecure_listen: false,
             durability: engine.durability.to_string(),
             ship_interval_ms: ms(engine.ship_interval),
@@ -139,10 +149,15 @@ impl Preset {
             },
             http: Http::default(),
             audit: Audit {
+                preset: None,
                 retention_days: 90,
                 ship_interval_s: engine.audit_ship_interval.as_secs(),
             },
             encryption: Encryption::default(),
+            telemetry: Telemetry {
+                otlp_endpoint: None,
+                sample_percent: 100,
+            },
         }
     }
 }

@@ -18,7 +18,9 @@ fn mask(table: &mut Table) {
     for (key, value) in table.iter_mut() {
         match value {
             Value::Table(inner) => mask(inner),
-            Value::String(text) if key == "store" => *text = masked_url(text),
+            Value::String(text) if key == "store" || key == "otlp_endpoint" => {
+                *text = masked_url(text);
+            }
             _ => {}
         }
     }

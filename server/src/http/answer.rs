@@ -5,6 +5,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, heade
 use serde_json::{Value as Json, json};
 use tidelog_wal::Position;
 
+use super::rows::Rows;
+
 /// The header with the position after the call.
 pub(crate) const BOOKMARK: HeaderName = HeaderName::from_static("db-bookmark");
 /// The header with the highest position proven to be in object storage.
@@ -15,6 +17,8 @@ pub(crate) const DURABLE_BOOKMARK: HeaderName = HeaderName::from_static("db-dura
 pub(crate) enum Content {
     Empty,
     Json(Json),
+    /// A document with rows in it.
+    Rows(Box<Rows>),
     /// A body of another type, which its headers name.
     Other(Body),
 }
@@ -46,6 +50,11 @@ impl Answer {
     /// 200 with a document.
     pub(crate) fn ok(document: Json) -> Self {
         Self::with(StatusCode::OK, Content::Json(document))
+    }
+
+    /// 200 with a document that holds results.
+    pub(crate) fn rows(rows: Rows) -> Self {
+        Self::with(StatusCode::OK, Content::Rows(Box::new(rows)))
     }
 
     /// 201 with a document.
@@ -97,6 +106,7 @@ impl Answer {
         let (body, json) = match self.content {
             Content::Empty => (Body::empty(), false),
             Content::Json(document) => (Body::from(document.to_string()), true),
+            Content::Rows(rows) => (rows.into_body(), true),
             Content::Other(body) => (body, false),
         };
         let mut response = Response::new(body);

@@ -15,7 +15,7 @@ use super::{Answer, Route};
 use crate::problem::Problem;
 
 /// Endings of paths, and what happens there: on POST or PUT, and on DELETE.
-const EVENTS: [(&str, &str, &str); 28] = [
+const EVENTS: [(&str, &str, &str); 31] = [
     (
         "/v1/namespaces",
         "admin.namespace_create",
@@ -72,6 +72,9 @@ const EVENTS: [(&str, &str, &str); 28] = [
     ("/erasures", "backup.erase", ""),
     ("/retention", "backup.retention_change", ""),
     ("/recovery-sql", "backup.recovery_sql", ""),
+    ("/admin/flush", "admin.flush", ""),
+    ("/admin/checkpoint", "admin.checkpoint", ""),
+    ("/admin/reconcile", "admin.reconcile", ""),
 ];
 
 /// Events that are on record, stored, before they act.
@@ -192,6 +195,13 @@ impl Known<'_> {
         line.severity = Severity::Critical;
         line.success = true;
         line.details["phase"] = json!("before");
+        line
+    }
+
+    /// The line of a token that is used for the first time in a while.
+    pub(crate) fn first_use(&self) -> AuditLine {
+        let mut line = self.line("auth.success");
+        line.success = true;
         line
     }
 

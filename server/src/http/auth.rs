@@ -168,7 +168,7 @@ fn allow(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use axum::http::HeaderValue;
     use tidelog_engine::Role;
     use tidelog_engine::system::tokens::{TokenInfo, TokenKind};
@@ -176,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    fn principal(role: Role) -> Principal {
+    pub(crate) fn principal(role: Role) -> Principal {
         let token = TokenInfo {
             id: [7; 16],
             namespace: Some(NamespaceId::from_bytes([1; 16])),

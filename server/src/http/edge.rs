@@ -8,10 +8,12 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Response, header};
 use axum::middleware::Next;
 use futures::FutureExt;
+use tracing::Instrument;
 
 use super::cors;
 use crate::app::App;
 use crate::problem::{Code, Problem};
+use crate::telemetry;
 
 /// The id of a request, in its extensions.
 #[derive(Debug, Clone)]
@@ -71,12 +73,15 @@ pub(crate) async fn wrap(
     request.extensions_mut().insert(RequestId(id.clone()));
     let origin = cors::asked(request.headers(), &app.cors_origins);
     let preflight = cors::preflight(&method, request.headers(), &app.cors_origins);
+    let template = route.as_ref().map_or("-", MatchedPath::as_str).to_owned();
+    let span = telemetry::span(&method, &template, &id);
     let next = async {
         match preflight {
             Some(response) => response,
             None => next.run(request).await,
         }
     };
+    let next = next.instrument(span.clone());
     let outcome = AssertUnwindSafe(next).catch_unwind().await;
     let mut response = outcome.unwrap_or_else(|_| {
         let problem = Problem::new(Code::Internal, "the server met a defect of its own");
@@ -96,7 +101,8 @@ pub(crate) async fn wrap(
     }
     let status = response.status().as_u16();
     let micros = app.clock.monotonic_micros().saturating_sub(began);
-    let route = route.as_ref().map_or("-", MatchedPath::as_str);
+    let route = template.as_str();
+    telemetry::ended(&span, status);
     let meters = &app.guards.meters;
     meters.answered(method_label(&method), route, status, micros);
     if status < 400 {

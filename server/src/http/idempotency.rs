@@ -115,7 +115,7 @@ impl Recorder {
             Content::Json(document) => document.clone(),
             Content::Empty => Json::Null,
             // A stream is no answer to keep.
-            Content::Other(_) => return None,
+            Content::Rows(_) | Content::Other(_) => return None,
         };
         let key = left.take()?;
         let location = answer.headers.get(header::LOCATION);

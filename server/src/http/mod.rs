@@ -20,9 +20,11 @@ pub(crate) mod prefer;
 pub(crate) mod rates;
 pub(crate) mod route;
 pub(crate) mod router;
+pub(crate) mod rows;
 pub(crate) mod signed;
 pub(crate) mod staging;
 pub(crate) mod streams;
+pub(crate) mod uses;
 
 pub(crate) use answer::Answer;
 pub(crate) use call::Call;

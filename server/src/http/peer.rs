@@ -2,12 +2,58 @@
 //! the last address before it that is not such a proxy's.
 
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::{Extensions, HeaderMap};
 
-/// The address of a connection, in the extensions of its requests.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) IpAddr);
+use super::rates::{Key, Running};
+use crate::app::App;
+use crate::problem::{Code, Problem};
+
+/// A connection, in the extensions of its requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// The address of its other end.
+    pub(crate) address: IpAddr,
+    users: Arc<Mutex<Vec<User>>>,
+}
+
+/// A token that uses a connection, and its place among the token's connections.
+type User = ([u8; 16], Running);
+
+impl Peer {
+    pub(crate) fn new(address: IpAddr) -> Self {
+        Self {
+            address,
+            users: Arc::default(),
+        }
+    }
+
+    /// Counts the connection as one of the token's until it ends; refuses what would be one too many. A proxy's
+    /// connections carry anybody's requests and are not counted.
+    pub(crate) fn used_by(&self, token: [u8; 16], app: &App) -> Result<(), Problem> {
+        let limit = app.limits.connections_per_principal_max;
+        if limit == 0 || app.trusted_proxies.contains(&self.address.to_canonical()) {
+            return Ok(());
+        }
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if users.iter().any(|(user, _)| *user == token) {
+            return Ok(());
+        }
+        let counted = app
+            .guards
+            .in_flight
+            .enter(&[(Key::Connected(token), limit)]);
+        let counted = counted.map_err(|_| {
+            let detail = format!("{limit} connections of this token are open already; use them");
+            Problem::new(Code::RateLimited, detail)
+                .with("limit", limit)
+                .with("retry_after", 1)
+        })?;
+        users.push((token, counted));
+        Ok(())
+    }
+}
 
 /// Where a request comes from; `None` if there is no connection, as in a test of the router alone.
 pub(crate) fn origin(
@@ -15,7 +61,7 @@ pub(crate) fn origin(
     headers: &HeaderMap,
     trusted: &[IpAddr],
 ) -> Option<IpAddr> {
-    let peer = extensions.get::<Peer>()?.0.to_canonical();
+    let peer = extensions.get::<Peer>()?.address.to_canonical();
     if !trusted.contains(&peer) {
         return Some(peer);
     }
@@ -49,7 +95,7 @@ mod tests {
         let trusted = [ip("10.0.0.1"), ip("10.0.0.2")];
         let from = |peer: &str, forwarded: &'static str| {
             let mut extensions = Extensions::new();
-            extensions.insert(Peer(ip(peer)));
+            extensions.insert(Peer::new(ip(peer)));
             let mut headers = HeaderMap::new();
             headers.insert("x-forwarded-for", HeaderValue::from_static(forwarded));
             origin(&extensions, &headers, &trusted).map(|ip| ip.to_string())

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tidelog_engine::system::requests;
 use tidelog_engine::system::tokens::{Principal, token_id_text};
@@ -18,6 +18,7 @@ use tidelog_wal::Position;
 use super::answer::positions;
 use super::edge::RequestId;
 use super::idempotency::Recorder;
+use super::peer::Peer;
 use super::rates::{Key, Standing};
 use super::staging::stage;
 use super::{Answer, BodyKind, Call, Route, audit, auth, idempotency, peer, prefer};
@@ -78,6 +79,10 @@ pub(crate) async fn dispatch(route: Arc<Route>, app: Arc<App>, request: Request)
     if let Some(standing) = done.standing {
         standing.write(response.headers_mut());
     }
+    if done.hangs_up {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
     response
 }
 
@@ -86,6 +91,8 @@ struct Done {
     outcome: Result<Answer, Problem>,
     place: Option<Place>,
     standing: Option<Standing>,
+    /// Whether the connection ends with the answer.
+    hangs_up: bool,
 }
 
 impl Done {
@@ -94,6 +101,7 @@ impl Done {
             outcome: Err(problem),
             place: None,
             standing: None,
+            hangs_up: false,
         }
     }
 }
@@ -150,6 +158,7 @@ impl Incoming {
         let (principal, done) = match admitted.await {
             Err((principal, problem)) => (principal.map(|one| *one), Done::refused(problem)),
             Ok(principal) => {
+                self.note_use(principal.as_ref());
                 let done = Box::pin(self.bounded(principal.clone(), body)).await;
                 (principal, done)
             }
@@ -185,6 +194,13 @@ impl Incoming {
                     return done;
                 }
             }
+            if let Some(peer) = self.parts.extensions.get::<Peer>()
+                && let Err(problem) = peer.used_by(token.id, &self.app)
+            {
+                let mut done = Done::refused(problem);
+                done.hangs_up = true;
+                return done;
+            }
             let at_once = [
                 (own, limits.in_flight_per_principal),
                 (tenant, limits.in_flight_per_namespace),
@@ -207,6 +223,7 @@ impl Incoming {
             outcome,
             place,
             standing,
+            hangs_up: false,
         }
     }
 
@@ -218,6 +235,16 @@ impl Incoming {
             headers: &self.parts.headers,
             origin: self.origin,
             principal,
+        }
+    }
+
+    /// Puts the first use of a token in a while on record.
+    fn note_use(&self, principal: Option<&Principal>) {
+        let Some(principal) = principal else { return };
+        let (uses, now) = (&self.app.guards.uses, self.app.clock.wall());
+        if uses.is_news(principal.token.id, self.origin, now) {
+            let line = self.known(Some(principal)).first_use();
+            self.app.engine.audit(line);
         }
     }
 
@@ -294,7 +321,12 @@ impl Incoming {
             let body = file.as_ref().map_or(&bytes[..], |file| &file.digest[..]);
             idempotency::record(key, &token, self.route.path, uri, body)
         });
-        let body = Fields::of_body(&bytes)?;
+        let body = if bytes.len() < BODY_PARSED_ASIDE {
+            Fields::of_body(&bytes)?
+        } else {
+            let parsed = tokio::task::spawn_blocking(move || Fields::of_body(&bytes)).await;
+            parsed.map_err(|failure| Problem::new(Code::Internal, failure.to_string()))??
+        };
         // A preview acts not at all.
         let acts = !body.says("dry_run");
         let event = audit::event(&self.route, self.parts.uri.query());
@@ -430,6 +462,9 @@ impl Incoming {
         }
     }
 }
+
+/// A body of this many bytes is parsed aside: it takes a moment in which the thread could serve others.
+const BODY_PARSED_ASIDE: usize = 256 << 10;
 
 /// The longest that a caller may ask to wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);

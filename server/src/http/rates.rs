@@ -32,6 +32,8 @@ pub(crate) enum Key {
     Noise(Option<IpAddr>),
     /// Connections of one address.
     Connections(IpAddr),
+    /// Connections that one caller uses.
+    Connected([u8; 16]),
 }
 
 #[derive(Debug, Clone, Copy, Default)]

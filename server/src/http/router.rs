@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, Method, Response, header};
 use axum::middleware;
 use axum::routing::{MethodFilter, MethodRouter};
 
+use super::Route;
 use super::edge::{self, RequestId};
 use super::pipeline::dispatch;
 use crate::app::App;
@@ -17,8 +18,17 @@ use crate::problem::{Code, Problem};
 
 /// The whole surface over `app`.
 pub fn router(app: Arc<App>) -> Router {
+    router_of(app, crate::routes::table())
+}
+
+/// What an operator may do, for a listener of its own.
+pub(crate) fn operator_router(app: Arc<App>) -> Router {
+    router_of(app, crate::routes::operator::table())
+}
+
+fn router_of(app: Arc<App>, table: Vec<Route>) -> Router {
     let mut paths: BTreeMap<&'static str, (Vec<Method>, MethodRouter<Arc<App>>)> = BTreeMap::new();
-    for route in crate::routes::table() {
+    for route in table {
         let route = Arc::new(route);
         let (methods, served) = paths.entry(route.path).or_default();
         methods.push(route.method.clone());
@@ -75,7 +85,7 @@ fn filter(method: &Method) -> MethodFilter {
 
 /// What a route table must hold to be served; the tests check it for every row.
 #[cfg(test)]
-pub(crate) fn defects(route: &super::Route) -> Vec<&'static str> {
+pub(crate) fn defects(route: &Route) -> Vec<&'static str> {
     use super::{Access, BodyKind};
     let mut defects = Vec::new();
     let tenant =

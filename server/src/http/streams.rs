@@ -3,46 +3,58 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tidelog_engine::system::tokens::{Principal, token_id_text};
+
 use crate::problem::{Code, Problem};
 
-/// Streams of one token at once.
-const STREAMS_MAX: usize = 8;
-
-/// The streams that are open, by token.
-#[derive(Debug, Default)]
-pub(crate) struct Streams {
-    open: Arc<Mutex<HashMap<[u8; 16], usize>>>,
+/// Who the streams of a token count for: its member, or the token itself.
+fn owner(principal: &Principal) -> String {
+    let token = &principal.token;
+    match &token.principal {
+        Some(member) => format!("{:?}/{member}", token.namespace),
+        None => token_id_text(&token.id),
+    }
 }
 
-/// A place among a token's streams, given back when dropped.
+/// The streams that are open, by principal.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    open: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+/// A place among a principal's streams, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct StreamPlace {
-    open: Arc<Mutex<HashMap<[u8; 16], usize>>>,
-    token: [u8; 16],
+    open: Arc<Mutex<HashMap<String, usize>>>,
+    owner: String,
 }
 
 impl Streams {
-    /// Takes a place for one more stream of a token.
-    pub(crate) fn enter(&self, token: [u8; 16]) -> Result<StreamPlace, Problem> {
+    /// Takes a place for one more stream of a principal, who may hold `max`.
+    pub(crate) fn enter(&self, principal: &Principal, max: usize) -> Result<StreamPlace, Problem> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(token).or_default();
-        if *count >= STREAMS_MAX {
-            let detail = format!("a token holds at most {STREAMS_MAX} event streams at once");
-            return Err(Problem::new(Code::Overloaded, detail).with("limit", STREAMS_MAX));
+        let owner = owner(principal);
+        let count = open.entry(owner.clone()).or_default();
+        if *count >= max {
+            if *count == 0 {
+                open.remove(&owner);
+            }
+            let detail = format!("a principal holds at most {max} event streams at once");
+            return Err(Problem::new(Code::Overloaded, detail).with("limit", max));
         }
         *count += 1;
         let open = Arc::clone(&self.open);
-        Ok(StreamPlace { open, token })
+        Ok(StreamPlace { open, owner })
     }
 }
 
 impl Drop for StreamPlace {
     fn drop(&mut self) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.token) {
+        if let Some(count) = open.get_mut(&self.owner) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.token);
+                open.remove(&self.owner);
             }
         }
     }
@@ -50,17 +62,33 @@ impl Drop for StreamPlace {
 
 #[cfg(test)]
 mod tests {
+    use tidelog_engine::Role;
+
     use super::*;
+    use crate::http::auth::tests::principal;
 
     #[test]
-    fn places_are_bounded_a_token_and_given_back() {
+    fn streams_are_bounded_by_principal_and_given_back() {
         let streams = Streams::default();
-        let held: Vec<_> = (0..STREAMS_MAX)
-            .map(|_| streams.enter([1; 16]).expect("a place"))
+        let token = |id: u8, member: Option<&str>| {
+            let mut one = principal(Role::Viewer);
+            one.token.id = [id; 16];
+            one.token.principal = member.map(str::to_owned);
+            one
+        };
+        let held: Vec<_> = (0..3)
+            .map(|_| streams.enter(&token(1, None), 3).expect("a place"))
             .collect();
-        assert!(streams.enter([1; 16]).is_err());
-        assert!(streams.enter([2; 16]).is_ok());
-        drop(held);
-        assert!(streams.enter([1; 16]).is_ok());
+        assert!(streams.enter(&token(1, None), 3).is_err());
+        assert!(streams.enter(&token(2, None), 3).is_ok());
+        // A member with many tokens is one principal.
+        let ana: Vec<_> = (3..6)
+            .map(|id| streams.enter(&token(id, Some("ana")), 3).expect("a place"))
+            .collect();
+        assert!(streams.enter(&token(6, Some("ana")), 3).is_err());
+        drop((held, ana));
+        assert!(streams.enter(&token(1, None), 3).is_ok());
+        assert!(streams.enter(&token(1, None), 0).is_err());
+        assert!(streams.open.lock().expect("no panic").is_empty());
     }
 }

@@ -179,6 +179,7 @@ const ROWS: &[Row] = &[
                     "database, and bookmark or timestamp, schema_only: a fork.",
                 ),
                 may("ttl_seconds", "integer", "Of a fork: a day to thirty days."),
+                may("region", "text", "auto, or the server's own."),
             ],
             r#"{"name":"orders","page_size":4096}"#,
         ),
@@ -204,6 +205,7 @@ const ROWS: &[Row] = &[
                 may("durability", "text", "memory, local or remote."),
                 may("size_limit", "integer", "The most bytes it may have."),
                 may("retention", "object", "How long history is kept."),
+                may("region", "text", "Refused: it does not change."),
             ],
             r#"{"block_writes":true}"#,
         ),
@@ -494,6 +496,11 @@ const ROWS: &[Row] = &[
                 may("format", "text", "sqlite or sql."),
                 may("name", "text", "1 to 80 characters."),
                 may("retain_until", "time", "Not to be deleted before."),
+                may(
+                    "retain_for",
+                    "text",
+                    "The same by a regulation's name: gdpr (30 days), soc2 (90), hipaa or pci (365).",
+                ),
                 may(
                     "legal_hold",
                     "boolean",

@@ -10,9 +10,12 @@ use serde_json::{Value as Json, json};
 use tidelog_engine::bucket::At;
 use tidelog_engine::system::tokens::token_id_text;
 use tidelog_engine::travel::archives::{Archive, Format, NewArchive};
+use tidelog_engine::travel::retention::DAY_MICROS;
+use tidelog_wal::Timestamp;
 
 use super::operations::outcome;
 use super::restores::bookmark;
+use crate::config::Regulation;
 use crate::fields::Fields;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
@@ -71,6 +74,27 @@ fn shown(archive: &Archive) -> Json {
     })
 }
 
+/// `retain_until`, or `retain_for`: as long as a regulation asks for.
+fn retained(call: &mut Call) -> Result<Option<Timestamp>, Problem> {
+    let until = call.body.time("retain_until")?;
+    let by = call.body.word("retain_for", |name| {
+        Regulation::parse(name).ok_or_else(|| format!("soc2, hipaa, gdpr or pci, not {name:?}"))
+    })?;
+    match (until, by) {
+        (Some(_), Some(_)) => Err(Problem::invalid(
+            Code::InvalidRequest,
+            "/retain_for",
+            "give retain_until or retain_for, not both",
+        )),
+        (until, None) => Ok(until),
+        (None, Some(regulation)) => {
+            let now = call.app.engine.now().micros();
+            let kept = regulation.archive_days() * DAY_MICROS;
+            Ok(Some(Timestamp::from_micros(now.saturating_add(kept))))
+        }
+    }
+}
+
 pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
     let at = state(&mut call.body, "target")?.unwrap_or(At::Latest);
     let format = call.body.word("format", Format::parse)?;
@@ -78,7 +102,7 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
         at,
         format: format.unwrap_or(Format::Sqlite),
         name: call.body.text("name")?,
-        retain_until: call.body.time("retain_until")?,
+        retain_until: retained(&mut call)?,
         legal_hold: call.body.boolean("legal_hold")?.unwrap_or(false),
         token: Some(token_id_text(&call.principal()?.token.id)),
         request: call.idempotency.take(),

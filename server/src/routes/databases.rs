@@ -13,14 +13,15 @@ use tidelog_wal::PageSize;
 
 use super::operations::outcome;
 use super::{archives, shape};
+use crate::config::Regulation;
 use crate::fields::Fields;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 
 /// A database with where it stands.
-async fn described(database: &Database) -> Result<(Json, Answer), Problem> {
+async fn described(call: &Call, database: &Database) -> Result<(Json, Answer), Problem> {
     let at = database.bookmark().await?;
-    let mut document = shape::database(database.row());
+    let mut document = shape::database(database.row(), &call.app.region);
     document["bookmark"] = shape::position(Some(at.bookmark));
     document["durable_bookmark"] = shape::position(at.durable_bookmark);
     document["size_bytes"] = json!(at.size_bytes);
@@ -31,14 +32,14 @@ async fn described(database: &Database) -> Result<(Json, Answer), Problem> {
     Ok((document, place))
 }
 
-async fn shown(database: &Database) -> Result<Answer, Problem> {
-    let (document, place) = described(database).await?;
+async fn shown(call: &Call, database: &Database) -> Result<Answer, Problem> {
+    let (document, place) = described(call, database).await?;
     Ok(Answer::ok(document).at(place.bookmark, place.durable_bookmark))
 }
 
 /// Gives a database its name, together with the record of the answer, and answers it.
 pub(super) async fn publish(call: &Call, draft: Draft) -> Result<Answer, Problem> {
-    let (document, place) = described(draft.database()).await?;
+    let (document, place) = described(call, draft.database()).await?;
     let answer = Answer::created(document).at(place.bookmark, place.durable_bookmark);
     draft.publish(call.recorder.record(&answer)).await?;
     Ok(answer)
@@ -46,6 +47,7 @@ pub(super) async fn publish(call: &Call, draft: Draft) -> Result<Answer, Problem
 
 pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
     let name = call.body.required_text("name")?;
+    in_region(&mut call)?;
     let mut new = NewDatabase::named(name);
     if let Some(bytes) = call.body.number("page_size")? {
         let size = u32::try_from(bytes).ok().and_then(PageSize::new);
@@ -71,6 +73,19 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
     let namespace = call.namespace()?;
     let draft = call.app.engine.database_draft(namespace, new).await?;
     publish(&call, draft).await
+}
+
+/// `region`: `auto`, or the one there is.
+fn in_region(call: &mut Call) -> Result<(), Problem> {
+    let own = call.app.region.clone();
+    let known = |word: &str| match word {
+        "auto" => Ok(()),
+        word if word == own => Ok(()),
+        _ => Err(format!(
+            "this server stores in the region {own:?} alone; leave it out or say auto"
+        )),
+    };
+    call.body.word("region", known).map(|_| ())
 }
 
 /// `seed`: the new database begins as a fork of another one, or as an archive.
@@ -136,14 +151,14 @@ pub(super) async fn list(mut call: Call) -> Result<Answer, Problem> {
         .items
         .iter()
         .filter(|row| mine(&row.name))
-        .map(shape::database)
+        .map(|row| shape::database(row, &call.app.region))
         .collect();
     Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
 }
 
 pub(super) async fn show(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    shown(&call.database().await?).await
+    shown(&call, &call.database().await?).await
 }
 
 /// `retention`: `{"days": N}`, or the days that a regulation's name stands for.
@@ -151,16 +166,11 @@ fn retention(call: &mut Call) -> Result<Option<u64>, Problem> {
     let invalid = |detail: &str| Problem::invalid(Code::InvalidRequest, "/retention", detail);
     let days = match call.body.take("retention") {
         None => return Ok(None),
-        Some(Json::String(preset)) => match preset.as_str() {
-            "gdpr" => 7,
-            "soc2" => 30,
-            "hipaa" | "pci" => 90,
-            _ => {
-                let detail =
-                    "retention is {\"days\": N}, or gdpr (7), soc2 (30), hipaa or pci (90)";
-                return Err(invalid(detail));
-            }
-        },
+        Some(Json::String(preset)) => Regulation::parse(&preset)
+            .map(Regulation::window_days)
+            .ok_or_else(|| {
+                invalid("retention is {\"days\": N}, or gdpr (7), soc2 (30), hipaa or pci (90)")
+            })?,
         Some(value) => {
             let mut fields = Fields::of_value(value, "/retention")?;
             let days = fields.number("days")?;
@@ -181,6 +191,10 @@ fn retention(call: &mut Call) -> Result<Option<u64>, Problem> {
 }
 
 pub(super) async fn change(mut call: Call) -> Result<Answer, Problem> {
+    if call.body.take("region").is_some() {
+        let detail = "a database stays where it was made; fork it to have it elsewhere";
+        return Err(Problem::new(Code::RegionFixed, detail).with("region", call.app.region.clone()));
+    }
     let patch = DatabasePatch {
         block_reads: call.body.boolean("block_reads")?,
         block_writes: call.body.boolean("block_writes")?,
@@ -197,7 +211,7 @@ pub(super) async fn change(mut call: Call) -> Result<Answer, Problem> {
         .engine
         .database_patch(call.namespace()?, &call.name("db")?, patch)
         .await?;
-    shown(&call.database().await?).await
+    shown(&call, &call.database().await?).await
 }
 
 pub(super) async fn delete(mut call: Call) -> Result<Answer, Problem> {
@@ -223,7 +237,7 @@ pub(super) async fn undelete(mut call: Call) -> Result<Answer, Problem> {
     let database = engine
         .database_deleted(namespace, &call.name("db")?)
         .await?;
-    let (mut document, place) = described(&database).await?;
+    let (mut document, place) = described(&call, &database).await?;
     document["state"] = json!("ready");
     let answer = Answer::ok(document).at(place.bookmark, place.durable_bookmark);
     let record = call.recorder.record(&answer);

@@ -67,8 +67,8 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
 }
 
 /// A fork as a list of its parent's shows it.
-fn shown(row: &DatabaseRow) -> Json {
-    let mut document = shape::database(row);
+fn shown(row: &DatabaseRow, region: &str) -> Json {
+    let mut document = shape::database(row, region);
     document["branch"] = json!(row.branch);
     document
 }
@@ -76,7 +76,10 @@ fn shown(row: &DatabaseRow) -> Json {
 pub(super) async fn list(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     let found = call.database().await?.forks().await?;
-    let items: Vec<Json> = found.iter().map(shown).collect();
+    let items: Vec<Json> = found
+        .iter()
+        .map(|row| shown(row, &call.app.region))
+        .collect();
     Ok(Answer::page(&items, None, ""))
 }
 
@@ -93,7 +96,9 @@ pub(super) async fn branch_put(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     let (database, name, token) = (call.database().await?, call.name("ref")?, token(&call)?);
     match database.branch_put(&name, at, lives, token).await? {
-        Branched::Stands(row) => Ok(Answer::ok(json!({ "database": shown(&row) }))),
+        Branched::Stands(row) => Ok(Answer::ok(
+            json!({ "database": shown(&row, &call.app.region) }),
+        )),
         Branched::Begun(handle) => outcome(&call, handle, StatusCode::CREATED).await,
     }
 }
@@ -102,14 +107,14 @@ pub(super) async fn branch_list(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     let found = call.database().await?.forks().await?;
     let branches = found.iter().filter(|row| row.branch.is_some());
-    let items: Vec<Json> = branches.map(shown).collect();
+    let items: Vec<Json> = branches.map(|row| shown(row, &call.app.region)).collect();
     Ok(Answer::page(&items, None, ""))
 }
 
 pub(super) async fn branch_show(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     let row = call.database().await?.branch(&call.name("ref")?).await?;
-    Ok(Answer::ok(shown(&row)))
+    Ok(Answer::ok(shown(&row, &call.app.region)))
 }
 
 pub(super) async fn branch_delete(mut call: Call) -> Result<Answer, Problem> {

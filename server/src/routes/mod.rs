@@ -1,5 +1,11 @@
 //! The route table: every method of every path, its minimum role, its body. docs/api.md says what each does.
 
+macro_rules! handler {
+    ($path:path) => {
+        |call| Box::pin($path(call))
+    };
+}
+
 mod archives;
 mod databases;
 mod forks;
@@ -8,6 +14,7 @@ mod maintenance;
 mod members;
 mod namespaces;
 pub(crate) mod operations;
+pub(crate) mod operator;
 mod query;
 mod records;
 mod restores;
@@ -23,12 +30,6 @@ use axum::http::Method;
 use tidelog_engine::Role::{Admin, Analyst, Operator, Owner, Viewer};
 
 use crate::http::{Access, BodyKind, Route};
-
-macro_rules! handler {
-    ($path:path) => {
-        |call| Box::pin($path(call))
-    };
-}
 
 const DATABASES: &str = "/v1/namespaces/{ns}/databases";
 const DATABASE: &str = "/v1/namespaces/{ns}/databases/{db}";

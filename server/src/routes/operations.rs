@@ -156,7 +156,8 @@ pub(super) async fn events(mut call: Call) -> Result<Answer, Problem> {
     let id = call.name("operation")?;
     let engine = &call.app.engine;
     let handle = engine.operation_watch(call.namespace()?, &id).await?;
-    let place = call.app.event_streams.enter(call.principal()?.token.id)?;
+    let max = call.app.limits.streams_per_principal_max;
+    let place = call.app.event_streams.enter(call.principal()?, max)?;
     let first = event(&handle.current());
     let changes = stream::unfold(
         (handle, place, Some(first)),

@@ -11,10 +11,14 @@ use tidelog_wal::DatabaseId;
 
 use super::shape;
 use crate::fields::Fields;
+use crate::http::rows::{Rows, weight};
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 use crate::redact::{SQL_BYTES_MAX, sql_shape};
 use crate::values::{Integers, params};
+
+/// Answers below this are not counted while they are written: there are more of them than they weigh.
+const HELD_BYTES_MIN: u64 = 64 << 10;
 
 /// What query and batch share beside their statements.
 struct Options {
@@ -50,6 +54,9 @@ async fn run(
 ) -> Result<(Response, Duration), Problem> {
     call.finish()?;
     let limits = &call.app.limits;
+    let tenant = call.principal()?.token.namespace;
+    let answers = &call.app.guards.answers;
+    answers.admit(tenant, limits.untaken_bytes_per_namespace)?;
     let request = Request {
         statements,
         transaction,
@@ -135,32 +142,44 @@ fn slow(
     Ok(())
 }
 
-fn answer(mut document: Json, response: &Response, took: Duration) -> Answer {
+/// The answer: `document` holds the results without their rows, in the order of `response`.
+fn answer(
+    call: &Call,
+    mut document: Json,
+    mut response: Response,
+    integers: Integers,
+    took: Duration,
+) -> Result<Answer, Problem> {
     document["duration_ms"] = json!(shape::millis(took));
     document["bookmark"] = shape::position(Some(response.bookmark));
     document["durable_bookmark"] = shape::position(response.durable_bookmark);
-    let mut answer = Answer::ok(document).at(Some(response.bookmark), response.durable_bookmark);
+    let results = std::mem::take(&mut response.results);
+    let tables: Vec<_> = results.into_iter().map(|result| result.rows).collect();
+    let bytes: u64 = tables.iter().map(|table| weight(table)).sum();
+    let mut rows = Rows::new(&document, tables, integers);
+    if bytes >= HELD_BYTES_MIN {
+        let tenant = call.principal()?.token.namespace;
+        rows = rows.held(call.app.guards.answers.hold(tenant, bytes));
+    }
+    let mut answer = Answer::rows(rows).at(Some(response.bookmark), response.durable_bookmark);
     answer.schema_changed = response.schema_changed;
-    if response.replayed {
+    Ok(if response.replayed {
         answer.replayed()
     } else {
         answer
-    }
+    })
 }
 
 pub(super) async fn query(mut call: Call) -> Result<Answer, Problem> {
     let options = options(&mut call)?;
     let statement = statement(&mut call.body)?;
-    let (mut response, took) = run(&mut call, vec![statement], true, options.durability).await?;
-    let result = response
-        .results
-        .pop()
-        .ok_or_else(|| Problem::new(Code::Internal, "a statement was run and left no result"))?;
-    Ok(answer(
-        shape::result(result, options.integers),
-        &response,
-        took,
-    ))
+    let (response, took) = run(&mut call, vec![statement], true, options.durability).await?;
+    let [result] = &response.results[..] else {
+        let detail = "a statement was run and left no result";
+        return Err(Problem::new(Code::Internal, detail));
+    };
+    let document = shape::result(result, options.integers);
+    answer(&call, document, response, options.integers, took)
 }
 
 pub(super) async fn batch(mut call: Call) -> Result<Answer, Problem> {
@@ -186,11 +205,11 @@ pub(super) async fn batch(mut call: Call) -> Result<Answer, Problem> {
         statements.push(statement(&mut fields)?);
         fields.finish()?;
     }
-    let (mut response, took) = run(&mut call, statements, transaction, options.durability).await?;
-    let results = std::mem::take(&mut response.results);
+    let (response, took) = run(&mut call, statements, transaction, options.durability).await?;
+    let results = response.results.iter();
     let results: Vec<Json> = results
-        .into_iter()
         .map(|result| shape::result(result, options.integers))
         .collect();
-    Ok(answer(json!({ "results": results }), &response, took))
+    let document = json!({ "results": results });
+    answer(&call, document, response, options.integers, took)
 }

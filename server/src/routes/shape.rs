@@ -17,9 +17,10 @@ pub(crate) fn position(position: Option<Position>) -> Json {
     position.map_or(Json::Null, |position| json!(position.to_string()))
 }
 
-/// A database's settings.
-pub(crate) fn database(row: &DatabaseRow) -> Json {
+/// A database's settings. A server has one store, so that every database lies in its region.
+pub(crate) fn database(row: &DatabaseRow, region: &str) -> Json {
     json!({
+        "region": region,
         "name": row.name,
         "id": row.id.to_string(),
         "created_at": time::format(row.created_at),
@@ -58,16 +59,12 @@ pub(crate) fn token(info: &TokenInfo) -> Json {
     })
 }
 
-/// The result of one statement.
-pub(crate) fn result(result: StatementResult, integers: Integers) -> Json {
-    let row = |row: Vec<_>| {
-        row.into_iter()
-            .map(|value| to_json(value, integers))
-            .collect::<Json>()
-    };
+/// The result of one statement, without its rows: those are put in as they are written.
+pub(crate) fn result(result: &StatementResult, integers: Integers) -> Json {
+    let names = result.columns.iter().map(|column| column.name.as_str());
     json!({
-        "columns": result.columns.into_iter().map(|column| column.name).collect::<Vec<_>>(),
-        "rows": result.rows.into_iter().map(row).collect::<Vec<_>>(),
+        "columns": names.collect::<Vec<_>>(),
+        "rows": [],
         "rows_read": result.rows_read,
         "rows_written": result.rows_written,
         "last_insert_rowid": to_json(result.last_insert_rowid.into(), integers),

@@ -251,3 +251,38 @@ async fn a_limited_token_makes_nothing_of_another_databases_archive() {
     assert_eq!((got.status, got.code()), (404, "archive-not-found"));
     world.stop().await;
 }
+
+/// Goal: a regulation's name keeps an archive for its days. Method: each name; the archive is not deleted before.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_kept_for_as_long_as_a_regulation_asks() {
+    let world = World::start().await;
+    let database = filled(&world).await;
+    let day = |text: &serde_json::Value| {
+        let time = tidelog_server::time::parse(text.as_str().expect("a time")).expect("a time");
+        time.micros() / (24 * 3600 * 1_000_000)
+    };
+    for (name, days) in [("gdpr", 30), ("soc2", 90), ("hipaa", 365), ("pci", 365)] {
+        let made = make(&world, &database, name, json!({ "retain_for": name })).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        let archive = &made.body["archive"];
+        let kept = day(&archive["retain_until"]) - day(&archive["created_at"]);
+        assert!((days..=days + 1).contains(&kept), "{name}: {archive}");
+        let id = archive["id"].as_str().expect("an id");
+        let path = format!("{database}/archives/{id}");
+        let got = read(world.ask(Method::DELETE, &path)).await;
+        assert_eq!((got.status, got.code()), (409, "archive-held"));
+    }
+    for body in [
+        json!({ "retain_for": "iso" }),
+        json!({ "retain_for": "gdpr", "retain_until": "2099-01-01T00:00:00Z" }),
+    ] {
+        let got = make(&world, &database, "bad", body).await;
+        assert_eq!(
+            (got.status, got.code()),
+            (400, "invalid-request"),
+            "{got:?}"
+        );
+        assert_eq!(got.body["errors"][0]["pointer"], "/retain_for");
+    }
+    world.stop().await;
+}

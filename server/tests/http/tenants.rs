@@ -6,7 +6,8 @@ use tidelog_server::surface;
 
 use crate::world::{World, fill, read};
 
-async fn tenant(world: &World, name: &str) -> String {
+/// Makes a namespace and gives its owner's token.
+pub(crate) async fn tenant(world: &World, name: &str) -> String {
     let request = world.client.post(format!("{}/v1/namespaces", world.base));
     let made = read(
         request
@@ -245,5 +246,39 @@ async fn namespaces_are_made_with_the_server_token_alone() {
         .bearer_auth(&world.server);
     let got = read(request.json(&json!({ "name": "acme" }))).await;
     assert_eq!((got.status, got.code()), (409, "name-taken"));
+    world.stop().await;
+}
+
+/// Goal: a database says where it lies and stays there. Method: the server's region, `auto`, another one, a change.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_is_chosen_at_creation_and_stays() {
+    let mut config = tidelog_server::config::Preset::Development.config();
+    config.region = "weur".to_owned();
+    let world = World::of(config).await;
+    let databases = "/v1/namespaces/default/databases";
+    for (name, region) in [("a", "auto"), ("b", "weur")] {
+        let got = world
+            .post(databases, json!({ "name": name, "region": region }))
+            .await;
+        assert_eq!(
+            (got.status, &got.body["region"]),
+            (201, &json!("weur")),
+            "{got:?}"
+        );
+    }
+    let got = world
+        .post(databases, json!({ "name": "c", "region": "apac" }))
+        .await;
+    assert_eq!((got.status, got.code()), (400, "invalid-request"));
+    assert_eq!(got.body["errors"][0]["pointer"], "/region");
+    for region in ["apac", "weur"] {
+        let change = world.ask(Method::PATCH, &format!("{databases}/a"));
+        let got = read(change.json(&json!({ "region": region }))).await;
+        assert_eq!((got.status, got.code()), (409, "region-fixed"));
+    }
+    assert_eq!(
+        world.get(&format!("{databases}/a")).await.body["region"],
+        "weur"
+    );
     world.stop().await;
 }

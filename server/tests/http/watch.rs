@@ -134,8 +134,10 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
     assert!(answers.iter().any(|got| got.status == 429), "{answers:?}");
     seen.extend(texts);
     seen.push(scrape(&world).await);
-    // A settle, a lost audit line, another term and a slow store need more than a second can give.
+    // A settle, a lost audit line, another term and a slow store need more than a second can give, and the oldest
+    // point of a fresh node stays where it is for as long as its window.
     let still = [
+        "tidelog_oldest_restorable_timestamp_seconds",
         "tidelog_settle_duration_seconds",
         "tidelog_audit_dropped_total",
         "tidelog_term",

@@ -23,6 +23,7 @@ pub(crate) mod run;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use garbage::find as unlisted;
 pub use run::{ObjectGone, RetentionReport};
 
 /// Between mark and deletion: longer than any restore.
