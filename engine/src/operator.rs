@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::boxed;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
 use crate::keeper::checkpoint;
@@ -22,6 +23,7 @@ pub struct Flushed {
 
 impl Engine {
     /// A page of the databases of all namespaces by id, deleted ones among them.
+    #[boxed]
     pub async fn all_databases(&self, page: Page) -> Result<PageOf<DatabaseRow>, Error> {
         let bad = || Error::new(Code::InvalidRequest, "the cursor is not one of this list");
         let after = page.cursor.as_deref().map(str::parse).transpose();
@@ -32,6 +34,7 @@ impl Engine {
     }
 
     /// Has everything that is journaled now stored, waiting for it as long as a `remote` write does.
+    #[boxed]
     pub async fn flush(&self) -> Result<Flushed, Error> {
         let core = &self.inner.core;
         let (journal, bound) = (&core.journal, core.settings.durability_timeout);
@@ -48,6 +51,7 @@ impl Engine {
     }
 
     /// Checkpoints every open database: how many were, and the first failure, if there was one.
+    #[boxed]
     pub async fn checkpoint(&self) -> (usize, Option<Error>) {
         let (core, registry) = (&self.inner.core, &self.inner.registry);
         let (mut done, mut failed) = (0, None);
@@ -68,6 +72,7 @@ impl Engine {
 
     /// Objects of a page of databases that no history lists and nobody can come to list any more; removed from the
     /// bucket if `apply`.
+    #[boxed]
     pub async fn reconcile(
         &self,
         page: Page,
