@@ -8,13 +8,13 @@ use tidelog_archive::ErrorKind;
 use tidelog_archive::envelope::WriteId;
 use tidelog_archive::key::{Key, KeyNonce};
 use tidelog_archive::manifest::ImageEntry;
-use tidelog_archive::plan::{Direction, Start, Target};
+use tidelog_archive::plan::{Direction, Start, Target, Terms};
 use tidelog_archive::restore::{FileSink, MemorySink, RestoreError, RestoreSettings, execute};
 use tidelog_archive::seal::Stamp;
 use tidelog_archive::segment::SegmentWriter;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::{ObjectRef, RecordBody};
-use tidelog_wal::{Chain, Position, TxId, chain};
+use tidelog_wal::{Chain, Position, Term, TxId, chain};
 
 fn history(seed: u64, commits: usize) -> History {
     History::random(512, commits, &mut Dice(seed))
@@ -77,6 +77,23 @@ async fn the_cheapest_start_is_taken_in_either_direction() {
         };
         world.check(&plan, Some(base)).await;
     }
+}
+
+/// Retention leaves islands: images whose neighbouring records are gone. A smaller image behind a hole leads nowhere.
+#[tokio::test]
+async fn an_image_behind_a_hole_is_no_start() {
+    let mut world = World::new(history(4, 30));
+    for (first, last) in [(1, 6), (7, 8), (9, 30)] {
+        world.settle(first, last).await;
+    }
+    world.image(6).await;
+    world.image(8).await;
+    world.manifest.images[1].len = 1;
+    world.manifest.segments.drain(..2);
+    let plan = world.plan(Target::TxId(TxId::new(6)), None).await;
+    let plan = plan.expect("plan");
+    assert_eq!(plan.start.txid(), TxId::new(6), "{plan}");
+    world.check(&plan, None).await;
 }
 
 #[tokio::test]
@@ -167,6 +184,39 @@ async fn a_fork_restores_its_own_commits_and_those_of_its_parent() {
                 .await
                 .expect("delete");
         }
+    }
+}
+
+/// Nothing of either is settled: their terms stand in the sections alone, the child's later than its parent's.
+#[tokio::test]
+async fn a_fork_of_a_later_term_finds_the_bookmarks_of_its_parent() {
+    let mut parent = World::new(history(8, 12));
+    parent.ship(1, 1, 12).await;
+    parent.manifest.terms.clear();
+    let at = parent.history.at(10).position;
+    let term = Term::new(at.term.get() + 1);
+    let mut history = parent.history.clone();
+    history.term = term;
+    let mut child = World::in_store(parent.store.clone(), fork(&history, 10, 4));
+    child.manifest.parent = Some(tidelog_archive::manifest::Parent {
+        namespace: NAMESPACE,
+        database: parent.history.database,
+        at,
+        pin: [1; 16],
+    });
+    child.manifest.terms.clear();
+    child.parents = vec![parent.layer()];
+    child.ship(100, 11, 15).await;
+    let terms = Terms {
+        highest_claimed: term,
+        present: Some(term),
+    };
+    for txid in 1..=15 {
+        let position = child.history.at(txid).position;
+        assert_eq!(position.term == term, txid > 10);
+        let mut known = child.known();
+        let found = known.resolve(&child.store, Target::Position(position), terms);
+        assert_eq!(found.await.expect("found").position, position);
     }
 }
 
