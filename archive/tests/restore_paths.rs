@@ -7,14 +7,14 @@ use format_support::{Dice, History, NAMESPACE, SEED};
 use tidelog_archive::ErrorKind;
 use tidelog_archive::envelope::WriteId;
 use tidelog_archive::key::{Key, KeyNonce};
-use tidelog_archive::manifest::ImageEntry;
+use tidelog_archive::manifest::{ImageEntry, Marked, Pin};
 use tidelog_archive::plan::{Direction, Start, Target, Terms};
 use tidelog_archive::restore::{FileSink, MemorySink, RestoreError, RestoreSettings, execute};
 use tidelog_archive::seal::Stamp;
 use tidelog_archive::segment::SegmentWriter;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::{ObjectRef, RecordBody};
-use tidelog_wal::{Chain, Position, Term, TxId, chain};
+use tidelog_wal::{Chain, Position, Term, Timestamp, TxId, chain};
 
 fn history(seed: u64, commits: usize) -> History {
     History::random(512, commits, &mut Dice(seed))
@@ -89,7 +89,17 @@ async fn an_image_behind_a_hole_is_no_start() {
     world.image(6).await;
     world.image(8).await;
     world.manifest.images[1].len = 1;
-    world.manifest.segments.drain(..2);
+    for gone in world.manifest.segments.drain(..2).collect::<Vec<_>>() {
+        let marked = Marked::segment(&gone, Timestamp::ZERO);
+        world.manifest.marked.push(marked);
+    }
+    world.manifest.horizon = TxId::new(8);
+    world.manifest.pins.push(Pin {
+        id: [1; 16],
+        position: world.history.at(6).position,
+        created: Timestamp::ZERO,
+        child: None,
+    });
     let plan = world.plan(Target::TxId(TxId::new(6)), None).await;
     let plan = plan.expect("plan");
     assert_eq!(plan.start.txid(), TxId::new(6), "{plan}");
