@@ -135,6 +135,7 @@ fn request(statements: Vec<String>, durability: Durability) -> Request {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
 fn said(error: Error) -> String {
     format!("{error:?}")
 }
@@ -149,7 +150,7 @@ async fn succeeded(handle: Result<Handle, Error>) -> Result<Operation, String> {
 
 impl World {
     pub(crate) async fn new(seed: u64) -> Self {
-        let mut rng = StdRng::seed_from_u64(seed ^ 0x6d6f_6465_6c);
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x006d_6f64_656c);
         let folder = tempfile::tempdir().expect("tempdir");
         let clock = Arc::new(ShiftedClock::new());
         let faults = FaultStore::new(Arc::new(InMemory::new()), script(|_| Fault::None));
