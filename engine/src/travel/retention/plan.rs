@@ -3,7 +3,8 @@
 //! The *horizon* is the newest commit at or before now less the window at which an object ends; every state from
 //! it on is promised. The *base* is the newest image at or before the horizon: what lies wholly before it is
 //! needed by protectors alone. A protector is a Position below the base that a pin keeps: the cheapest path to
-//! it, forward from an image at or before it or backward from one behind it, is kept whole (I5).
+//! it, forward from an image at or before it or backward from one behind it, is kept whole, the record of its own
+//! commit with it (I5).
 
 use std::collections::BTreeSet;
 
@@ -134,8 +135,14 @@ pub(crate) fn keep(catalog: &Catalog, horizon: TxId) -> Keep {
             cost: 0,
             image: false,
         };
+        // Backward, too, the record of the state itself is kept: it says what has to come out, and without it the
+        // bookmark names nothing.
+        let first = |start: TxId| match txid.prev() {
+            Some(before) if start > txid => before,
+            _ => txid,
+        };
         let paths = starts.chain([free]).filter_map(|start| {
-            let cost = between(&segments, &keep, manifest, start.txid, txid)?;
+            let cost = between(&segments, &keep, manifest, start.txid, first(start.txid))?;
             Some((cost.saturating_add(start.cost), start))
         });
         match paths.min_by_key(|(cost, _)| *cost) {
@@ -143,8 +150,8 @@ pub(crate) fn keep(catalog: &Catalog, horizon: TxId) -> Keep {
                 if start.image {
                     keep.images.insert(start.txid);
                 }
-                let (low, high) = (start.txid.min(txid), start.txid.max(txid));
-                keep.islands.push((low, high));
+                let low = start.txid.min(first(start.txid));
+                keep.islands.push((low, start.txid.max(txid)));
             }
             None => {
                 keep.broken = Some(txid);

@@ -303,9 +303,14 @@ impl World {
         found.mark.len() + found.split.len()
     }
 
-    /// Whether listed objects lead to a state.
+    /// Whether listed objects lead to a state, and tell which one it is: its own record, or an image of it.
     fn reaches(&self, txid: TxId) -> bool {
         let (segments, images) = self.catalog.entries();
+        let told = segments.iter().any(|entry| entry.run.contains(txid))
+            || images.iter().any(|image| image.position.txid == txid);
+        if !told {
+            return false;
+        }
         let covered = |low: TxId, high: TxId| {
             let mut at = low;
             for entry in &segments {
@@ -448,9 +453,13 @@ fn a_pin_keeps_the_cheapest_path_in_either_direction() {
         world.prove(day(30));
         let (segments, images) = world.catalog.entries();
         assert_eq!(images.len(), if kept_image { 2 } else { 1 });
-        // Forward over one commit, or backward over the four behind it.
+        // Forward over one commit, or backward over the four behind it, its own record kept, too.
         let kept: Vec<u64> = segments.iter().map(|e| e.run.first.get()).collect();
-        let expected = if kept_image { vec![6, 11] } else { vec![7, 11] };
+        let expected = if kept_image {
+            vec![6, 11]
+        } else {
+            vec![6, 7, 11]
+        };
         assert_eq!(kept, expected);
     }
 }
