@@ -1,15 +1,63 @@
 //! Time that is stepped by hand and chance that comes from a seed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tidelog_archive::env::{Clock, Entropy};
+use tidelog_archive::env::{Clock, Entropy, SystemClock};
 use tidelog_wal::Timestamp;
 
 /// 2026-01-01T00:00:00Z, where simulated clocks start.
 const START_MICROS: u64 = 1_767_225_600_000_000;
+
+/// The system's clock, moved by hand on top of what passes by itself: for whole nodes, which live in real time.
+#[derive(Debug)]
+pub struct ShiftedClock {
+    real: SystemClock,
+    wall: AtomicI64,
+    monotonic: AtomicI64,
+}
+
+impl ShiftedClock {
+    /// The system's clock.
+    pub fn new() -> Self {
+        Self {
+            real: SystemClock::new(),
+            wall: AtomicI64::new(0),
+            monotonic: AtomicI64::new(0),
+        }
+    }
+
+    /// Lets `seconds` pass.
+    pub fn pass(&self, seconds: i64) {
+        self.step(seconds);
+        self.monotonic.fetch_add(seconds, Ordering::SeqCst);
+    }
+
+    /// Sets the wall clock by `seconds`; no time passes.
+    pub fn step(&self, seconds: i64) {
+        self.wall.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+impl Default for ShiftedClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for ShiftedClock {
+    fn wall(&self) -> Timestamp {
+        let shift = self.wall.load(Ordering::SeqCst) * 1_000_000;
+        Timestamp::from_micros(self.real.wall().micros().saturating_add_signed(shift))
+    }
+
+    fn monotonic_micros(&self) -> u64 {
+        let shift = self.monotonic.load(Ordering::SeqCst) * 1_000_000;
+        self.real.monotonic_micros().saturating_add_signed(shift)
+    }
+}
 
 /// A clock that stands still until it is moved.
 #[derive(Debug)]
