@@ -123,6 +123,11 @@ impl ArchiveId {
         Self(u128::from_be_bytes(bytes))
     }
 
+    /// Its bytes.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
     /// The id whose text this is.
     pub fn parse(text: &str) -> Option<Self> {
         archive_from(text)

@@ -18,6 +18,7 @@
 //! | [`records`] | streams of commit records, as journal sections and segments hold them |
 //! | [`seal`] | encryption: data keys, master keys, sealed blocks |
 //! | [`audit`] | audit lines as objects |
+//! | [`export`] | the sealed form of archives |
 //! | [`root`], [`journal`], [`manifest`], [`index`], [`segment`], [`image`] | the objects themselves |
 #![forbid(unsafe_code)]
 
@@ -25,6 +26,7 @@ pub mod audit;
 pub mod env;
 pub mod envelope;
 pub mod error;
+pub mod export;
 pub mod image;
 pub mod index;
 pub mod journal;

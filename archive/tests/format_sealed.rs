@@ -18,10 +18,13 @@ use tidelog_archive::envelope::{
     Expect, Finished, FormatError, HEADER_LEN, KeyId, Object, ObjectKind, ObjectNonce, TRAILER_LEN,
     WriteId,
 };
+use tidelog_archive::export::{
+    SealedArchive, SealedArchiveWriter, is_sealed, open_document, seal_document,
+};
 use tidelog_archive::image::{Image, ImageMeta, ImageWriter};
 use tidelog_archive::index::IndexObject;
 use tidelog_archive::journal::{JournalObject, JournalObjectBuilder};
-use tidelog_archive::key::{Key, NonceSource, Seq};
+use tidelog_archive::key::{ArchiveId, Key, NonceSource, Seq};
 use tidelog_archive::manifest::{IndexEntry, Manifest, ManifestError, ManifestStore, PublishError};
 use tidelog_archive::seal::{
     BlockSealer, DataKey, KeyError, KeyObject, KeyStore, Keyring, Known, MasterKey, MasterKeys,
@@ -312,9 +315,167 @@ fn sealed_objects_are_read_and_written_as_ever() {
     }
 }
 
+const ARCHIVE: ArchiveId = ArchiveId::from_bytes([0xa7; 16]);
+
+/// The sealed object of an archive whose frame is `frame`.
+fn archive_with(frame: &[u8], stamp: Stamp) -> (Bytes, ObjectRef) {
+    let mut writer = SealedArchiveWriter::new((NAMESPACE, DATABASE), ARCHIVE, stamp);
+    let mut written = Vec::new();
+    for piece in frame.chunks(100_000) {
+        writer.push(piece);
+        written.extend(writer.take());
+    }
+    let finished = writer.finish().expect("finish");
+    written.extend_from_slice(&finished.bytes);
+    assert_eq!(written.len() as u64, finished.len);
+    let named = ObjectRef {
+        key: String::new(),
+        len: finished.len,
+        blake3: finished.blake3,
+    };
+    (written.into(), named)
+}
+
+fn open_archive(
+    bytes: &Bytes,
+    named: &ObjectRef,
+    keys: &Keyring,
+) -> Result<SealedArchive, FormatError> {
+    let ids = (NAMESPACE, DATABASE);
+    let opened = SealedArchive::open_tail(bytes, bytes, ids, ARCHIVE, named, keys)?;
+    Ok(opened.expect("all of it is at hand"))
+}
+
+/// The whole frame, as it is fetched block by block; and that the file opens alike.
+fn read_archive(bytes: &Bytes, named: &ObjectRef, keys: &Keyring) -> Result<Vec<u8>, FormatError> {
+    let opened = open_archive(bytes, named, keys)?;
+    let frame = read_range(&opened, bytes, 0..u64::MAX, 1 << 19)?;
+    let mut file = std::io::Cursor::new(bytes.clone());
+    let opened = SealedArchive::open_file(&mut file, keys).expect("no disk fails")?;
+    assert_eq!(opened.id, ARCHIVE);
+    assert_eq!(read_range(&opened, bytes, 0..u64::MAX, u64::MAX)?, frame);
+    Ok(frame)
+}
+
+fn read_range(
+    archive: &SealedArchive,
+    bytes: &Bytes,
+    range: std::ops::Range<u64>,
+    at_once: u64,
+) -> Result<Vec<u8>, FormatError> {
+    let (mut read, mut rest) = (Vec::new(), range);
+    while let Some((blocks, at)) = archive.blocks(&rest, at_once) {
+        let at = usize::try_from(at.start).expect("small")..usize::try_from(at.end).expect("small");
+        let stored = bytes.get(at.clone()).ok_or(DecodeError::Short {
+            offset: 0,
+            need: at.end,
+            have: bytes.len(),
+        })?;
+        let opened = archive.open_blocks(&blocks, stored, &rest)?;
+        assert!(!opened.is_empty(), "a step that goes nowhere");
+        rest.start += opened.len() as u64;
+        read.extend(opened);
+    }
+    Ok(read)
+}
+
+fn frame(len: usize) -> Vec<u8> {
+    Dice(5).bytes(len)
+}
+
+#[test]
+fn sealed_archives_are_read_and_written_as_ever() {
+    let ring = ring();
+    let frame = frame(700);
+    let (written, named) = archive_with(&frame, stamp(7, 1));
+    let bytes = same("archive_sealed", &written);
+    assert!(is_sealed(&bytes));
+    assert_eq!(read_archive(&bytes, &named, &ring), Ok(frame));
+
+    let text = br#"{"version":1}"#.to_vec();
+    let ids = (NAMESPACE, DATABASE);
+    let sealed = seal_document(ids, stamp(8, 1), text.clone()).expect("seal");
+    let bytes = same("archive_side_sealed", &sealed.bytes);
+    assert_eq!(open_document(&bytes, ids, &ring), Ok(text));
+}
+
+#[test]
+fn a_range_of_a_sealed_archive_is_opened_by_its_blocks_alone() {
+    let ring = ring();
+    let block = 256 * 1024;
+    // Over several blocks, at the edge of one, and nothing at all.
+    for len in [3 * block + 17, 2 * block, block - 1, 0] {
+        let frame = frame(len);
+        let (bytes, named) = archive_with(&frame, stamp(7, 1));
+        assert_eq!(
+            read_archive(&bytes, &named, &ring),
+            Ok(frame.clone()),
+            "{len}"
+        );
+        let archive = open_archive(&bytes, &named, &ring).expect("open");
+        assert_eq!(archive.raw_len(), len as u64);
+        for (from, to) in [
+            (0, 1),
+            (block - 1, block + 1),
+            (block, 2 * block),
+            (10, 2 * block + 5),
+            (len.saturating_sub(1), len),
+            (len, len + 9),
+        ] {
+            let found = read_range(&archive, &bytes, from as u64..to as u64, 300_000);
+            let want = frame.get(from.min(len)..to.min(len)).unwrap_or_default();
+            assert_eq!(found.as_deref(), Ok(want), "{len}: {from}..{to}");
+        }
+        if len > 2 * block {
+            let (blocks, at) = archive
+                .blocks(&(block as u64..block as u64 + 1), 1)
+                .expect("one");
+            assert_eq!((blocks, at.end - at.start), (1..2, block as u64 + 16));
+        }
+    }
+}
+
+#[test]
+fn a_plain_envelope_is_no_sealed_archive() {
+    // Anybody can write one: it would stand for what its owner sealed.
+    let ring = ring();
+    let (bytes, named) = archive_with(&frame(700), Stamp::plain(ID));
+    let refused = read_archive(&bytes, &named, &ring);
+    assert_eq!(refused, Err(FormatError::NotSealed));
+    let ids = (NAMESPACE, DATABASE);
+    let side = seal_document(ids, Stamp::plain(ID), b"{}".to_vec()).expect("encode");
+    assert_eq!(
+        open_document(&side.bytes, ids, &ring),
+        Err(FormatError::NotSealed)
+    );
+    // Nor is that of another archive or database, or one whose key is not at hand.
+    let (bytes, named) = archive_with(&frame(700), stamp(7, 1));
+    let other = ArchiveId::from_bytes([1; 16]);
+    for (database, id) in [(DATABASE, other), (OTHER, ARCHIVE)] {
+        let ids = (NAMESPACE, database);
+        let refused = SealedArchive::open_tail(&bytes, &bytes, ids, id, &named, &ring);
+        assert!(
+            matches!(refused, Err(FormatError::Foreign { .. })),
+            "{refused:?}"
+        );
+    }
+    let refused = read_archive(&bytes, &named, &Keyring::off());
+    assert!(
+        matches!(refused, Err(FormatError::KeyUnavailable { .. })),
+        "{refused:?}"
+    );
+}
+
 #[test]
 fn every_flip_and_truncation_of_a_sealed_object_is_refused() {
     let ring = ring();
+    let (bytes, named) = archive_with(&frame(700), stamp(7, 1));
+    refuses_all_damage(&bytes, |bytes| read_archive(&bytes.into(), &named, &ring));
+    let ids = (NAMESPACE, DATABASE);
+    let side = seal_document(ids, stamp(8, 1), b"{}".to_vec()).expect("seal");
+    refuses_all_damage(&side.bytes, |bytes| {
+        open_document(&bytes.into(), ids, &ring)
+    });
     let history = noise(2);
     let (written, named) = segment_with(&history, stamp(1, 1));
     refuses_all_damage(&written.bytes, |bytes| {
@@ -369,6 +530,14 @@ fn flips_with_good_checksums_are_refused_by_the_seal() {
                 | FormatError::Foreign { .. }
         );
         assert!(by_name, "byte {at}: {error:?}");
+    }
+    let (written, _) = archive_with(&frame(700), stamp(7, 1));
+    for at in 32..written.len() - TRAILER_LEN {
+        let mut changed = written.to_vec();
+        changed[at] ^= 0x20;
+        let changed = checksummed(changed);
+        let named = named_by_trailer(&changed);
+        assert!(read_archive(&changed, &named, &ring).is_err(), "byte {at}");
     }
     let (written, _) = segment_with(&noise(3), stamp(1, 1));
     for at in HEADER_LEN..written.bytes.len() - TRAILER_LEN {

@@ -17,6 +17,7 @@ use crate::node::keys::refuse_sealed;
 use crate::node::start::store_error;
 use crate::sealing::{key_error, refused};
 use crate::system::id16;
+use crate::travel::archives::refuse_held;
 
 /// What a node knows of the keys it uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,8 @@ impl Engine {
     }
 
     /// Destroys the data keys of a deleted database: nothing of it that is stored opens any more, whoever holds the
-    /// master keys. Refused while the database is not deleted, and while forks read through it, which it names.
+    /// master keys. Refused while the database is not deleted, and while forks read through it or archives of it are
+    /// held, which it names.
     #[boxed]
     pub async fn destroy_keys(&self, namespace: NamespaceId, id: DatabaseId) -> Result<(), Error> {
         let core = &self.inner.core;
@@ -106,6 +108,7 @@ impl Engine {
             );
             return Err(Error::new(Code::ForkParentPinned, what).with("forks", forks));
         }
+        refuse_held(self.inner.system.archives_held(id, self.now()).await?)?;
         self.inner.registry.close(id).await;
         core.remote.shred(namespace, id).await
     }

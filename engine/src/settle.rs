@@ -65,7 +65,7 @@ impl Settler {
         terms: Terms,
         inbox: mpsc::UnboundedReceiver<Vec<ShippedSection>>,
     ) -> Self {
-        let trimmer = Trimmer::new(terms, core.term());
+        let trimmer = Trimmer::new(terms, core.term(), Arc::clone(&core.parts.clock));
         Self {
             core,
             registry,

@@ -21,6 +21,7 @@ use crate::scratch;
 use crate::settings::Durability;
 use crate::system::{Page, PageOf};
 use crate::travel::labels;
+use crate::travel::retention::hold::Hold;
 
 /// What a point in time resolves to.
 #[derive(Debug, Clone, Copy)]
@@ -182,10 +183,26 @@ impl Database {
         Ok((std::sync::Arc::clone(&lease.core), plan))
     }
 
+    /// Keeps from being marked what the database's states are made of, in its own history and in those it began in,
+    /// until the answer is dropped (I5). Taken before anything is planned.
+    pub(crate) async fn hold(&self) -> Result<Hold, Error> {
+        let core = &self.engine.inner.core;
+        let mut ids = vec![self.row.id];
+        let mut manifest = self.manifest().await?.manifest;
+        while let Some(parent) = manifest.parent {
+            ids.push(parent.database);
+            let of = core
+                .remote
+                .owned_manifest(parent.namespace, parent.database);
+            manifest = of.await?.manifest;
+        }
+        Ok(core.holds.hold(ids).await)
+    }
+
     /// Writes a state as a plain SQLite file at `out`, which must not exist; proven before it has its name.
     #[boxed]
     pub async fn export(&self, at: At, out: &Path) -> Result<Position, Error> {
-        let _hold = self.engine.inner.core.holds.hold(self.row.id);
+        let _hold = self.hold().await?;
         let folder = match out.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),

@@ -4,9 +4,14 @@
 //! `trimmed_below` moves first, the deletions follow; a life that dies in between leaves objects that the next
 //! one deletes when it trims further. Inherited terms are trimmed up to their fence and then struck from what
 //! this life must settle.
+//!
+//! Each trim costs a conditional write, so that objects of the running term wait for others; but for no longer than a
+//! day: what a tenant deleted, or a whole tenant, must not stay in the journal of a node that writes little.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
+use tidelog_archive::env::Clock;
 use tidelog_archive::key::Seq;
 use tidelog_archive::term::{End, Terms};
 use tidelog_wal::{DatabaseId, Term, TxId};
@@ -14,27 +19,37 @@ use tidelog_wal::{DatabaseId, Term, TxId};
 use crate::crash_point;
 use crate::ship::ShippedSection;
 
-/// Objects of the running term that are trimmed at once: each trim costs a conditional write.
+/// Objects of the running term that are trimmed at once.
 const TRIM_BATCH: u64 = 64;
+/// Fewer are trimmed when the first of them has waited so long, by our clock.
+const TRIM_AGE_MICROS: u64 = 24 * 3600 * 1_000_000;
 
 /// What one stored object still waits for.
-type Waiting = HashMap<DatabaseId, TxId>;
+#[derive(Debug)]
+struct Waiting {
+    /// When it was noted, by the monotonic clock.
+    since: u64,
+    /// Up to where each database has to be settled.
+    sections: HashMap<DatabaseId, TxId>,
+}
 
 /// Follows which stored journal objects are settled.
 #[derive(Debug)]
 pub(crate) struct Trimmer {
     terms: Terms,
     own: Term,
+    clock: Arc<dyn Clock>,
     objects: BTreeMap<(Term, u64), Waiting>,
     settled: HashMap<DatabaseId, TxId>,
     trimmed: HashMap<Term, u64>,
 }
 
 impl Trimmer {
-    pub(crate) fn new(terms: Terms, own: Term) -> Self {
+    pub(crate) fn new(terms: Terms, own: Term, clock: Arc<dyn Clock>) -> Self {
         Self {
             terms,
             own,
+            clock,
             objects: BTreeMap::new(),
             settled: HashMap::new(),
             trimmed: HashMap::new(),
@@ -43,9 +58,15 @@ impl Trimmer {
 
     /// Notes stored sections that are to be settled.
     pub(crate) fn note(&mut self, sections: &[ShippedSection]) {
+        let since = self.clock.monotonic_micros();
         for section in sections {
-            let waiting = self.objects.entry(section.object).or_default();
-            waiting.insert(section.meta.database, section.meta.last);
+            let waiting = self.objects.entry(section.object);
+            let waiting = waiting.or_insert_with(|| Waiting {
+                since,
+                sections: HashMap::new(),
+            });
+            let (id, last) = (section.meta.database, section.meta.last);
+            waiting.sections.insert(id, last);
         }
     }
 
@@ -70,6 +91,7 @@ impl Trimmer {
 
     fn is_done(&self, waiting: &Waiting) -> bool {
         waiting
+            .sections
             .iter()
             .all(|(id, txid)| self.settled.get(id).is_some_and(|done| done >= txid))
     }
@@ -78,10 +100,17 @@ impl Trimmer {
         let of_term = self.objects.range((term, 0)..=(term, u64::MAX));
         let done = of_term
             .take_while(|(_, waiting)| self.is_done(waiting))
-            .map(|((_, seq), _)| *seq);
-        let Some(last) = done.last() else {
+            .map(|((_, seq), waiting)| (*seq, waiting.since));
+        let mut oldest = u64::MAX;
+        let Some(last) = done
+            .inspect(|(_, since)| oldest = oldest.min(*since))
+            .last()
+            .map(|(seq, _)| seq)
+        else {
             return Ok(());
         };
+        let now = self.clock.monotonic_micros();
+        let aged = now.saturating_sub(oldest) >= TRIM_AGE_MICROS;
         let whole = self
             .objects
             .range((term, last + 1)..=(term, u64::MAX))
@@ -93,7 +122,7 @@ impl Trimmer {
         };
         self.trimmed.insert(term, from);
         let inherited = term != self.own && whole;
-        if !inherited && last + 1 - from < TRIM_BATCH {
+        if !inherited && !aged && last + 1 - from < TRIM_BATCH {
             return Ok(());
         }
         let below = match self.terms.end(term).await? {

@@ -16,9 +16,10 @@ use tidelog_engine::operations::{Handle, Operation, OperationState};
 use tidelog_engine::request::IdempotencyKey;
 use tidelog_engine::system::Page;
 use tidelog_engine::travel::archives::{Archive, Format, NewArchive};
+use tidelog_engine::travel::rewind::{RestoreTarget, Rewind, Way};
 use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Limits, MasterKey, MasterKeys, NewDatabase, Params,
-    Parts, Request, Settings, Statement,
+    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
+    Settings, Statement,
 };
 use tidelog_wal::{NamespaceId, Position, Timestamp};
 
@@ -468,33 +469,114 @@ async fn a_repeated_call_follows_the_first_and_another_request_is_refused() {
     world.engine.shutdown().await.expect("shutdown");
 }
 
-/// Nothing of an encrypted database is stored in the clear.
+/// Goal: a restore in place from an archive is a restore like any other: previewed and run by one plan, recorded,
+/// undone; its state may have left the window long ago.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encrypted_database_is_not_archived_in_the_clear() {
-    let folder = tempfile::tempdir().expect("tempdir");
-    let bytes: [u8; 32] = Sha256::digest(b"a key of this test").into();
-    let key = MasterKey::parse("k1", &bytes).expect("a master key");
-    let settings = Settings {
-        master_keys: MasterKeys::new(vec![key]).expect("master keys"),
-        ..settings(folder.path())
+async fn a_database_is_put_back_in_place_to_what_an_archive_holds() {
+    let world = world().await;
+    let database = &world.database;
+    let create = "CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c REAL)";
+    run(database, create).await;
+    let full = run(database, FILL).await;
+    let archive = archived(database, new(At::Latest, Format::Sqlite)).await;
+    let id = archive.id.to_string();
+    run(database, "DELETE FROM t WHERE a % 2").await;
+    run(database, "CREATE TABLE later(x)").await;
+    let before = run(database, "INSERT INTO later VALUES(1)").await;
+    let exported = async |name: &str| {
+        let file = world.folder.path().join(name);
+        database.export(At::Latest, &file).await.expect("export");
+        let connection = Connection::open(&file).expect("open");
+        let check: String = connection
+            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+            .expect("check");
+        assert_eq!(check, "ok");
+        rows(&connection)
     };
-    let engine = Engine::start(settings, Parts::production()).await;
-    let engine = engine.expect("start");
-    let namespace = engine.namespace_create("acme").await.expect("namespace").id;
-    let database = engine
-        .database_create(namespace, NewDatabase::named("orders"))
+    let changed = exported("changed.db").await;
+    let target = RestoreTarget::Archive(id.clone());
+    let plan = database.preview(&target).await.expect("preview");
+    assert_eq!((plan.way(), plan.target.position), (Way::Archive, full));
+    assert_eq!(plan.commits_undone(), 3);
+    assert_eq!(plan.bytes_to_fetch(), archive.document.stored_bytes);
+    assert_eq!(
+        exported("previewed.db").await,
+        changed,
+        "a preview changes nothing"
+    );
+    let restored = async |rewind: Rewind| {
+        let operation = done(database.rewind(rewind).await.expect("begin")).await;
+        assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+        operation.result.expect("a result")
+    };
+    let by_plan = Rewind {
+        plan: Some(plan.id.clone()),
+        preserve_as: Some("before".to_owned()),
+        quick_check: true,
+        ..Rewind::to(RestoreTarget::At(At::Latest))
+    };
+    let said = restored(by_plan).await;
+    assert_eq!(said["restore"]["archive"], id.as_str());
+    assert_eq!(said["restore"]["way"], "archive");
+    assert_eq!(said["restore"]["quick_check"], "ok");
+    assert_eq!(said["previous_bookmark"], before.to_string());
+    let back = exported("back.db").await;
+    assert_eq!(back["t"].len(), 3000);
+    assert!(!back.contains_key("later"));
+    let state = database.state_at(At::Latest).await.expect("a state");
+    assert_eq!(
+        state.digest.to_string(),
+        archive.document.digest,
+        "page for page"
+    );
+    let record = said["restore"]["id"].as_str().expect("an id");
+    let noted = database.restore(record).await.expect("a record");
+    assert_eq!(noted.archive.as_deref(), Some(id.as_str()));
+    assert_eq!((noted.target, noted.previous), (full, before));
+    // Undone as any other.
+    let undone = done(database.undo(record, None, None).await.expect("begin")).await;
+    assert_eq!(undone.state, OperationState::Succeeded, "{undone:?}");
+    assert_eq!(exported("undone.db").await, changed);
+    // Only where the database is, only once, and only its own.
+    let moved = Rewind {
+        only_at: Some(full),
+        ..Rewind::to(target.clone())
+    };
+    let refused = database.rewind(moved).await.expect_err("it has moved");
+    assert_eq!(refused.code(), Code::DatabaseMoved);
+    let again = Rewind {
+        plan: Some(plan.id),
+        ..Rewind::to(target.clone())
+    };
+    let refused = database.rewind(again).await.expect_err("run already");
+    assert_eq!(refused.code(), Code::PlanStale);
+    let other = world
+        .engine
+        .database_create(world.namespace, NewDatabase::named("other"))
         .await
         .expect("create");
-    run(&database, "CREATE TABLE t(a)").await;
-    for format in [Format::Sqlite, Format::Sql] {
-        let refused = database.archive_create(new(At::Latest, format)).await;
-        assert_eq!(refused.expect_err("sealed").code(), Code::Refused);
-    }
-    let stored = files(&folder.path().join("store"));
-    let archives = stored.iter();
-    let archives = archives.filter(|path| path.to_string_lossy().contains("/archives/"));
-    assert_eq!(archives.count(), 0);
-    engine.shutdown().await.expect("shutdown");
+    let refused = other.preview(&target).await.expect_err("another's");
+    assert_eq!(refused.code(), Code::ArchiveNotFound);
+    let text = archived(database, new(At::Latest, Format::Sql)).await;
+    let text = RestoreTarget::Archive(text.id.to_string());
+    let refused = database.preview(&text).await.expect_err("a text");
+    assert_eq!(refused.code(), Code::ImportInvalid);
+    // A damaged one changes nothing.
+    let object = objects(&world).into_iter().find(|path| {
+        let name = path.to_string_lossy();
+        name.contains(&id) && name.ends_with(".db.zst")
+    });
+    let object = object.expect("the object");
+    let mut bytes = std::fs::read(&object).expect("read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&object, bytes).expect("write");
+    let head = database.bookmark().await.expect("open").bookmark;
+    let failed = done(database.rewind(Rewind::to(target)).await.expect("begin")).await;
+    assert_eq!(failed.error.expect("an error").code, "object-corrupt");
+    assert_eq!(database.bookmark().await.expect("open").bookmark, head);
+    assert_eq!(exported("still.db").await, changed);
+    world.engine.shutdown().await.expect("shutdown");
 }
 
 /// A disk that says how much is free.

@@ -89,6 +89,8 @@ async fn post(server: &Server, token: &str, path: &str, body: Json) -> Json {
     let sent = Client::new()
         .post(url)
         .bearer_auth(token)
+        .header("idempotency-key", body.to_string().len().to_string())
+        .header("prefer", "wait=30")
         .json(&body)
         .send();
     let answer = sent.await.expect("an answer");
@@ -96,6 +98,22 @@ async fn post(server: &Server, token: &str, path: &str, body: Json) -> Json {
     let body: Json = answer.json().await.expect("a document");
     assert!(status.is_success(), "{status}: {body}");
     body
+}
+
+/// The object of the store whose name ends so.
+fn stored(home: &Path, name: &str) -> std::path::PathBuf {
+    let mut folders = vec![home.join("store")];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_string_lossy().ends_with(name) {
+                return path;
+            }
+        }
+    }
+    panic!("{name} is not stored");
 }
 
 fn key(home: &Path, id: &str, first: u8) -> String {
@@ -134,6 +152,9 @@ async fn a_sealed_bucket_is_served_read_and_rotated_with_its_keys_alone() {
         .expect("text");
     assert!(metrics.contains("sealed_databases 2"), "{metrics}");
     assert!(metrics.contains("data_key_oldest_seconds"), "{metrics}");
+    let body = json!({ "format": "sqlite" });
+    let made = post(&server, token, "databases/orders/archives", body).await;
+    let archive = made["archive"]["id"].as_str().expect("an id").to_owned();
     drop(server);
 
     // Without the key, and with another one of that name: refused, saying what is wanted.
@@ -165,6 +186,57 @@ async fn a_sealed_bucket_is_served_read_and_rotated_with_its_keys_alone() {
         .query_row("select x from t", [], |row| row.get(0))
         .expect("a row");
     assert_eq!(found, "planted in plain");
+
+    // An archive is opened where it lies, or as a copy with the key object or the bucket at hand.
+    let lies = stored(home, &format!("{archive}.db.zst"));
+    let text = |path: &Path| path.display().to_string();
+    let keys = lies
+        .parent()
+        .and_then(Path::parent)
+        .expect("a folder")
+        .join("key");
+    std::fs::copy(&lies, home.join("copy")).expect("a copy");
+    let decrypt = |keys: &[&str], bucket: bool, arguments: &[&str]| {
+        let mut command = tidelog(home, keys);
+        if !bucket {
+            command.env_remove("TIDELOG_STORE");
+        }
+        command.args(["archive", "decrypt", "--out", "plain.db", "--force"]);
+        let ended = command.args(arguments).output().expect("it ends");
+        (
+            ended.status.code(),
+            String::from_utf8_lossy(&ended.stderr).into_owned(),
+        )
+    };
+    for (bucket, arguments) in [
+        (false, &[&*text(&lies)][..]),
+        (false, &["copy", "--key-object", &*text(&keys)]),
+        (true, &["copy"]),
+    ] {
+        let (code, said) = decrypt(&[&k1], bucket, arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {said}");
+        let plain = rusqlite::Connection::open(home.join("plain.db")).expect("SQLite opens");
+        let found: String = plain
+            .query_row("select x from t", [], |row| row.get(0))
+            .expect("a row");
+        assert_eq!(found, "planted in plain");
+        std::fs::remove_file(home.join("plain.db")).expect("remove");
+    }
+    assert_eq!(
+        decrypt(&[&k1], false, &["copy"]).0,
+        Some(2),
+        "where are the keys"
+    );
+    assert_eq!(
+        decrypt(&[&k1], false, &["out.db"]).0,
+        Some(4),
+        "it is plain"
+    );
+    for keys in [&[][..], &["k1=other"]] {
+        let (code, said) = decrypt(keys, true, &["copy"]);
+        assert_eq!(code, Some(4), "{keys:?}: {said}");
+    }
+    assert!(!home.join("plain.db").exists(), "nothing half opened stays");
 
     // The master key is rotated on the bucket alone; then the server wraps what is its own, and k2 is enough.
     let (code, said) = run(home, &[&k1, &k2], &["keys", "rotate"]);

@@ -105,11 +105,13 @@ pub enum ObjectKind {
     ArchiveMetadata = 11,
     /// Audit lines.
     Audit = 12,
+    /// An archive.
+    Archive = 13,
 }
 
 impl ObjectKind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Root,
         Self::Claim,
         Self::Journal,
@@ -122,6 +124,7 @@ impl ObjectKind {
         Self::Key,
         Self::ArchiveMetadata,
         Self::Audit,
+        Self::Archive,
     ];
 
     /// Its code in a header.

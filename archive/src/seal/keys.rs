@@ -79,6 +79,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// The key it seals with; `None` if it does not.
+    pub fn key_id(&self) -> Option<KeyId> {
+        self.key.as_ref().map(|key| key.id)
+    }
+
     /// Of a plain object.
     pub fn plain(write_id: WriteId) -> Self {
         Self {

@@ -126,6 +126,9 @@ fn configure(
          PRAGMA foreign_keys=ON; PRAGMA mmap_size=0;"
     ))?;
     let _: i64 = connection.query_row("PRAGMA journal_size_limit=-1", [], |row| row.get(0))?;
+    // What is deleted in a page that lives on is overwritten, else it would stand in every image to come and never
+    // leave the bucket. Whole pages that become free are not: that would log a dropped table's every byte.
+    let _: i64 = connection.query_row("PRAGMA secure_delete=FAST", [], |row| row.get(0))?;
     let pages: i64 = connection.query_row("PRAGMA wal_autocheckpoint=0", [], |row| row.get(0))?;
     if pages != 0 {
         return Err(refused("automatic checkpoints could not be switched off"));

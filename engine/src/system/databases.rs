@@ -510,7 +510,9 @@ impl System {
                 not_found(name)
             });
         };
-        if found.purging || found.deleted_at.is_none_or(|at| micros(at) < oldest) {
+        // While its archives keep it, it can be brought back, and they can be reached.
+        let late = found.deleted_at.is_none_or(|at| micros(at) < oldest);
+        if found.purging || late && !self.has_archives(found.id).await? {
             let what =
                 format!("database {name:?} was deleted for good, or more than seven days ago");
             return Err(Error::new(Code::DatabasePurged, what));

@@ -6,6 +6,7 @@ use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 use super::databases::{COLUMNS, DatabaseRow, not_found, row};
 use super::{System, id16, micros, timestamp};
 use crate::error::{Code, Error};
+use crate::travel::archives::{held, refuse_held};
 
 /// A database that something is due for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,17 +113,35 @@ impl System {
         .await
     }
 
-    /// Says that a database is being purged: from now on it is deleted and cannot be brought back.
-    pub(crate) async fn database_purging(&self, found: &DatabaseRow) -> Result<(), Error> {
+    /// Says that a database is being purged: from now on it is deleted and cannot be brought back. Refused while
+    /// archives of it are held at `trusted`: the same transaction looks, so that no hold comes in between.
+    pub(crate) async fn database_purging(
+        &self,
+        found: &DatabaseRow,
+        trusted: Timestamp,
+    ) -> Result<(), Error> {
         let (id, now) = (found.id, self.core.parts.clock.wall());
-        self.write(move |c| {
-            c.execute(
-                "UPDATE databases SET deleted = coalesce(deleted, ?2), purging = ?2, due = ?2 \
-                 WHERE id = ?1",
-                params![id.as_bytes(), micros(now)],
-            )
-        })
-        .await?;
+        let (begun, term) = (found.purging, self.core.term().get());
+        let refused = self
+            .write(move |c| {
+                let held = if begun { Vec::new() } else { held(c, id, trusted)? };
+                let working = "SELECT coalesce(operation, id) FROM archives \
+                               WHERE database = ?1 AND state = 'creating' AND term = ?2 LIMIT 1";
+                let working: Option<String> = c
+                    .query_row(working, params![id.as_bytes(), term], |row| row.get(0))
+                    .optional()?;
+                if held.is_empty() && working.is_none() {
+                    c.execute(
+                        "UPDATE databases SET deleted = coalesce(deleted, ?2), purging = ?2, due = ?2 \
+                         WHERE id = ?1",
+                        params![id.as_bytes(), micros(now)],
+                    )?;
+                }
+                Ok((held, working))
+            })
+            .await?;
+        refuse_held(refused.0)?;
+        refuse_working(refused.1)?;
         self.databases.forget(found.namespace, &found.name);
         Ok(())
     }
@@ -146,6 +165,11 @@ impl System {
         let now = self.core.parts.clock.wall();
         self.write(move |c| {
             c.execute("DELETE FROM databases WHERE id = ?1", [row.id.as_bytes()])?;
+            // Their objects are gone with the others.
+            c.execute(
+                "DELETE FROM archives WHERE database = ?1",
+                [row.id.as_bytes()],
+            )?;
             c.execute(
                 "INSERT OR IGNORE INTO purged(id, namespace, name, purged) VALUES(?1, ?2, ?3, ?4)",
                 params![
@@ -160,6 +184,17 @@ impl System {
         self.databases.forget(gone.namespace, &gone.name);
         Ok(())
     }
+}
+
+/// Refused while `operation` makes an archive of the database.
+fn refuse_working(operation: Option<String>) -> Result<(), Error> {
+    let Some(operation) = operation else {
+        return Ok(());
+    };
+    let what = format!(
+        "operation {operation} makes an archive of this database; wait for it or cancel it"
+    );
+    Err(Error::new(Code::OperationInProgress, what).with("operation", operation))
 }
 
 /// A database that is gone for good.

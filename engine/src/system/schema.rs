@@ -67,6 +67,8 @@ CREATE TABLE purged(
 CREATE INDEX purged_of ON purged(namespace, name);
 ",
     PROOF,
+    // A restore may have read an archive.
+    "ALTER TABLE restores ADD COLUMN archive TEXT;",
 ];
 
 /// Answers to repeat, rates and owners of tokens, members, audit lines, insights, maintenance.

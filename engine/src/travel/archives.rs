@@ -14,8 +14,11 @@
 //! rows and never lists the store.
 //!
 //! An archive is written as the state is restored: materialised to a scratch file, proven by its digest, looked
-//! at by SQLite, compressed on its way up. Nothing is held in memory whole.
+//! at by SQLite, compressed, and sealed where the database has a data key, on its way up. Nothing is held in memory
+//! whole. A sealed archive opens as long as the data key stands wrapped in the database's `key` object, whichever
+//! master key wraps it, and no longer: a copy of the wrapped key elsewhere would outlive the purge that destroys it.
 
+mod decrypt;
 mod document;
 mod dump;
 mod pipe;
@@ -31,12 +34,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
-use tidelog_archive::ErrorKind;
+use tidelog_archive::envelope::KeyId;
+use tidelog_archive::export::SealedArchiveWriter;
 use tidelog_archive::key::ArchiveId;
 use tidelog_archive::plan::Plan;
+use tidelog_archive::{ErrorKind, export};
 use tidelog_wal::{NamespaceId, Timestamp};
 
-use super::inspect::{Check, Inspection, inspect, open_finished};
+use super::inspect::{Check, Inspection, hex, inspect, open_finished};
+use super::retention::hold::Hold;
+use super::retention::run::trusted;
 use super::watched::materialise;
 use crate::boxed;
 use crate::bucket::At;
@@ -50,12 +57,14 @@ use crate::scratch;
 use crate::ship::blocking;
 use crate::system::{Page, PageOf};
 
+pub use decrypt::{Decrypted, decrypt, owner};
 pub(crate) use document::rfc3339;
 pub use document::{Archive, Document, Format};
 use document::{document_key, object_key};
 pub use read::Content;
-pub(crate) use read::digest_of_file;
+pub(crate) use read::{Wrong, digest_of_file, unpack};
 use record::Begun;
+pub(crate) use record::{held, refuse_held};
 pub(crate) use recover::{end_interrupted, sweep};
 pub(crate) use restore::end_interrupted as end_interrupted_import;
 
@@ -98,15 +107,8 @@ impl Database {
         {
             return Ok(handle);
         }
+        let hold = self.hold().await?;
         let (core, plan) = self.plan_at(new.at.clone()).await?;
-        if core
-            .remote
-            .section_key(self.row().namespace, self.row().id)?
-            .is_some()
-        {
-            let what = "archives of an encrypted database are not made yet: they would be stored in the clear";
-            return Err(Error::new(Code::Refused, what));
-        }
         let now = core.parts.clock.wall();
         let row = self.row();
         let begun = Begun {
@@ -146,6 +148,7 @@ impl Database {
             begun,
             new,
             name,
+            _hold: hold,
         };
         let started = self.engine().operate(operation, |task| maker.run(task));
         let handle = match started.await {
@@ -220,7 +223,7 @@ impl Database {
         let until = retain_until.or(archive.retain_until);
         let hold = legal_hold.unwrap_or(archive.legal_hold);
         let system = &self.engine().inner.system;
-        system.archive_hold(archive.id, until, hold).await?;
+        system.archive_hold(&archive, until, hold).await?;
         self.archive(id).await
     }
 
@@ -228,10 +231,15 @@ impl Database {
     #[boxed]
     pub async fn archive_delete(&self, id: &str) -> Result<(), Error> {
         let archive = self.archive(id).await?;
-        if let Some(held) = archive.held(self.engine().now()) {
+        let inner = &self.engine().inner;
+        let now = match archive.retain_until {
+            // A clock that runs ahead ends no retention (HAZARDS S39).
+            Some(_) => trusted(&inner.core, archive.namespace, archive.database).await?,
+            None => self.engine().now(),
+        };
+        if let Some(held) = archive.held(now) {
             return Err(Error::new(Code::ArchiveHeld, held));
         }
-        let inner = &self.engine().inner;
         inner.system.archive_hide(archive.id).await?;
         crash_point!("archive.after_hide");
         recover::delete(&inner.core, archive.namespace, archive.database, archive.id).await?;
@@ -271,6 +279,8 @@ struct Maker {
     begun: Begun,
     new: NewArchive,
     name: String,
+    /// What the plan reads is not marked while it is read.
+    _hold: Hold,
 }
 
 impl Maker {
@@ -321,10 +331,14 @@ impl Maker {
         crash_point!("archive.before_object");
         let (namespace, database) = (self.begun.namespace, self.begun.database);
         let key = object_key(namespace, database, self.begun.id, self.new.format).to_string();
+        let stamp = core.remote.stamp(namespace, database)?;
+        let key_id = stamp.key_id();
+        let ids = (namespace, database);
+        let sealing = key_id.map(|_| SealedArchiveWriter::new(ids, self.begun.id, stamp));
         let stored = match self.new.format {
             Format::Sqlite => {
                 let fill = move |out: &mut dyn Write| copy(&file, out);
-                pipe::store(core, &key, Some(bytes), task, fill).await?
+                pipe::store(core, &key, (Some(bytes), sealing), task, fill).await?
             }
             Format::Sql => {
                 let watched = task.clone();
@@ -332,18 +346,27 @@ impl Maker {
                     let connection = open_finished(&file, Some(&watched))?;
                     dump::dump(&connection, out, &watched)
                 };
-                pipe::store(core, &key, None, task, fill).await?
+                pipe::store(core, &key, (None, sealing), task, fill).await?
             }
         };
         crash_point!("archive.after_object");
         drop(folder);
-        let document = self.document(inspection, stored);
+        let document = self.document(inspection, stored, key_id);
         task.point_of_no_return()?;
         task.phase("noting", 0)?;
         let text = serde_json::to_vec_pretty(&document)
             .map_err(|e| Error::internal("write an archive's side file").caused_by(e))?;
         let side = document_key(namespace, database, self.begun.id).to_string();
-        core.remote.create(&side, Bytes::from(text)).await?;
+        let text = if key_id.is_some() {
+            let stamp = core.remote.stamp(namespace, database)?;
+            let sealed = export::seal_document(ids, stamp, text);
+            sealed
+                .map_err(|e| Error::internal("seal an archive's side file").caused_by(e))?
+                .bytes
+        } else {
+            Bytes::from(text)
+        };
+        core.remote.create(&side, text).await?;
         crash_point!("archive.after_document");
         Ok(document)
     }
@@ -374,7 +397,12 @@ impl Maker {
         }
     }
 
-    fn document(&self, inspection: Inspection, stored: pipe::Written) -> Document {
+    fn document(
+        &self,
+        inspection: Inspection,
+        stored: pipe::Written,
+        key_id: Option<KeyId>,
+    ) -> Document {
         let target = &self.plan.target;
         Document {
             version: DOCUMENT_VERSION,
@@ -401,7 +429,9 @@ impl Maker {
             integrity: inspection.integrity,
             retain_until: self.new.retain_until.map(rfc3339),
             legal_hold: self.new.legal_hold,
-            key_id: None,
+            key_id: key_id.map(|id| id.to_string()),
+            sealed_bytes: stored.sealed.map(|(bytes, _)| bytes),
+            sealed_blake3: stored.sealed.map(|(_, sum)| hex(&sum)),
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Due times stand in the rows of the system database, so that a restart forgets none. A database that owes
 //! nothing has no entry, no timer and no request (I9); its first settle after that gives it one. One look
-//! does, in this order: end a purge that was begun; purge what was deleted seven days ago; delete what has
-//! expired; let the manifest's state follow the row; apply the retention window.
+//! does, in this order: end a purge that was begun; purge what was deleted seven days ago and has no archives; delete
+//! what has expired; let the manifest's state follow the row; apply the retention window.
 //!
 //! What ends by time ends by two clocks (see [`super::retention`]): what is due by ours alone is looked at again
 //! later.
@@ -361,11 +361,19 @@ impl Engine {
                 Some(at) => at <= retention::run::trusted(core, row.namespace, id).await?,
                 None => false,
             };
-        if over {
+        // What was archived is kept until somebody deletes it: nothing is purged by itself under its archives.
+        let kept =
+            over && !row.purging && row.deleted_at.is_some() && system.has_archives(id).await?;
+        if over && !kept {
             return Ok((None, Some(self.end(&row).await?)));
         }
         self.follow_row(&row).await?;
         let report = retention::run::run(core, row.namespace, id, true).await?;
+        let ends = if kept {
+            Some(later(self.now(), DAY_MICROS))
+        } else {
+            ends
+        };
         let next = [report.next, ends].into_iter().flatten().min();
         Ok((Some(report), next.map(|at| at.max(soon))))
     }
@@ -385,8 +393,8 @@ impl Engine {
         match self.purge_row(row.clone(), None).await {
             Ok(_) => Ok(later(self.now(), PAUSE_MICROS)),
             Err(error) => match error.code() {
-                // Its forks read through it, or somebody works on it.
-                Code::ForkParentPinned | Code::DatabaseProtected => {
+                // Its forks read through it, its archives are held, or somebody works on it.
+                Code::ForkParentPinned | Code::DatabaseProtected | Code::ArchiveHeld => {
                     Ok(later(self.now(), DAY_MICROS))
                 }
                 Code::OperationInProgress => Ok(later(self.now(), PAUSE_MICROS)),

@@ -3,15 +3,17 @@
 //! *Soft*: the row says deleted, the name is free, handles are refused; the manifest says so, too, for whoever has
 //! only the bucket. Everything else stays, so that undelete is a change of state.
 //!
-//! *Purge*, in this order, each step of which may be the last before a crash:
+//! *Purge* reaches archives, too: it is refused while one of them is retained, under legal hold, or being made. In this
+//! order, each step of which may be the last before a crash:
 //!
-//! 1. the row says that it is being purged: nobody brings it back;
+//! 1. the row says that it is being purged: nobody brings it back, holds an archive of it or makes one;
 //! 2. the tombstone: the manifest's state, refused while forks read through it;
 //! 3. the pin in the parent's manifest, if it is a fork;
 //! 4. everybody lets go of it, and what the journal holds of it is shipped;
 //! 5. the keys, where it is sealed: what was sealed is noise from here on, the tombstone plain and empty;
 //!    then the files here, and what the journal still needs counts as settled;
-//! 6. every object that manifest and index objects list, then, the tombstone standing, what a listing finds;
+//! 6. its archives are hidden; every object that manifest and index objects list goes, then, the tombstone standing,
+//!    what a listing finds, archives among it;
 //! 7. an empty tombstone, which stays for ever: the id is never used again;
 //! 8. the row.
 //!
@@ -27,9 +29,11 @@ use tidelog_archive::key::{DatabaseObject, Key, Seq};
 use tidelog_archive::manifest::{Manifest, Parent, State};
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
+use super::archives::{refuse_held, rfc3339};
 use super::forks;
 use super::retention::garbage::{keys_below, keys_under};
 use super::retention::image::scratch;
+use super::retention::run::trusted;
 use crate::boxed;
 use crate::crash_point;
 use crate::engine::Engine;
@@ -155,6 +159,8 @@ impl Engine {
             let remote = &self.inner.core.remote;
             let loaded = remote.owned_manifest(row.namespace, row.id).await?;
             self.refuse_forks(&forks_of(&loaded.manifest)).await?;
+            let now = self.retained_until(&row).await?;
+            refuse_held(self.inner.system.archives_held(row.id, now).await?)?;
         }
         let new = NewOperation {
             kind: OperationType::Purge,
@@ -167,6 +173,17 @@ impl Engine {
         let engine = self.clone();
         self.operate(new, async move |task| engine.purge(&row, Some(&task)).await)
             .await
+    }
+
+    /// The time by which the retention of archives is judged: a clock that runs ahead ends none (HAZARDS S39), so
+    /// that the store is asked where any archive is retained at all.
+    async fn retained_until(&self, row: &DatabaseRow) -> Result<Timestamp, Error> {
+        let system = &self.inner.system;
+        let any = system.archives_held(row.id, Timestamp::ZERO).await?;
+        if row.purging || any.is_empty() {
+            return Ok(self.now());
+        }
+        trusted(&self.inner.core, row.namespace, row.id).await
     }
 
     async fn refuse_forks(&self, forks: &BTreeSet<DatabaseId>) -> Result<(), Error> {
@@ -211,7 +228,8 @@ impl Engine {
             task.phase("tombstone", 0)?;
             task.point_of_no_return()?;
         }
-        self.inner.system.database_purging(row).await?;
+        let now = self.retained_until(row).await?;
+        self.inner.system.database_purging(row, now).await?;
         self.inner.registry.slot(id).hide(true);
         crash_point!("purge.before_tombstone");
         let parent = match self.tombstone(row).await {
@@ -239,26 +257,31 @@ impl Engine {
             task.progress(0);
         }
         self.forget_here(id).await?;
+        let archives = self.inner.system.archives_hide_all(id).await?;
         crash_point!("purge.before_objects");
         let (objects, bytes) = self.delete_objects(namespace, id, listed).await?;
         crash_point!("purge.after_objects");
         self.empty_tombstone(namespace, id).await?;
         core.calendar.set(id, None);
         self.inner.system.database_purged(row).await?;
-        let through = core.journal.newest_chunk();
+        let (through, gone) = (core.journal.newest_chunk(), self.now());
         let age = core.settings.settle_age.as_secs();
         Ok(json!({
             "purged": row.name,
             "id": id.to_string(),
             "objects_deleted": objects,
             "bytes_deleted": bytes,
+            "archives_deleted": archives,
+            "objects_gone_at": rfc3339(gone),
+            "copies": "where the bucket keeps old versions or locks objects, those stay until its own rules remove \
+                       them; sealed ones open no more",
             "journal": {
                 "complete": false,
                 "through": Key::Journal(through.0, Seq::new(through.1)).to_string(),
                 "complete_when": format!(
                     "its last commits stand in journal objects that hold other databases, too; they are \
                      deleted once those are settled, which a running server does within {age} s, and 64 \
-                     of them have come together"
+                     of them have come together or a day has passed"
                 ),
             },
         }))

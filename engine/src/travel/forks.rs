@@ -77,6 +77,7 @@ impl Database {
         let engine = self.engine();
         let row = self.row();
         engine.check_free(row.namespace, &fork.name).await?;
+        let hold = self.hold().await?;
         let (_, _, target) = self.resolve(fork.at.clone()).await?;
         let id = DatabaseId::from_bytes(engine.inner.core.parts.entropy.bytes16());
         let new = NewOperation {
@@ -89,6 +90,8 @@ impl Database {
         };
         let database = self.clone();
         let work = async move |task: Task| {
+            // Until its own pin stands.
+            let _hold = hold;
             let made = if fork.schema_only {
                 super::schema_only::make(&database, &task, &fork, id).await?
             } else {

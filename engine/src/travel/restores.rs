@@ -66,6 +66,8 @@ pub struct RestoreRecord {
     pub bookmark: Option<Position>,
     /// How it ended.
     pub outcome: Outcome,
+    /// The archive it was read from, if it was.
+    pub archive: Option<String>,
     /// The pinned snapshot of the state before.
     pub preserved_as: Option<String>,
     /// Pages it changed.
@@ -77,7 +79,8 @@ pub struct RestoreRecord {
 }
 
 const COLUMNS: &str = "id, namespace, database, operation, created, ended, token, reason, undo_of, \
-                       target, previous, bookmark, outcome, preserved_as, pages_changed, duration_us, error";
+                       target, previous, bookmark, outcome, preserved_as, pages_changed, duration_us, error, \
+                       archive";
 
 fn record(row: &Row<'_>) -> rusqlite::Result<RestoreRecord> {
     let bad = || rusqlite::Error::InvalidQuery;
@@ -104,6 +107,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<RestoreRecord> {
         pages_changed: unsigned(row.get(14)?),
         duration_micros: unsigned(row.get(15)?),
         error: row.get(16)?,
+        archive: row.get(17)?,
     })
 }
 
@@ -127,7 +131,7 @@ impl System {
             c.execute(
                 &format!(
                     "INSERT OR REPLACE INTO restores({COLUMNS}) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, \
-                     ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
+                     ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)"
                 ),
                 params![
                     row.id,
@@ -147,6 +151,7 @@ impl System {
                     signed(row.pages_changed),
                     signed(row.duration_micros),
                     row.error,
+                    row.archive,
                 ],
             )?;
             c.execute(

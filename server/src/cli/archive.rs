@@ -1,16 +1,44 @@
 //! `tidelog archive`: self-contained exports of a server's databases.
 
-use clap::Subcommand;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value as Json, json};
 
-use super::args::{At, Name};
+use tidelog_archive::seal::{KeyObject, MasterKeys};
+use tidelog_archive::store::{Store, StoreOptions};
+use tidelog_engine::travel::archives;
+
+use super::args::{At, Name, Place};
+use super::bucket::restore::{beside, place as place_file};
 use super::client::Client;
 use super::exit::Failure;
 use super::operation::followed;
 use super::output::{Output, cell};
-use super::remote::{confirm, database, download, fields, items, listed};
+use super::remote::{confirm, database, download, fields, items, listed, refuse_existing};
 use crate::time;
+
+/// `tidelog archive decrypt`.
+#[derive(Debug, Args)]
+pub(crate) struct DecryptOptions {
+    /// The archive as it is stored: a copy of `tenants/NS/DB/archives/ID.db.zst` of the bucket
+    pub(crate) file: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Leave it compressed with zstd, as a server's download is
+    #[arg(long)]
+    pub(crate) compressed: bool,
+    /// A copy of `tenants/NS/DB/key` of the bucket, which holds the wrapped data keys. Without it, that of the bucket
+    /// that --store names, else `../key` as seen from the archive, where it lies in a copy of the bucket
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_object: Option<PathBuf>,
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ArchiveCommand {
@@ -45,7 +73,7 @@ pub(crate) enum ArchiveCommand {
         /// Its id
         id: String,
     },
-    /// Download an archive as it is stored: compressed with zstd
+    /// Download an archive, compressed with zstd; of a sealed one, what it seals
     Download {
         /// NAMESPACE/DATABASE
         database: Name,
@@ -53,7 +81,7 @@ pub(crate) enum ArchiveCommand {
         id: String,
         /// The file to write
         #[arg(long, value_name = "FILE")]
-        out: std::path::PathBuf,
+        out: PathBuf,
         /// Replace the file if it exists
         #[arg(long)]
         force: bool,
@@ -85,6 +113,8 @@ pub(crate) enum ArchiveCommand {
         /// The archive's id
         id: String,
     },
+    /// Open a sealed archive that lies in a file as it is stored, with the master key; needs neither server nor bucket
+    Decrypt(DecryptOptions),
     /// Delete an archive
     Delete {
         /// NAMESPACE/DATABASE
@@ -95,6 +125,93 @@ pub(crate) enum ArchiveCommand {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// The `key` object that goes with a sealed archive: the file that is named, the bucket's, or the one that lies where
+/// it lies in a bucket.
+async fn key_object(store: Option<String>, options: &DecryptOptions) -> Result<Bytes, Failure> {
+    let unreadable = |path: &std::path::Path, error: std::io::Error| {
+        Failure::failed(format!("cannot read {}: {error}", path.display()))
+    };
+    if let Some(path) = &options.key_object {
+        return match std::fs::read(path) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(error) => Err(unreadable(path, error)),
+        };
+    }
+    let (namespace, database) = archives::owner(&options.file)?;
+    let place = KeyObject::place(namespace, database);
+    if let Some(url) = store {
+        return Ok(Store::open(&url, StoreOptions::default())?
+            .get(&place)
+            .await?);
+    }
+    let beside = options.file.parent().map(|folder| folder.join("../key"));
+    match beside.map(|path| (std::fs::read(&path), path)) {
+        Some((Ok(bytes), _)) => Ok(bytes.into()),
+        Some((Err(error), path)) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(unreadable(&path, error))
+        }
+        _ => Err(Failure::usage(format!(
+            "the wrapped data keys are wanted, too: {place} of the bucket, as --key-object FILE or by --store URL"
+        ))),
+    }
+}
+
+/// `tidelog archive decrypt`.
+pub(super) async fn decrypt(
+    place: Place,
+    masters: &MasterKeys,
+    options: DecryptOptions,
+    output: &Output,
+) -> Result<(), Failure> {
+    if place.url.is_some() {
+        return Err(Failure::usage(
+            "this command asks no server: leave --url out",
+        ));
+    }
+    refuse_existing(&options.out, options.force)?;
+    let keys = key_object(place.named_store(), &options).await?;
+    let made = beside(&options.out);
+    let unwritable = |error: std::io::Error| {
+        Failure::failed(format!("cannot write {}: {error}", options.out.display()))
+    };
+    match std::fs::remove_file(&made) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(unwritable(error));
+        }
+        _ => {}
+    }
+    let length = std::fs::metadata(&options.file).map_or(0, |meta| meta.len());
+    let bar = output.bar(length, "opening");
+    let progress = |done, _| bar.set_position(done);
+    let opened = archives::decrypt(
+        &options.file,
+        &made,
+        &keys,
+        masters,
+        options.compressed,
+        &progress,
+    );
+    bar.finish_and_clear();
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            let _ = std::fs::remove_file(&made);
+            return Err(error.into());
+        }
+    };
+    place_file(&made, &options.out, options.force).map_err(unwritable)?;
+    let file = options.out.display().to_string();
+    let done = json!({ "file": file, "archive": opened.id, "bytes": opened.bytes });
+    output.result(&done, || {
+        format!(
+            "{file}: archive {}, {}\n",
+            opened.id,
+            super::output::bytes(opened.bytes)
+        )
+    });
+    Ok(())
 }
 
 /// The state that `--at`, `--bookmark` and `--snapshot` mean, as a body names it.
@@ -113,6 +230,7 @@ pub(super) async fn archive(
     output: &Output,
 ) -> Result<(), Failure> {
     match command {
+        ArchiveCommand::Decrypt(_) => return Err(Failure::usage("decrypt asks no server")),
         ArchiveCommand::Create {
             database: of,
             at,

@@ -58,6 +58,11 @@ impl Place {
         self.url.is_some() || variable("TIDELOG_URL").is_some()
     }
 
+    /// The bucket, if it is named.
+    pub(crate) fn named_store(self) -> Option<String> {
+        self.store.or_else(|| variable("TIDELOG_STORE"))
+    }
+
     /// The bucket, which has to be named.
     pub(crate) fn bucket(self) -> Result<String, Failure> {
         if self.url.is_some() {
@@ -309,6 +314,9 @@ pub(crate) struct RestoreOptions {
     pub(crate) database: Name,
     #[command(flatten)]
     pub(crate) at: At,
+    /// On a server: back to what this archive of the database holds, by its id
+    #[arg(long, value_name = "ID", conflicts_with_all = ["at", "bookmark", "snapshot"])]
+    pub(crate) archive: Option<String>,
     /// The file to write, from a bucket
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
+use archive::ArchiveCommand;
 use args::{Arguments, Command, ConfigCommand, StoreCommand, TokenCommand};
 use exit::{Exit, Failure};
 use output::Output;
@@ -114,6 +115,9 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
         Command::Export(options) => remote::export(&place.server()?, options, output).await,
         Command::Gc(options) => gc::gc(&place.server()?, options, output).await,
         Command::Snapshot(command) => snapshots::snapshot(&place.server()?, command, output).await,
+        Command::Archive(ArchiveCommand::Decrypt(options)) => {
+            archive::decrypt(place, &keys, options, output).await
+        }
         Command::Archive(command) => archive::archive(&place.server()?, command, output).await,
         Command::Bookmark(options) => remote::bookmark(&place.server()?, options, output).await,
     }

@@ -87,8 +87,12 @@ pub(super) async fn restore(
              a file with `tidelog export`",
         ));
     }
-    let target = target(&options.at).ok_or_else(|| {
-        Failure::usage("say where to: --at TIME, --bookmark BOOKMARK or --snapshot NAME")
+    let archive = options.archive.as_ref();
+    let archive = archive.map(|id| json!({ "archive": id }));
+    let target = archive.or_else(|| target(&options.at)).ok_or_else(|| {
+        Failure::usage(
+            "say where to: --at TIME, --bookmark BOOKMARK, --snapshot NAME or --archive ID",
+        )
     })?;
     let path = database(name, &["restores"]);
     let preview = json!({ "target": target, "dry_run": true });

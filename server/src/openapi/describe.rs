@@ -449,7 +449,7 @@ const ROWS: &[Row] = &[
                 may(
                     "target",
                     "object",
-                    "Exactly one of bookmark, timestamp, before_restore.",
+                    "Exactly one of bookmark, timestamp, snapshot, before_restore, archive.",
                 ),
                 may("plan", "text", "A plan that was previewed."),
                 may("mode", "text", "in_place, or new for a fork."),
@@ -529,7 +529,7 @@ const ROWS: &[Row] = &[
     (
         "GET",
         "/v1/namespaces/{ns}/databases/{db}/archives/{archive}/content",
-        told("The stored bytes, or a range of them", &[200, 206]).answers("application/zstd"),
+        told("Its compressed bytes, or a range of them", &[200, 206]).answers("application/zstd"),
     ),
     (
         "POST",

@@ -28,8 +28,8 @@ fn state(call: &mut Call) -> Result<At, Problem> {
     };
     match target_of(Fields::of_value(value, "/target")?)? {
         RestoreTarget::At(at) => Ok(at),
-        RestoreTarget::Before(_) => {
-            let detail = "a fork begins at a bookmark or a timestamp";
+        RestoreTarget::Before(_) | RestoreTarget::Archive(_) => {
+            let detail = "a fork begins at a bookmark, a timestamp or a snapshot";
             Err(Problem::invalid(Code::InvalidRequest, "/target", detail))
         }
     }

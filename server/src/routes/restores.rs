@@ -35,7 +35,7 @@ pub(super) fn bookmark(fields: &mut Fields, name: &str) -> Result<Option<Positio
 fn target(call: &mut Call) -> Result<RestoreTarget, Problem> {
     let value = call.body.take("target").ok_or_else(|| {
         let detail =
-            "target is required: {\"bookmark\": ...}, {\"timestamp\": ...}, {\"snapshot\": ...} or {\"before_restore\": ...}";
+            "target is required: {\"bookmark\": ...}, {\"timestamp\": ...}, {\"snapshot\": ...}, {\"before_restore\": ...} or {\"archive\": ...}";
         Problem::invalid(Code::InvalidRequest, "/target", detail)
     })?;
     target_of(Fields::of_value(value, "/target")?)
@@ -46,15 +46,15 @@ pub(super) fn target_of(mut fields: Fields) -> Result<RestoreTarget, Problem> {
     let bookmark = bookmark(&mut fields, "bookmark")?.map(At::Bookmark);
     let timestamp = fields.time("timestamp")?.map(At::Time);
     let before = fields.text("before_restore")?.map(RestoreTarget::Before);
+    let archive = fields.text("archive")?.map(RestoreTarget::Archive);
     let snapshot = fields.text("snapshot")?.map(At::Snapshot);
     fields.finish()?;
     let at = [bookmark, timestamp, snapshot].map(|at| at.map(RestoreTarget::At));
-    let mut named = at.into_iter().chain([before]).flatten();
+    let mut named = at.into_iter().chain([before, archive]).flatten();
     match (named.next(), named.next()) {
         (Some(target), None) => Ok(target),
         _ => {
-            let detail =
-                "target names exactly one of bookmark, timestamp, snapshot, before_restore";
+            let detail = "target names exactly one of bookmark, timestamp, snapshot, before_restore, archive";
             Err(Problem::invalid(Code::InvalidRequest, "/target", detail))
         }
     }
@@ -62,9 +62,19 @@ pub(super) fn target_of(mut fields: Fields) -> Result<RestoreTarget, Problem> {
 
 /// `"mode": "new"`: the state becomes a database of its own.
 async fn new_database(mut call: Call, target: RestoreTarget) -> Result<Answer, Problem> {
-    let RestoreTarget::At(at) = target else {
-        let detail = "mode new takes a bookmark or a timestamp";
-        return Err(Problem::invalid(Code::InvalidRequest, "/target", detail));
+    let at = match target {
+        RestoreTarget::At(at) => at,
+        RestoreTarget::Archive(id) => {
+            let name = call.body.required_text("name")?;
+            call.finish()?;
+            // Only one of this very database.
+            call.database().await?.archive(&id).await?;
+            return super::archives::seeded(&call, &name, &id).await;
+        }
+        RestoreTarget::Before(_) => {
+            let detail = "mode new takes a bookmark, a timestamp, a snapshot or an archive";
+            return Err(Problem::invalid(Code::InvalidRequest, "/target", detail));
+        }
     };
     let fork = Fork {
         at,
@@ -85,8 +95,9 @@ fn plan_shown(plan: &RewindPlan) -> Json {
         "current_bookmark": plan.current.position().to_string(),
         "commits_undone": plan.commits_undone(),
         "way": plan.way().as_str(),
-        "bytes_to_fetch": plan.plan.bytes,
-        "objects_to_fetch": plan.plan.objects(),
+        "archive": plan.archive().map(|archive| archive.id.to_string()),
+        "bytes_to_fetch": plan.bytes_to_fetch(),
+        "objects_to_fetch": plan.objects_to_fetch(),
         "database_size": plan.current.pages.bytes(size),
         "database_size_after": plan.target.n.bytes(size),
         "estimated_ms": super::shape::millis(plan.estimate()),
@@ -164,6 +175,7 @@ fn shown(record: &RestoreRecord) -> Json {
         "previous_bookmark": record.previous.to_string(),
         "bookmark": super::shape::position(record.bookmark),
         "outcome": record.outcome.as_str(),
+        "archive": record.archive,
         "preserved_as": record.preserved_as,
         "pages_changed": record.pages_changed,
         "duration_ms": record.duration_micros.map(|micros| micros / 1000),

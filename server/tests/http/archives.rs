@@ -108,6 +108,64 @@ async fn an_archive_is_made_listed_downloaded_in_ranges_and_restored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_put_back_in_place_to_an_archive_and_that_is_undone() {
+    let world = World::start().await;
+    let database = filled(&world).await;
+    let made = make(&world, &database, "k", json!({})).await;
+    let id = made.body["archive"]["id"].as_str().expect("an id");
+    world.run(&database, "delete from t").await;
+    let restores = format!("{database}/restores");
+    let target = json!({ "archive": id });
+    let got = world
+        .keyed(&restores, json!({ "target": target, "dry_run": true }))
+        .await;
+    assert_eq!(got.status, 200, "{got:?}");
+    let plan = &got.body["plan"];
+    assert_eq!(
+        (&plan["archive"], &plan["way"]),
+        (&json!(id), &json!("archive"))
+    );
+    assert_eq!(plan["commits_undone"], 1);
+    let got = world.keyed(&restores, json!({ "plan": plan["id"] })).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    let restore = got.body["restore"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let count = async || {
+        let got = world.run(&database, "select count(*) from t").await;
+        got.body["rows"][0][0].clone()
+    };
+    assert_eq!(count().await, 2000);
+    let got = world.get(&format!("{restores}/{restore}")).await;
+    assert_eq!(got.body["archive"], id, "{got:?}");
+    let got = world
+        .keyed(&format!("{restores}/{restore}/undo"), json!({}))
+        .await;
+    assert_eq!(got.status, 200, "{got:?}");
+    assert_eq!(count().await, 0);
+    // Under a new name; and nothing but an archive of this very database.
+    let body = json!({ "target": target, "mode": "new", "name": "beside" });
+    let got = world.keyed(&restores, body).await;
+    assert_eq!(got.status, 201, "{got:?}");
+    for body in [
+        json!({ "target": { "archive": "none" } }),
+        json!({ "target": { "archive": "none" }, "mode": "new", "name": "x" }),
+    ] {
+        let got = world.keyed(&restores, body).await;
+        assert_eq!(
+            (got.status, got.code()),
+            (404, "archive-not-found"),
+            "{got:?}"
+        );
+    }
+    let both = json!({ "target": { "archive": id, "timestamp": 0 } });
+    let got = world.keyed(&restores, both).await;
+    assert_eq!((got.status, got.code()), (400, "invalid-request"));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_request_for_an_archive_is_said() {
     let world = World::start().await;
     let database = filled(&world).await;

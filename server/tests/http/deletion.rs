@@ -67,6 +67,41 @@ async fn a_database_with_a_fork_is_purged_only_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_purge_is_refused_while_an_archive_is_held_and_reaches_it_then() {
+    let world = World::start().await;
+    let orders = world.database("orders").await;
+    world.run(&orders, "create table t(a)").await;
+    let archives = format!("{orders}/archives");
+    let got = world.keyed(&archives, json!({ "legal_hold": true })).await;
+    assert_eq!(got.status, 201, "{got:?}");
+    let id = got.body["archive"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let purge = || world.ask(Method::DELETE, &format!("{orders}?purge=true"));
+    let got = read(purge()).await;
+    assert_eq!((got.status, got.code()), (409, "archive-held"), "{got:?}");
+    assert_eq!(got.body["archives"], json!([id]));
+    // A deletion that can be undone is fine.
+    assert_eq!(read(world.ask(Method::DELETE, &orders)).await.status, 204);
+    let got = read(purge()).await;
+    assert_eq!((got.status, got.code()), (409, "archive-held"), "{got:?}");
+    let undelete = world.ask(Method::POST, &format!("{orders}/undelete"));
+    assert_eq!(read(undelete).await.status, 200);
+    let lift = world.ask(Method::PATCH, &format!("{archives}/{id}"));
+    let got = read(lift.json(&json!({ "legal_hold": false }))).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    let got = read(purge()).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    assert_eq!(got.body["archives_deleted"], 1);
+    assert!(got.body["objects_gone_at"].is_string(), "{got:?}");
+    let seed = json!({ "name": "again", "seed": { "archive": id } });
+    let got = world.post("/v1/namespaces/default/databases", seed).await;
+    assert_eq!((got.status, got.code()), (404, "archive-not-found"));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_window_is_set_by_days_or_by_a_name_and_looked_at_dry() {
     let world = World::start().await;
     let orders = world.database("orders").await;

@@ -2,14 +2,20 @@
 //!
 //! The side file is a JSON object beside the archive, written last and never changed: an archive exists once it
 //! stands there, and it tells a finder everything that is needed to use the archive without Tidelog. What may
-//! change later (how long it is held, when it was last verified) stands in the row alone.
+//! change later (how long it is held, when it was last verified) stands in the row alone. Where the database has a
+//! data key, side file and archive are sealed with it ([`tidelog_archive::export`]): names of tables and counts of
+//! rows tell as much as many rows do.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use tidelog_archive::key::{ArchiveId, DatabaseObject, Key};
-use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
+use tidelog_archive::plan::Resolved;
+use tidelog_wal::record::ObjectRef;
+use tidelog_wal::{DatabaseId, Digest, NamespaceId, PageCount, Timestamp};
+
+use crate::error::{Code, Error};
 
 /// What an archive is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,11 +75,11 @@ pub struct Document {
     pub compression: String,
     /// Bytes of the plain file.
     pub bytes: u64,
-    /// Bytes as stored.
+    /// Bytes of the compressed frame: what a download gives, and what is stored unless it is sealed.
     pub stored_bytes: u64,
     /// SHA-256 of the plain file, hex.
     pub sha256: String,
-    /// SHA-256 of the stored bytes, hex.
+    /// SHA-256 of the compressed frame, hex.
     pub stored_sha256: String,
     /// State digest of the pages, hex.
     pub digest: String,
@@ -93,8 +99,14 @@ pub struct Document {
     pub retain_until: Option<String>,
     /// Held without an end, as asked when it was made.
     pub legal_hold: bool,
-    /// The key the stored object is sealed with.
+    /// The data key the stored object is sealed with, hex; none if it is plain.
     pub key_id: Option<String>,
+    /// Bytes of the sealed object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_bytes: Option<u64>,
+    /// BLAKE3 that names the sealed object, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_blake3: Option<String>,
 }
 
 /// An archive.
@@ -124,6 +136,46 @@ impl Archive {
         object_key(self.namespace, self.database, self.id, self.document.format)
     }
 
+    /// Bytes of its object in the store.
+    pub fn object_bytes(&self) -> u64 {
+        let document = &self.document;
+        document.sealed_bytes.unwrap_or(document.stored_bytes)
+    }
+
+    /// The state it holds.
+    pub(crate) fn state(&self) -> Result<Resolved, Error> {
+        let document = &self.document;
+        let position = document.bookmark.parse().ok();
+        let time = document.committed_at.parse::<jiff::Timestamp>().ok();
+        let time = time.and_then(|time| u64::try_from(time.as_microsecond()).ok());
+        let digest = u64::from_str_radix(&document.digest, 16).ok();
+        let (Some(position), Some(time), Some(digest)) = (position, time, digest) else {
+            let what = format!("archive {} does not say which state it holds", self.id);
+            return Err(Error::new(Code::ObjectCorrupt, what));
+        };
+        Ok(Resolved {
+            position,
+            time: Timestamp::from_micros(time),
+            n: PageCount::new(document.page_count),
+            digest: Digest::from_u64(digest),
+        })
+    }
+
+    /// What names its sealed object; `None` if it is plain.
+    pub(super) fn sealed(&self) -> Result<Option<ObjectRef>, Error> {
+        let document = &self.document;
+        let Some(len) = document.sealed_bytes else {
+            return Ok(None);
+        };
+        let blake3 = document.sealed_blake3.as_deref().and_then(unhex);
+        let blake3 = blake3.ok_or_else(|| {
+            let what = format!("archive {} is sealed and does not say by what", self.id);
+            Error::new(Code::ObjectCorrupt, what)
+        })?;
+        let key = self.key().to_string();
+        Ok(Some(ObjectRef { key, len, blake3 }))
+    }
+
     /// Why it may not be deleted now, if it may not.
     pub fn held(&self, now: Timestamp) -> Option<String> {
         if self.legal_hold {
@@ -136,6 +188,13 @@ impl Archive {
             rfc3339(until)
         ))
     }
+}
+
+/// The bytes of a BLAKE3 in hex.
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    blake3::Hash::from_hex(text)
+        .ok()
+        .map(|hash| *hash.as_bytes())
 }
 
 /// The key of an archive's object.

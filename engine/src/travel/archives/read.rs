@@ -1,4 +1,5 @@
-//! Reading an archive back: as it is stored, and proven.
+//! Reading an archive back: its compressed frame, whole or in ranges, and proven. That of a sealed archive is fetched
+//! and opened block by block: a range costs its own blocks and the index.
 
 use std::fs::File;
 use std::io::{self, Read, Write as _};
@@ -10,6 +11,9 @@ use futures::{Stream, StreamExt as _};
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
 use tidelog_archive::ErrorKind;
+use tidelog_archive::envelope::{FormatError, HEADER_LEN, TAIL_GUESS, TailRange};
+use tidelog_archive::export::SealedArchive;
+use tidelog_wal::record::ObjectRef;
 use tidelog_wal::{Digest, DigestSeed, PageCount, PageNo, PageSize};
 use tokio::sync::mpsc;
 
@@ -21,6 +25,7 @@ use crate::error::{Code, Error};
 use crate::node::start::store_error;
 use crate::operations::{Handle, NewOperation, OperationType, Task};
 use crate::scratch;
+use crate::sealing::{key_error, refused};
 use crate::ship::blocking;
 use crate::travel::inspect::{Check, hex, integrity};
 use crate::travel::verify::Outcome;
@@ -28,7 +33,7 @@ use crate::travel::verify::Outcome;
 /// Bytes fetched at a time.
 const FETCH: u64 = 4 << 20;
 
-/// An archive's stored bytes, and what to tell of them.
+/// An archive's compressed frame, and what to tell of it.
 #[derive(Debug)]
 pub struct Content {
     /// The archive.
@@ -46,29 +51,99 @@ impl Content {
     }
 }
 
+/// Where a stream of a frame stands.
+struct Fetch {
+    core: std::sync::Arc<Core>,
+    archive: Archive,
+    /// What is left to give.
+    range: Range<u64>,
+    /// The index of a sealed archive, once it was read.
+    index: Option<SealedArchive>,
+}
+
 fn stored(
     core: &std::sync::Arc<Core>,
     archive: &Archive,
     range: Range<u64>,
 ) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static + use<> {
-    let (core, key) = (std::sync::Arc::clone(core), archive.key().to_string());
-    futures::stream::try_unfold(range.start, move |at| {
-        let (core, key) = (std::sync::Arc::clone(&core), key.clone());
-        async move {
-            if at >= range.end {
-                return Ok(None);
-            }
-            let end = range.end.min(at + FETCH);
-            let bytes = core.remote.store.get_range(&key, at..end).await;
-            let bytes = bytes.map_err(|error| match error.kind() {
-                ErrorKind::NotFound | ErrorKind::Corrupt => {
-                    Error::new(Code::ObjectCorrupt, format!("{key}: {error}")).caused_by(error)
-                }
-                _ => store_error("read an archive", error),
-            })?;
-            Ok(Some((bytes, end)))
+    let fetch = Fetch {
+        core: std::sync::Arc::clone(core),
+        archive: archive.clone(),
+        range,
+        index: None,
+    };
+    futures::stream::try_unfold(fetch, |mut fetch| async move {
+        if fetch.range.is_empty() {
+            return Ok(None);
         }
+        let bytes = match fetch.archive.sealed()? {
+            None => fetch.plain().await?,
+            Some(named) => fetch.sealed(&named).await?,
+        };
+        fetch.range.start += bytes.len() as u64;
+        Ok(Some((bytes, fetch)))
     })
+}
+
+impl Fetch {
+    async fn get(&self, key: &str, range: Range<u64>) -> Result<Bytes, Error> {
+        let bytes = self.core.remote.store.get_range(key, range).await;
+        bytes.map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::Corrupt => {
+                Error::new(Code::ObjectCorrupt, format!("{key}: {error}")).caused_by(error)
+            }
+            _ => store_error("read an archive", error),
+        })
+    }
+
+    async fn plain(&self) -> Result<Bytes, Error> {
+        let end = self.range.end.min(self.range.start + FETCH);
+        let key = self.archive.key().to_string();
+        self.get(&key, self.range.start..end).await
+    }
+
+    async fn sealed(&mut self, named: &ObjectRef) -> Result<Bytes, Error> {
+        let key = &named.key;
+        let index = match self.index.take() {
+            Some(index) => index,
+            None => self.open(named).await?,
+        };
+        let short = || {
+            let what = format!("{key} holds {} bytes of a frame", index.raw_len());
+            Error::new(Code::ObjectCorrupt, what)
+        };
+        let (blocks, at) = index.blocks(&self.range, FETCH).ok_or_else(short)?;
+        let stored = self.get(key, at).await?;
+        let opened = index.open_blocks(&blocks, &stored, &self.range);
+        let opened = opened.map_err(|error| refused(key, error))?;
+        if opened.is_empty() {
+            return Err(short());
+        }
+        self.index = Some(index);
+        Ok(opened.into())
+    }
+
+    /// Reads the index of a sealed archive, its key fetched if need be.
+    async fn open(&self, named: &ObjectRef) -> Result<SealedArchive, Error> {
+        let store = &self.core.remote.store;
+        let head = self.get(&named.key, 0..HEADER_LEN as u64).await?;
+        store.unlock_head(&head).await.map_err(key_error)?;
+        let ids = (self.archive.namespace, self.archive.database);
+        let mut from = named.len.saturating_sub(TAIL_GUESS);
+        loop {
+            let tail = self.get(&named.key, from..named.len).await?;
+            let opened =
+                SealedArchive::open_tail(&head, &tail, ids, self.archive.id, named, store.keys());
+            match opened.map_err(|error| refused(&named.key, error))? {
+                Ok(index) => return Ok(index),
+                Err(TailRange(range)) if range.start < from => from = range.start,
+                Err(_) => {
+                    let what = format!("{}: its index is out of reach", named.key);
+                    return Err(Error::new(Code::ObjectCorrupt, what));
+                }
+            }
+        }
+    }
 }
 
 /// Reads, hashing.
@@ -99,11 +174,11 @@ impl<R: Read> Read for Hashing<R> {
 
 /// What is wrong with an archive.
 #[derive(Debug)]
-pub(super) struct Wrong(pub(super) String);
+pub(crate) struct Wrong(pub(crate) String);
 
 /// Fetches an archive, decompresses it into `file` and proves length and SHA-256 of both sides. The inner error
 /// says what is wrong with the archive; the outer one, why that cannot be told.
-pub(super) async fn unpack(
+pub(crate) async fn unpack(
     core: &std::sync::Arc<Core>,
     archive: &Archive,
     file: &Path,
@@ -120,8 +195,8 @@ pub(super) async fn unpack(
         }
         Err(error) => return Err(store_error("read an archive", error)),
     };
-    if head.length != document.stored_bytes {
-        let (found, wanted) = (head.length, document.stored_bytes);
+    if head.length != archive.object_bytes() {
+        let (found, wanted) = (head.length, archive.object_bytes());
         return Ok(Err(Wrong(format!("{key} has {found} bytes of {wanted}"))));
     }
     task.phase("reading", document.bytes)?;
@@ -145,11 +220,20 @@ pub(super) async fn unpack(
     match unpacked? {
         Ok(proven) => Ok(proven),
         // A failure of the store comes back as what it was.
-        Err(error) => Err(match error.downcast::<Error>() {
-            Ok(ours) => ours,
-            Err(error) => Error::io("unpack an archive", error),
-        }),
+        Err(error) => match error.downcast::<Error>() {
+            // The object is there, and is not what was sealed.
+            Ok(ours) if is_refusal(&ours) => Ok(Err(Wrong(ours.to_string()))),
+            Ok(ours) => Err(ours),
+            Err(error) => Err(Error::io("unpack an archive", error)),
+        },
     }
+}
+
+/// Whether an error says that the bytes of a sealed object are not what was written.
+fn is_refusal(error: &Error) -> bool {
+    let source = std::error::Error::source(error);
+    error.code() == Code::ObjectCorrupt
+        && source.is_some_and(<dyn std::error::Error>::is::<FormatError>)
 }
 
 /// Pieces of a fetch as something to read from.
@@ -255,7 +339,7 @@ pub(crate) fn digest_of_file(
 }
 
 impl Database {
-    /// The content of an archive, as it is stored.
+    /// The content of an archive: its compressed frame.
     #[boxed]
     pub async fn archive_content(&self, id: &str) -> Result<Content, Error> {
         Ok(Content {

@@ -1,6 +1,6 @@
 //! The rows of archives in the system database.
 
-use rusqlite::{OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde_json::Value as Json;
 use tidelog_archive::key::ArchiveId;
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
@@ -102,6 +102,42 @@ pub(super) fn is_repeated(error: &Error) -> bool {
     is_unique_violation(error)
 }
 
+/// Ids of the archives of a database that are under legal hold, or retained beyond `now`.
+pub(crate) fn held(
+    c: &Connection,
+    database: DatabaseId,
+    now: Timestamp,
+) -> rusqlite::Result<Vec<String>> {
+    let mut select = c.prepare(
+        "SELECT id FROM archives WHERE database = ?1 AND state <> 'deleting' \
+         AND (legal_hold OR retain_until > ?2) ORDER BY id",
+    )?;
+    select
+        .query_map(params![database.as_bytes(), micros(now)], |row| row.get(0))?
+        .collect()
+}
+
+/// Why a database is not purged while archives of it are held.
+pub(crate) fn refuse_held(held: Vec<String>) -> Result<(), Error> {
+    if held.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "archives of this database are retained or under legal hold, and a purge would destroy them: {}; lift the \
+         holds first",
+        held.join(", ")
+    );
+    Err(Error::new(Code::ArchiveHeld, what).with("archives", held))
+}
+
+fn found_living(rows: usize, database: DatabaseId) -> Result<(), Error> {
+    if rows > 0 {
+        return Ok(());
+    }
+    let what = format!("database {database} is being purged, and its archives with it");
+    Err(Error::new(Code::DatabasePurged, what))
+}
+
 impl System {
     /// Notes an archive that begins; a repeated key violates its uniqueness.
     pub(super) async fn archive_begin(&self, begun: &Begun) -> Result<(), Error> {
@@ -113,10 +149,12 @@ impl System {
                 "UPDATE archives SET request = NULL WHERE request = ?1 AND created < ?2",
                 params![request, micros(oldest)],
             )?;
+            // Nothing begins in a database that is being purged: it would be left behind.
             c.execute(
                 "INSERT INTO archives(id, namespace, database, state, term, created, retain_until, \
                  legal_hold, request, fingerprint) \
-                 VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 \
+                 WHERE EXISTS(SELECT 1 FROM databases WHERE id = ?3 AND purging IS NULL)",
                 params![
                     row.id.to_string(),
                     row.namespace.as_bytes(),
@@ -132,7 +170,7 @@ impl System {
             )
         })
         .await
-        .map(|_| ())
+        .and_then(|rows| found_living(rows, begun.database))
     }
 
     /// What an earlier call with this key began in the last 24 hours.
@@ -212,21 +250,56 @@ impl System {
             .map(|_| ())
     }
 
-    /// Changes how long an archive is held.
+    /// Changes how long an archive is held; not that of a database which is being purged.
     pub(super) async fn archive_hold(
         &self,
-        id: ArchiveId,
+        archive: &Archive,
         retain_until: Option<Timestamp>,
         legal_hold: bool,
     ) -> Result<(), Error> {
+        let id = archive.id;
         self.write(move |c| {
             c.execute(
-                "UPDATE archives SET retain_until = ?2, legal_hold = ?3 WHERE id = ?1",
+                "UPDATE archives SET retain_until = ?2, legal_hold = ?3 WHERE id = ?1 AND EXISTS(\
+                 SELECT 1 FROM databases WHERE id = archives.database AND purging IS NULL)",
                 params![id.to_string(), retain_until.map(micros), legal_hold],
             )
         })
         .await
-        .map(|_| ())
+        .and_then(|rows| found_living(rows, archive.database))
+    }
+
+    /// The archives of a database that may not be deleted at `now`, those that are being made among them.
+    pub(crate) async fn archives_held(
+        &self,
+        database: DatabaseId,
+        now: Timestamp,
+    ) -> Result<Vec<String>, Error> {
+        self.read(move |c| held(c, database, now)).await
+    }
+
+    /// Whether a database has archives.
+    pub(crate) async fn has_archives(&self, database: DatabaseId) -> Result<bool, Error> {
+        self.read(move |c| {
+            c.query_row(
+                "SELECT EXISTS(SELECT 1 FROM archives WHERE database = ?1)",
+                [database.as_bytes()],
+                |row| row.get(0),
+            )
+        })
+        .await
+    }
+
+    /// Hides every archive of a database that is being purged; how many there are.
+    pub(crate) async fn archives_hide_all(&self, database: DatabaseId) -> Result<u64, Error> {
+        self.write(move |c| {
+            c.execute(
+                "UPDATE archives SET state = ?2 WHERE database = ?1",
+                params![database.as_bytes(), RowState::Deleting.as_str()],
+            )
+        })
+        .await
+        .map(|rows| rows as u64)
     }
 
     /// Notes what a verification said.

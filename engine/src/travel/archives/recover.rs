@@ -1,8 +1,8 @@
 //! Ending what an earlier process life left of archives, and deleting.
 
 use serde_json::{Value as Json, json};
-use tidelog_archive::ErrorKind;
 use tidelog_archive::key::ArchiveId;
+use tidelog_archive::{ErrorKind, export};
 use tidelog_wal::{DatabaseId, NamespaceId};
 
 use super::document::{Document, Format, document_key, object_key};
@@ -11,6 +11,7 @@ use crate::crash_point;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
 use crate::node::start::store_error;
+use crate::sealing::{key_error, refused};
 
 /// Removes every object of an archive, the side file first: without it the archive does not exist.
 pub(super) async fn delete(
@@ -39,13 +40,41 @@ async fn document(
     id: ArchiveId,
 ) -> Result<Option<Document>, Error> {
     let key = document_key(namespace, database, id).to_string();
-    match core.remote.store.get(&key).await {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-            let what = format!("{key} is not a side file of an archive");
-            Error::new(Code::ObjectCorrupt, what).caused_by(e)
-        }),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(store_error("read an archive's side file", error)),
+    let store = &core.remote.store;
+    let bytes = match store.get(&key).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(store_error("read an archive's side file", error)),
+    };
+    let text = if export::is_sealed(&bytes) {
+        store.unlock_head(&bytes).await.map_err(key_error)?;
+        let ids = (namespace, database);
+        export::open_document(&bytes, ids, store.keys()).map_err(|e| refused(&key, e))?
+    } else {
+        bytes.to_vec()
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|e| {
+        let what = format!("{key} is not a side file of an archive");
+        Error::new(Code::ObjectCorrupt, what).caused_by(e)
+    })
+}
+
+/// The same; none of a database whose keys are destroyed, whose archives are gone with them.
+async fn living_document(
+    core: &Core,
+    namespace: NamespaceId,
+    database: DatabaseId,
+    id: ArchiveId,
+) -> Result<Option<Document>, Error> {
+    match document(core, namespace, database, id).await {
+        Err(error) if error.code() == Code::KeyUnavailable => {
+            if core.remote.is_shredded(namespace, database).await? {
+                Ok(None)
+            } else {
+                Err(error)
+            }
+        }
+        found => found,
     }
 }
 
@@ -57,7 +86,7 @@ async fn end(
     id: ArchiveId,
 ) -> Result<Option<Document>, Error> {
     let inner = &engine.inner;
-    if let Some(document) = document(&inner.core, namespace, database, id).await? {
+    if let Some(document) = living_document(&inner.core, namespace, database, id).await? {
         inner.system.archive_ready(id, &document).await?;
         return Ok(Some(document));
     }

@@ -7,7 +7,7 @@
 //! | [`run`] | carrying a plan out: touch, image, split, mark, sweep |
 //! | [`image`] | an image of a state that only the store holds |
 //! | [`garbage`] | unlisted objects of process lives that are over |
-//! | [`hold`] | databases that a running restore or archive reads: nothing of theirs is marked |
+//! | [`hold`] | databases that a running restore, fork or archive reads: nothing of theirs is marked |
 //!
 //! A mark is final: from the manifest version that carries it the object does not exist for readers, planners
 //! and protectors. It is deleted after [`GRACE_MICROS`] by two clocks, ours and the store's, which the

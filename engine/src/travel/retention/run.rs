@@ -134,9 +134,14 @@ pub(crate) async fn run(
         .await?;
     if !report.held {
         run.apply_image(&mut loaded, now, &mut report).await?;
-        run.apply_splits(&mut loaded, now, latest).await?;
-        run.apply_marks(&mut loaded, now, latest, &mut report)
-            .await?;
+        // Whoever comes to hold it from here on reads the manifest after the marks.
+        let marking = core.holds.marking(id);
+        report.held = marking.is_none();
+        if !report.held {
+            run.apply_splits(&mut loaded, now, latest).await?;
+            run.apply_marks(&mut loaded, now, latest, &mut report)
+                .await?;
+        }
     }
     run.apply_sweep(&mut loaded, now, &mut report).await?;
     for gone in garbage::find(core, namespace, id, now).await? {
@@ -428,7 +433,7 @@ impl Run<'_> {
             let changed = self
                 .change("mark what expired", |manifest| {
                     // A pin that came or went since would want another plan.
-                    if manifest.pins != catalog.manifest.pins || self.core.holds.is_held(self.id) {
+                    if manifest.pins != catalog.manifest.pins {
                         return Err(moved());
                     }
                     manifest.horizon = manifest.horizon.max(plan.horizon);

@@ -303,9 +303,14 @@ impl World {
         found.mark.len() + found.split.len()
     }
 
-    /// Whether listed objects lead to a state.
+    /// Whether listed objects lead to a state, and tell which one it is: its own record, or an image of it.
     fn reaches(&self, txid: TxId) -> bool {
         let (segments, images) = self.catalog.entries();
+        let told = segments.iter().any(|entry| entry.run.contains(txid))
+            || images.iter().any(|image| image.position.txid == txid);
+        if !told {
+            return false;
+        }
         let covered = |low: TxId, high: TxId| {
             let mut at = low;
             for entry in &segments {

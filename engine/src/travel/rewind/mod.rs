@@ -5,7 +5,7 @@
 //!
 //! The work is done outside the write gate as far as it can be: the log since the target is read and merged
 //! from the store, or, where that would cost more bytes than the database, the target is materialised from an
-//! image. Only the commits made meanwhile are added under the gate, from the local journal. A restore record
+//! image; or it is unpacked from an archive of the database, which may be older than the window. Only the commits made meanwhile are added under the gate, from the local journal. A restore record
 //! with what an undo goes back to is stored before anything changes.
 //!
 //! Preview and execution run the same [`RewindPlan`] (I10).
@@ -30,7 +30,7 @@ use crate::system::{Page, PageOf};
 
 pub(crate) use apply::{Source, Wanted};
 pub(crate) use plan::Plans;
-pub use plan::{RewindPlan, Way};
+pub use plan::{Origin, RewindPlan, Way};
 pub(crate) use run::put_in_place;
 
 /// The window in which the restores of one database are bounded.
@@ -43,6 +43,8 @@ pub enum RestoreTarget {
     At(At),
     /// The state before an earlier restore.
     Before(String),
+    /// The state that an archive of the database holds.
+    Archive(String),
 }
 
 /// A rewind that is asked for.
@@ -98,8 +100,7 @@ impl Database {
     /// What a rewind would do. The plan can be run once, within ten minutes, while the database has not moved.
     #[boxed]
     pub async fn preview(&self, target: &RestoreTarget) -> Result<RewindPlan, Error> {
-        let at = self.target(target).await?;
-        let plan = self.rewind_plan(at).await?;
+        let plan = self.rewind_plan(target).await?;
         self.engine().inner.plans.keep(self.row().id, plan.clone());
         Ok(plan)
     }
@@ -165,23 +166,14 @@ impl Database {
         system.restore_list(self.row().id, page).await
     }
 
-    async fn target(&self, target: &RestoreTarget) -> Result<At, Error> {
-        match target {
-            RestoreTarget::At(at) => Ok(at.clone()),
-            RestoreTarget::Before(id) => Ok(At::Bookmark(self.restore(id).await?.previous)),
-        }
-    }
-
     async fn begin_rewind(&self, accepted: Accepted) -> Result<Handle, Error> {
         let engine = self.engine();
         let row = self.row();
         self.check_rate().await?;
+        let hold = self.hold().await?;
         let plan = match &accepted.rewind.plan {
             Some(id) => engine.inner.plans.take(row.id, id, engine.now())?,
-            None => {
-                let at = self.target(&accepted.rewind.target).await?;
-                self.rewind_plan(at).await?
-            }
+            None => self.rewind_plan(&accepted.rewind.target).await?,
         };
         let now = self.bookmark().await?.bookmark;
         let expected = accepted.rewind.only_at;
@@ -203,6 +195,7 @@ impl Database {
         let database = self.clone();
         engine
             .operate(new, async move |task| {
+                let _hold = hold;
                 run::run(&database, &task, id, plan, accepted).await
             })
             .await
@@ -245,6 +238,8 @@ fn note(id: &str, plan: &RewindPlan) -> Json {
         "restore": id,
         "target": plan.target.position.to_string(),
         "previous": plan.current.position().to_string(),
+        "pages": plan.target.n.get(),
+        "digest": plan.target.digest.to_string(),
     })
 }
 

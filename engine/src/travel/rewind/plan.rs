@@ -7,11 +7,13 @@ use std::time::Duration;
 use tidelog_archive::plan::{Plan, Resolved, Start};
 use tidelog_wal::{DatabaseId, PageSize, Timestamp};
 
+use super::RestoreTarget;
 use crate::bucket::At;
 use crate::capture::Head;
 use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::rebuild::plan_error;
+use crate::travel::archives::{Archive, Format};
 
 /// How long a previewed plan can be run.
 const PLAN_LIFE: Duration = Duration::from_mins(10);
@@ -27,6 +29,8 @@ pub enum Way {
     Log,
     /// By an image and the log behind it, compared page by page.
     Image,
+    /// By an archive, compared page by page.
+    Archive,
 }
 
 impl Way {
@@ -35,12 +39,22 @@ impl Way {
         match self {
             Self::Log => "log",
             Self::Image => "image",
+            Self::Archive => "archive",
         }
     }
 }
 
+/// Where the state to come is read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Origin {
+    /// In the history: what is fetched and applied.
+    History(Box<Plan>),
+    /// In an archive of the database.
+    Archive(Box<Archive>),
+}
+
 /// What a rewind will do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RewindPlan {
     /// Names the plan: it can be run once.
     pub id: String,
@@ -50,8 +64,8 @@ pub struct RewindPlan {
     pub current: Head,
     /// Page size of the database.
     pub page_size: PageSize,
-    /// What is fetched and applied.
-    pub plan: Plan,
+    /// Where the state is read.
+    pub origin: Origin,
     /// When it was made.
     pub made_at: Timestamp,
 }
@@ -64,10 +78,37 @@ impl RewindPlan {
     }
 
     /// How the state is reached.
-    pub const fn way(&self) -> Way {
-        match self.plan.start {
-            Start::Base(_) => Way::Log,
-            Start::Empty | Start::Image(_) => Way::Image,
+    pub fn way(&self) -> Way {
+        match &self.origin {
+            Origin::Archive(_) => Way::Archive,
+            Origin::History(plan) => match plan.start {
+                Start::Base(_) => Way::Log,
+                Start::Empty | Start::Image(_) => Way::Image,
+            },
+        }
+    }
+
+    /// Bytes that are fetched from the store.
+    pub fn bytes_to_fetch(&self) -> u64 {
+        match &self.origin {
+            Origin::History(plan) => plan.bytes,
+            Origin::Archive(archive) => archive.object_bytes(),
+        }
+    }
+
+    /// Objects that are fetched from the store.
+    pub fn objects_to_fetch(&self) -> usize {
+        match &self.origin {
+            Origin::History(plan) => plan.objects(),
+            Origin::Archive(_) => 1,
+        }
+    }
+
+    /// The archive it is read from, if it is.
+    pub fn archive(&self) -> Option<&Archive> {
+        match &self.origin {
+            Origin::History(_) => None,
+            Origin::Archive(archive) => Some(archive),
         }
     }
 
@@ -78,17 +119,70 @@ impl RewindPlan {
         let read = match self.way() {
             Way::Log => 0,
             // Every page of the database is looked at.
-            Way::Image => micros(self.current.pages.bytes(self.page_size), bytes * 4),
+            Way::Image | Way::Archive => {
+                micros(self.current.pages.bytes(self.page_size), bytes * 4)
+            }
         };
-        let fetched = micros(self.plan.bytes, bytes);
-        let applied = micros(self.plan.commits(), commits);
+        let fetched = micros(self.bytes_to_fetch(), bytes);
+        let applied = match &self.origin {
+            Origin::History(plan) => micros(plan.commits(), commits),
+            Origin::Archive(_) => 0,
+        };
         Duration::from_micros(fetched + applied + read)
     }
 }
 
 impl Database {
-    /// Plans a rewind to `at` from where the database stands.
-    pub(super) async fn rewind_plan(&self, at: At) -> Result<RewindPlan, Error> {
+    /// Plans a rewind to what is asked for from where the database stands.
+    pub(super) async fn rewind_plan(&self, target: &RestoreTarget) -> Result<RewindPlan, Error> {
+        match target {
+            RestoreTarget::At(at) => self.plan_back(at.clone()).await,
+            RestoreTarget::Before(id) => {
+                let previous = self.restore(id).await?.previous;
+                self.plan_back(At::Bookmark(previous)).await
+            }
+            RestoreTarget::Archive(id) => self.plan_from_archive(id).await,
+        }
+    }
+
+    /// Plans to take the state from an archive of this very database, whose history it may have left long ago.
+    async fn plan_from_archive(&self, id: &str) -> Result<RewindPlan, Error> {
+        let archive = self.archive(id).await?;
+        if archive.document.format == Format::Sql {
+            let what = "an archive of format sql is a text for other programs: run it through sqlite3 \
+                        and import the file";
+            return Err(Error::new(Code::ImportInvalid, what));
+        }
+        let target = archive.state()?;
+        // Captured to the end, as a plan from the history is.
+        self.bookmark().await?;
+        let lease = self.lease().await?;
+        let meta = lease.meta();
+        let document = &archive.document;
+        let seed = format!("{:016x}", meta.seed.get());
+        if document.page_size != meta.page_size.get() || document.digest_seed != seed {
+            let what = format!("archive {id} does not fit the database: page size or digest seed");
+            return Err(Error::new(Code::ImportInvalid, what));
+        }
+        drop(crate::scratch::folder(
+            &lease.core,
+            "a restore",
+            document.bytes,
+        )?);
+        let current = lease.head();
+        let chance = u128::from_be_bytes(lease.core.parts.entropy.bytes16());
+        Ok(RewindPlan {
+            id: format!("pl_{chance:032x}"),
+            target,
+            current,
+            page_size: meta.page_size,
+            origin: Origin::Archive(Box::new(archive)),
+            made_at: lease.core.parts.clock.wall(),
+        })
+    }
+
+    /// Plans to go to a state of the history.
+    async fn plan_back(&self, at: At) -> Result<RewindPlan, Error> {
         let (lease, mut history, target) = self.resolve(at).await?;
         // Everything up to the newest stored commit, which is at least where the resolving began.
         let base = history.head().ok_or_else(|| {
@@ -102,7 +196,7 @@ impl Database {
             target,
             current,
             page_size: lease.meta().page_size,
-            plan,
+            origin: Origin::History(Box::new(plan)),
             made_at: lease.core.parts.clock.wall(),
         })
     }

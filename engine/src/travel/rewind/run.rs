@@ -7,12 +7,12 @@ use serde_json::{Value as Json, json};
 use tidelog_archive::plan::Start;
 use tidelog_archive::restore::{RestoreSettings, merge};
 use tidelog_wal::record::{RecordKind, RestoreNote, tag};
-use tidelog_wal::{Position, Timestamp, TxId};
+use tidelog_wal::{Digest, PageCount, Position, Timestamp, TxId};
 
 use super::apply::{Change, Source, Wanted};
-use super::plan::{RewindPlan, Way};
+use super::plan::{Origin, RewindPlan};
 use super::xors::PageXors;
-use super::{Accepted, moved, stale};
+use super::{Accepted, RestoreTarget, moved, stale};
 use crate::bucket::At;
 use crate::capture::{CommitNote, Head};
 use crate::core::Core;
@@ -27,6 +27,7 @@ use crate::rebuild::{materialise, restore_error};
 use crate::settings::Durability;
 use crate::ship::blocking;
 use crate::system::Page;
+use crate::travel::archives::{Archive, Wrong, unpack};
 use crate::travel::labels::NewSnapshot;
 use crate::travel::restores::{Outcome, RestoreRecord, RolledBackKey};
 
@@ -64,13 +65,13 @@ pub(super) async fn run(
     let clock = Arc::clone(&engine.inner.core.parts.clock);
     let began = clock.monotonic_micros();
     let lease = database.lease().await?;
-    task.phase("read_log", plan.plan.bytes)?;
-    let gathered = task.unless_stopped(gather(&lease, &plan)).await;
+    task.phase("read_log", plan.bytes_to_fetch())?;
+    let gathered = task.unless_stopped(gather(&lease, &plan, task)).await;
     let (plan, mut gathered) = match gathered {
         // What was settled since the plan was made may have taken the place of objects it reads.
-        Err(error) if error.is_gone() => {
+        Err(error) if error.is_gone() && plan.archive().is_none() => {
             let plan = replan(database, plan).await?;
-            let gathered = task.unless_stopped(gather(&lease, &plan)).await?;
+            let gathered = task.unless_stopped(gather(&lease, &plan, task)).await?;
             (plan, gathered)
         }
         gathered => (plan, gathered?),
@@ -96,6 +97,7 @@ pub(super) async fn run(
         previous: lease.head().position(),
         bookmark: None,
         outcome: Outcome::Running,
+        archive: plan.archive().map(|archive| archive.id.to_string()),
         preserved_as: accepted.rewind.preserve_as.clone(),
         pages_changed: None,
         duration_micros: None,
@@ -167,6 +169,7 @@ fn result(record: &RestoreRecord, plan: &RewindPlan, quick_check: Option<&str>) 
             "pages_changed": record.pages_changed,
             "commits_undone": record.previous.txid.since(record.target.txid).unwrap_or(0),
             "way": plan.way().as_str(),
+            "archive": record.archive,
             "quick_check": quick_check,
             "duration_ms": record.duration_micros.unwrap_or(0) / 1000,
         },
@@ -181,8 +184,8 @@ fn scratch(core: &Core) -> PathBuf {
 
 /// The same plan over what is listed now.
 async fn replan(database: &Database, plan: RewindPlan) -> Result<RewindPlan, Error> {
-    let at = At::Bookmark(plan.target.position);
-    let anew = database.rewind_plan(at).await?;
+    let target = RestoreTarget::At(At::Bookmark(plan.target.position));
+    let anew = database.rewind_plan(&target).await?;
     Ok(RewindPlan {
         id: plan.id,
         current: plan.current,
@@ -191,38 +194,52 @@ async fn replan(database: &Database, plan: RewindPlan) -> Result<RewindPlan, Err
     })
 }
 
-async fn gather(lease: &Lease, plan: &RewindPlan) -> Result<Gathered, Error> {
+async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathered, Error> {
     let core = &lease.core;
     let store = &core.remote.store;
-    match (plan.way(), &plan.plan.start) {
-        (Way::Log, Start::Base(base)) => {
-            let xors = PageXors::new(plan.page_size, scratch(core));
-            let settings = RestoreSettings::default();
-            let merged = merge(store, &plan.plan, xors, settings).await;
-            let (xors, _) = merged.map_err(restore_error)?;
-            Ok(Gathered {
-                source: Source::Xors(xors),
-                upto: Some(base.txid),
-                _scratch: None,
-            })
-        }
-        _ => {
-            let io = |e| Error::io("make a scratch folder", e);
-            let folder = scratch(core);
-            std::fs::create_dir_all(&folder).map_err(io)?;
-            let folder = tempfile::Builder::new()
-                .prefix("restore-")
-                .tempdir_in(folder)
-                .map_err(io)?;
-            let path = folder.path().join("target");
-            materialise(store, &plan.plan, &path).await?;
-            Ok(Gathered {
-                source: Source::open(&path)?,
-                upto: None,
-                _scratch: Some(folder),
-            })
-        }
+    let history = match &plan.origin {
+        Origin::History(history) => history,
+        Origin::Archive(archive) => return unpacked(core, archive, task).await,
+    };
+    if let Start::Base(base) = &history.start {
+        let xors = PageXors::new(plan.page_size, scratch(core));
+        let merged = merge(store, history, xors, RestoreSettings::default()).await;
+        let (xors, _) = merged.map_err(restore_error)?;
+        return Ok(Gathered {
+            source: Source::Xors(xors),
+            upto: Some(base.txid),
+            _scratch: None,
+        });
     }
+    let io = |e| Error::io("make a scratch folder", e);
+    let folder = scratch(core);
+    std::fs::create_dir_all(&folder).map_err(io)?;
+    let folder = tempfile::Builder::new()
+        .prefix("restore-")
+        .tempdir_in(folder)
+        .map_err(io)?;
+    let path = folder.path().join("target");
+    materialise(store, history, &path).await?;
+    Ok(Gathered {
+        source: Source::open(&path)?,
+        upto: None,
+        _scratch: Some(folder),
+    })
+}
+
+/// The state of an archive as a file, proven by its SHA-256; its digest is proven when it is applied.
+async fn unpacked(core: &Arc<Core>, archive: &Archive, task: &Task) -> Result<Gathered, Error> {
+    let folder = crate::scratch::folder(core, "a restore", archive.document.bytes)?;
+    let path = folder.path().join("target");
+    if let Err(Wrong(what)) = unpack(core, archive, &path, task).await? {
+        let what = format!("archive {} is damaged: {what}", archive.id);
+        return Err(Error::new(Code::ObjectCorrupt, what));
+    }
+    Ok(Gathered {
+        source: Source::open(&path)?,
+        upto: None,
+        _scratch: Some(folder),
+    })
 }
 
 /// Sees to it that the snapshot names the state the restore began at, and that none stays of one that failed.
@@ -489,7 +506,14 @@ pub(super) async fn recover(engine: &Engine, operation: &Operation) -> Result<Op
         Err(error) if error.code() == Code::RestoreNotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let found = find_commit(&database, &record).await?;
+    let state = match state_noted(operation) {
+        Some(state) => state,
+        None => {
+            let target = database.state_at(At::Bookmark(record.target)).await?;
+            (target.n, target.digest)
+        }
+    };
+    let found = find_commit(&database, &record, state).await?;
     record.ended_at = Some(engine.now());
     if let Some((previous, bookmark)) = found {
         record.outcome = Outcome::Succeeded;
@@ -516,13 +540,21 @@ pub(super) async fn recover(engine: &Engine, operation: &Operation) -> Result<Op
     }))
 }
 
+/// Which state an operation led to, by its note: that of an archive may stand nowhere in the history any more.
+fn state_noted(operation: &Operation) -> Option<(PageCount, Digest)> {
+    let note = &operation.note;
+    let pages = u32::try_from(note.get("pages")?.as_u64()?).ok()?;
+    let digest = u64::from_str_radix(note.get("digest")?.as_str()?, 16).ok()?;
+    Some((PageCount::new(pages), Digest::from_u64(digest)))
+}
+
 /// The commit of a restore: the first one behind its record that is marked as a rewind, or that was recovered
 /// without its mark and leads to the target's very state. Answers the state before it, and itself.
 async fn find_commit(
     database: &Database,
     record: &RestoreRecord,
+    wanted: (PageCount, Digest),
 ) -> Result<Option<(Position, Position)>, Error> {
-    let target = database.state_at(At::Bookmark(record.target)).await?;
     let mut before = record.previous;
     let mut cursor = None;
     loop {
@@ -534,7 +566,7 @@ async fn find_commit(
             // A large one stands elsewhere; one that was captured at an open lost its mark.
             let unmarked = commit.recovered || commit.kind == RecordKind::Reference;
             let restored = commit.kind == RecordKind::Restore || unmarked;
-            if restored && state == (target.n, target.digest) {
+            if restored && state == wanted {
                 return Ok(Some((before, commit.position)));
             }
             before = commit.position;

@@ -100,6 +100,7 @@ pub(super) async fn run(
 ) -> Result<Json, Error> {
     let engine = database.engine();
     let started_at = engine.now();
+    let _hold = database.hold().await?;
     let prover = Prover {
         database,
         new,

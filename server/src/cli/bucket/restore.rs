@@ -41,7 +41,7 @@ impl PageSink for Watched {
 }
 
 /// Where the file is made before it gets its name: beside it, so that `--force` replaces it in one step.
-fn beside(out: &Path) -> PathBuf {
+pub(in crate::cli) fn beside(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".restoring");
     PathBuf::from(name)
@@ -54,9 +54,9 @@ pub(in crate::cli) async fn restore(
     options: RestoreOptions,
     output: &Output,
 ) -> Result<(), Failure> {
-    if options.dry_run || options.yes || options.reason.is_some() || options.preserve_as.is_some() {
-        let what =
-            "--dry-run, --yes, --reason and --preserve-as belong to a restore on a server (--url)";
+    let of_server = options.reason.is_some() || options.preserve_as.is_some();
+    if options.dry_run || options.yes || of_server || options.archive.is_some() {
+        let what = "--dry-run, --yes, --reason, --preserve-as and --archive belong to a restore on a server (--url)";
         return Err(Failure::usage(what));
     }
     let out = options
@@ -112,7 +112,7 @@ pub(in crate::cli) async fn restore(
 
 /// Gives the finished file its name. A WAL or journal of a file that stood there before must not be replayed
 /// into the new one, so `--force` removes them, too.
-fn place(made: &Path, out: &Path, force: bool) -> io::Result<()> {
+pub(in crate::cli) fn place(made: &Path, out: &Path, force: bool) -> io::Result<()> {
     if force {
         for suffix in ["-wal", "-shm", "-journal"] {
             let mut stale = out.as_os_str().to_owned();
