@@ -202,7 +202,7 @@ impl Registry {
             Opening::Open(database) => database,
             Opening::Unproven(found) => {
                 let loaded = self.core.remote.owned_manifest(namespace, id).await?;
-                let state = gap::go_on(&self.core, &loaded, found).await?;
+                let state = gap::go_on(&self.core, &loaded, *found).await?;
                 let (core, ledger) = (Arc::clone(&self.core), Arc::clone(&slot.ledger));
                 match blocking(move || open_database(&core, state, &[], ledger, true)).await? {
                     Opening::Open(database) => database,

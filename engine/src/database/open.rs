@@ -67,7 +67,7 @@ pub(crate) enum Opening {
     /// The files are where history says.
     Open(Arc<OpenDb>),
     /// They are not, and are closed again.
-    Unproven(Unproven),
+    Unproven(Box<Unproven>),
 }
 
 /// Files that no journaled commit leads to.
@@ -159,12 +159,12 @@ pub(crate) fn open_database(
     let newest = journaled.last().map_or(state.head, |j| j.head);
     let noted = journaled.last().map(|j| j.wal).or(state.wal);
     let unproven = |state: DbState, whole: bool, why: String| {
-        Opening::Unproven(Unproven {
+        Opening::Unproven(Box::new(Unproven {
             state,
             newest,
             whole,
             why,
-        })
+        }))
     };
     if let Some(frame) = same_life_frame(&opened, noted)? {
         let open = assemble(core, &state, &folder, opened, newest, frame, ledger);
