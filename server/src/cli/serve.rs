@@ -3,8 +3,9 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tidelog_engine::{Engine, MasterKeys, Parts, TakeOver};
+use tidelog_engine::{Code, Engine, MasterKeys, Parts, Settings, TakeOver};
 use tracing_subscriber::EnvFilter;
 
 use super::args::{Place, ServeOptions};
@@ -18,6 +19,8 @@ use crate::first::first_start;
 use crate::serve;
 use crate::settings::Limits;
 
+/// How often a store that was away at the start is asked whether it is back.
+const ASK_STORE: Duration = Duration::from_secs(2);
 /// Where bodies and exports are staged, below the data folder.
 const SCRATCH: &str = "scratch";
 
@@ -64,7 +67,7 @@ pub(super) async fn run(
     let (data, store_url) = (settings.data.clone(), settings.store_url.clone());
     let durability = settings.durability;
     let take_over = settings.take_over;
-    let engine = Engine::start(settings, Parts::production()).await?;
+    let mut engine = Engine::start(settings.clone(), Parts::production()).await?;
     for notice in engine.notices() {
         output.remark(notice);
     }
@@ -90,21 +93,58 @@ pub(super) async fn run(
     ));
     let scheme = if encrypted { "https" } else { "http" };
     output.remark(&format!("listening on {scheme}://{address}"));
-    let app = App::new(engine.clone(), Limits::default(), scratch(&data)?);
-    let app = Arc::new(app.configured(&config).map_err(Failure::usage)?);
-    let reloading = tokio::spawn(serve::reload_on_signal(Arc::clone(&app)));
-    let stopped = async {
-        // Without signals to wait for, a server runs until it is killed, which is safe.
-        if stop.await.is_err() {
-            std::future::pending::<()>().await;
+    let mut stop = std::pin::pin!(stop);
+    let mut listener = listener;
+    loop {
+        let app = App::new(engine.clone(), Limits::default(), scratch(&data)?);
+        let app = Arc::new(app.configured(&config).map_err(Failure::usage)?);
+        let reloading = tokio::spawn(serve::reload_on_signal(Arc::clone(&app)));
+        let mut returned = false;
+        let ended = async {
+            tokio::select! {
+                stopped = &mut stop => {
+                    // Without signals to wait for, a server runs until it is killed, which is safe.
+                    if stopped.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                    output.remark("stopping: finishing requests, shipping what is pending");
+                }
+                () = engine.store_returned(ASK_STORE) => {
+                    returned = true;
+                    output.remark("the store is back: finishing requests, and starting anew");
+                }
+            }
+        };
+        serve::serve(listener, app, ended).await;
+        reloading.abort();
+        engine.shutdown().await?;
+        if !returned {
+            output.remark("stopped");
+            return Ok(());
         }
-        output.remark("stopping: finishing requests, shipping what is pending");
-    };
-    serve::serve(listener, app, stopped).await;
-    reloading.abort();
-    engine.shutdown().await?;
-    output.remark("stopped");
-    Ok(())
+        drop(engine);
+        engine = start_anew(&settings).await?;
+        for notice in engine.notices() {
+            output.remark(notice);
+        }
+        listener = serve::bind(address, config.insecure_listen || encrypted)
+            .await
+            .map_err(|error| Failure::failed(format!("cannot listen on {address}: {error}")))?;
+        output.remark(&format!("listening on {scheme}://{address}"));
+    }
+}
+
+/// Starts the engine of a node whose store came back; a store that goes away again meanwhile is waited for.
+async fn start_anew(settings: &Settings) -> Result<Engine, Failure> {
+    loop {
+        match Engine::start(settings.clone(), Parts::production()).await {
+            Err(error) if error.code() == Code::StorageUnavailable => {
+                tracing::warn!(%error, "not started anew yet");
+                tokio::time::sleep(ASK_STORE).await;
+            }
+            started => return Ok(started?),
+        }
+    }
 }
 
 /// What `--take-over` names.
