@@ -12,8 +12,11 @@ use crate::capture::Scratches;
 use crate::database::rolled_back::RolledBack;
 use crate::disk::{Disk, StdDisk};
 use crate::error::{Code, Error};
+use crate::gap::Breaks;
 use crate::journal::Journal;
 use crate::meters::{Meters, NodeStatus};
+use crate::node::detached::Detached;
+use crate::node::life::boot_id;
 use crate::pump::Pump;
 use crate::rebuild::Tails;
 use crate::remote::Remote;
@@ -32,6 +35,8 @@ pub struct Parts {
     pub entropy: Arc<dyn Entropy>,
     /// The local disk, for the engine's own files.
     pub disk: Arc<dyn Disk>,
+    /// Names the time since the machine was started, if it has such a name.
+    pub boot: Option<String>,
 }
 
 impl Parts {
@@ -41,6 +46,7 @@ impl Parts {
             clock: Arc::new(SystemClock::default()),
             entropy: Arc::new(SystemEntropy),
             disk: Arc::new(StdDisk),
+            boot: boot_id(),
         }
     }
 }
@@ -78,6 +84,7 @@ pub(crate) struct Core {
     pub(crate) pump: Pump,
     pub(crate) remote: Remote,
     pub(crate) tails: Tails,
+    pub(crate) breaks: Breaks,
     pub(crate) scratches: Scratches,
     pub(crate) rolled_back: RolledBack,
     /// Databases that something reads for long.
@@ -88,6 +95,10 @@ pub(crate) struct Core {
     pub(crate) room: Room,
     /// Whose long statements run.
     pub(crate) turns: Arc<Turns>,
+    /// The store could not be reached at the start: what this life may do without it.
+    pub(crate) detached: Option<Detached>,
+    /// The machine was not started anew since the last life of this folder.
+    pub(crate) same_boot: bool,
 }
 
 impl Core {
@@ -108,6 +119,8 @@ impl Core {
             open_databases: 0,
             jobs_waiting: meters.jobs_waiting.load(Ordering::Relaxed),
             gates_waiting: meters.gates_waiting.load(Ordering::Relaxed),
+            discontinuities: meters.discontinuities.load(Ordering::Relaxed),
+            diverged_forks: meters.diverged_forks.load(Ordering::Relaxed),
             oldest_restorable_micros: self.remote.oldest_restorable(),
             capture: meters.capture.counts(),
             settle: meters.settle.counts(),
@@ -117,6 +130,11 @@ impl Core {
     /// Admission of a write that has not begun: refused when the journal is at its bound or poisoned, or when the
     /// disk has no more than the reserve left.
     pub(crate) fn admit(&self) -> Result<(), Error> {
+        if self.detached == Some(Detached::Reads) {
+            let what = "the store could not be reached at the start, and commits of this folder may have been lost \
+                        with the machine's memory: it is read only until the store is back";
+            return Err(Error::new(Code::StorageUnavailable, what));
+        }
         self.journal.admit()?;
         let now = self.parts.clock.monotonic_micros();
         let free = self

@@ -31,8 +31,10 @@ use crate::jobs::Jobs;
 use crate::journal::chunk::{ChunkDatabase, WalPosition};
 use crate::journal::{Append, Payload};
 use crate::keeper;
+use crate::node::detached::Detached;
 use crate::node::identity::FolderLock;
-use crate::node::start::{Started, open_store, start};
+use crate::node::life::Life;
+use crate::node::start::{Started, is_away, open_store, start};
 use crate::node::terms::term_error;
 use crate::operations::{KEPT_MICROS, Running, recover_all};
 use crate::registry::Registry;
@@ -64,8 +66,10 @@ pub(crate) struct Inner {
     pub(crate) plans: Plans,
     pub(crate) proofs: Arc<Proofs>,
     jobs: Jobs,
-    terms: Terms,
+    pub(crate) terms: Terms,
     notices: Vec<String>,
+    /// The store, if it could not be reached at the start.
+    away: Option<Store>,
     stop: watch::Sender<bool>,
     pub(crate) stopped: AtomicBool,
     tasks: std::sync::Mutex<Tasks>,
@@ -154,8 +158,9 @@ impl Engine {
             inherited,
             fresh,
             notices,
-            ..
+            away,
         } = started;
+        let attached = away.is_none();
         scratch::empty(&core)?;
         let registry = Arc::new(Registry::new(Arc::clone(&core)));
         for (id, commits) in inherited.journaled {
@@ -179,13 +184,13 @@ impl Engine {
         };
         let (settler, registered) = (terms.clone(), Arc::clone(&registry));
         let settler = Settler::new(Arc::clone(&core), registered, settler, inbox);
-        let mut tasks = Tasks {
-            shipper: Some(tokio::spawn(shipper.run())),
-            ..Tasks::default()
-        };
-        tasks
-            .others
-            .push(tokio::spawn(settler.run(stop.subscribe())));
+        let mut tasks = Tasks::default();
+        if attached {
+            tasks.shipper = Some(tokio::spawn(shipper.run()));
+            tasks
+                .others
+                .push(tokio::spawn(settler.run(stop.subscribe())));
+        }
         for (name, work) in [
             (
                 "tidelog-capture",
@@ -211,6 +216,7 @@ impl Engine {
             jobs,
             terms,
             notices,
+            away,
             stop,
             stopped: AtomicBool::new(false),
             tasks: std::sync::Mutex::new(tasks),
@@ -219,12 +225,17 @@ impl Engine {
         let engine = Self {
             inner: Arc::new(inner),
         };
-        engine.make_system(&root, fresh).await?;
+        if attached {
+            engine.make_system(&root, fresh).await?;
+        }
         engine.inner.system.prepare().await?;
         for (id, key) in engine.inner.system.rolled_back_keys().await? {
             engine.inner.core.rolled_back.add(id, &[key]);
         }
         engine.spawn_idle_sweep();
+        if !attached {
+            return Ok(engine);
+        }
         engine.spawn_recovery();
         engine.spawn_calendar();
         engine.spawn_record_keeper();
@@ -267,6 +278,27 @@ impl Engine {
         Ok(())
     }
 
+    /// What this node does without its store, if it could not be reached at the start; `None` if it could.
+    pub fn detached(&self) -> Option<Detached> {
+        self.inner.core.detached
+    }
+
+    /// Waits until the store answers that was away at the start, and asks it every `pause`. Whoever hears it stops
+    /// this node and starts it anew. Never ends where the store was there.
+    #[boxed]
+    pub async fn store_returned(&self, pause: Duration) {
+        let Some(store) = &self.inner.away else {
+            return std::future::pending().await;
+        };
+        let root = tidelog_archive::key::Key::Root.to_string();
+        loop {
+            match store.get(&root).await {
+                Err(error) if is_away(&error) => tokio::time::sleep(pause).await,
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
     /// Sentences for the person who started the node.
     pub fn notices(&self) -> &[String] {
         &self.inner.notices
@@ -306,6 +338,7 @@ impl Engine {
         let recovery = tokio::spawn(async move {
             let recovered = async {
                 recover_all(&engine).await?;
+                engine.fork_diverged().await?;
                 sweep(&engine).await?;
                 let now = engine.now().micros();
                 let old = Timestamp::from_micros(now.saturating_sub(KEPT_MICROS));
@@ -371,6 +404,7 @@ impl Engine {
         })
         .await?;
         inner.core.journal.collect()?;
+        inner.mark_stopped()?;
         // Nothing of this life writes any more: the folder is free for the next one.
         inner
             .lock
@@ -708,6 +742,7 @@ fn first_commit(core: &Core, meta: DbMeta, auto_vacuum: AutoVacuum) -> Result<()
         head,
         wal: None,
         clean: true,
+        stamp: None,
         durable: None,
     };
     // The record first: files without it would be a history that begins with a hole.
@@ -729,6 +764,21 @@ impl Inner {
     /// Turns true when the node stops.
     pub(crate) fn stop_signal(&self) -> watch::Receiver<bool> {
         self.stop.subscribe()
+    }
+
+    /// Leaves the mark that nothing of this life can be lost any more: everything it journaled is synced.
+    fn mark_stopped(&self) -> Result<(), Error> {
+        let (core, system) = (&self.core, &self.system);
+        let synced = core.journal.synced_lsn() >= core.journal.appended_lsn();
+        if !synced || core.detached == Some(Detached::Reads) {
+            return Ok(());
+        }
+        let life = Life {
+            boot: core.parts.boot.clone(),
+            stopped: true,
+            system: (system.namespace, system.id),
+        };
+        life.write(core.parts.disk.as_ref(), &core.settings.data)
     }
 
     fn lock_tasks(&self) -> std::sync::MutexGuard<'_, Tasks> {

@@ -13,7 +13,7 @@ use tidelog_archive::image::{ImageMeta, ImageWriter};
 use tidelog_archive::key::Key;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::{CommitRecord, ObjectRef, RecordBody, RecordHeader, TimeFlag};
-use tidelog_wal::{Chain, Digest, PageCount, PageNo, PageSize, Position, TxId, chain};
+use tidelog_wal::{Chain, Digest, PageCount, PageNo, PageSize, Position, Timestamp, TxId, chain};
 
 use crate::capture::Head;
 use crate::core::Core;
@@ -22,6 +22,7 @@ use crate::database::state::DbState;
 use crate::database::{DbMeta, incarnation_name};
 use crate::error::{Code, Error};
 use crate::files::DbPaths;
+use crate::gap::Break;
 use crate::journal::chunk::{ChunkDatabase, WalPosition};
 use crate::journal::{Append, Payload};
 use crate::upload::{Pieces, upload};
@@ -31,9 +32,9 @@ const HEADER: &[u8; 16] = b"SQLite format 3\0";
 /// A file that was proven, in the folder of the database it will be.
 #[derive(Debug)]
 pub(crate) struct Proven {
-    incarnation: String,
+    pub(crate) incarnation: String,
     pub(crate) page_size: PageSize,
-    pages: PageCount,
+    pub(crate) pages: PageCount,
 }
 
 fn invalid(why: impl Into<String>) -> Error {
@@ -95,6 +96,20 @@ pub(crate) fn prove(
     file: &Path,
 ) -> Result<Proven, Error> {
     check_header(file)?;
+    let proven = prove_beside(core, id, file);
+    if proven.is_err() {
+        // Nothing is left of what was refused.
+        let _ = std::fs::remove_dir_all(core.database_folder(id));
+    }
+    proven
+}
+
+/// As [`prove`], in the folder of a database that is there: what stands in it stays.
+pub(crate) fn prove_beside(
+    core: &Core,
+    id: tidelog_wal::DatabaseId,
+    file: &Path,
+) -> Result<Proven, Error> {
     let folder = core.database_folder(id);
     let incarnation = incarnation_name(core);
     let files = folder.join(&incarnation);
@@ -103,8 +118,7 @@ pub(crate) fn prove(
     core.parts.disk.create_folder(&files).map_err(io)?;
     let proven = prove_at(file, &DbPaths::in_folder(&files).database);
     if proven.is_err() {
-        // Nothing is left of what was refused.
-        let _ = std::fs::remove_dir_all(&folder);
+        let _ = std::fs::remove_dir_all(&files);
     }
     let (page_size, pages) = proven?;
     Ok(Proven {
@@ -143,7 +157,12 @@ pub(crate) fn prove_at(file: &Path, to: &Path) -> Result<(PageSize, PageCount), 
 
 /// Has SQLite recover, prove and switch the copy to WAL mode, with everything in the one file.
 fn check(file: &Path) -> Result<PageCount, Error> {
-    let refused = |e: rusqlite::Error| invalid(format!("SQLite refuses the file: {e}"));
+    let refused = |e: rusqlite::Error| match &e {
+        rusqlite::Error::SqliteFailure(f, _) if f.code == rusqlite::ErrorCode::DiskFull => {
+            Error::new(Code::DiskFull, "no room to look at the file").caused_by(e)
+        }
+        _ => invalid(format!("SQLite refuses the file: {e}")),
+    };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags).map_err(refused)?;
     connection
@@ -174,11 +193,43 @@ fn check(file: &Path) -> Result<PageCount, Error> {
 
 /// Stores the proven file as an image and journals TxId 1, which names it. The manifest exists already.
 pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Result<(), Error> {
+    let before = Before {
+        txid: TxId::ZERO,
+        chain: chain::genesis(meta.id),
+        pages: PageCount::ZERO,
+        time: None,
+    };
+    record_image(core, meta, proven, before).await.map(drop)
+}
+
+/// What an image record follows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Before {
+    /// The commit before, zero before the first.
+    pub(crate) txid: TxId,
+    /// The chain up to it.
+    pub(crate) chain: Chain,
+    /// Pages before.
+    pub(crate) pages: PageCount,
+    /// The ordered time of the commit before.
+    pub(crate) time: Option<Timestamp>,
+}
+
+/// Stores the proven file as an image, journals the next commit, which names it, and has the state file name the
+/// proven file.
+pub(crate) async fn record_image(
+    core: &Arc<Core>,
+    meta: DbMeta,
+    proven: Proven,
+    before: Before,
+) -> Result<DbState, Error> {
     let nonce = core.remote.nonces.next();
-    let key = Key::image(meta.namespace, meta.id, TxId::FIRST, nonce).to_string();
+    let txid = before.txid.next();
+    let key = Key::image(meta.namespace, meta.id, txid, nonce).to_string();
     let file =
         DbPaths::in_folder(&core.database_folder(meta.id).join(&proven.incarnation)).database;
     let wall = core.parts.clock.wall();
+    let time = before.time.map_or(wall, |time| time.ordered_next(wall));
     let (writer_core, pages) = (Arc::clone(core), proven.pages);
     let write = move |pieces: &Pieces| {
         let digest = digest_of(&file, &meta, pages)?;
@@ -190,10 +241,10 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
             // The image comes before its record, whose chain it cannot know.
             position: Position {
                 term: writer_core.term(),
-                txid: TxId::FIRST,
+                txid,
                 chain: Chain::default(),
             },
-            time: wall,
+            time,
             n: pages,
             digest,
         };
@@ -217,11 +268,11 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
     crash_point!("import.after_image");
     let header = RecordHeader {
         term: core.term(),
-        txid: TxId::FIRST,
-        time: wall,
+        txid,
+        time,
         wall,
         flag: TimeFlag::Live,
-        n_before: PageCount::ZERO,
+        n_before: before.pages,
         n_after: proven.pages,
         digest,
         annotations: Vec::new(),
@@ -237,21 +288,25 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
     };
     let mut bytes = Vec::new();
     record.encode(&mut bytes);
-    let chain_before = chain::genesis(meta.id);
-    let chain = chain::step(chain_before, &bytes);
+    let chain = chain::step(before.chain, &bytes);
+    if let RecordBody::Image(object) = &record.body {
+        let found = Break::of_record(&record.header, object, chain, before.time)?;
+        core.breaks.add(meta.id, found);
+    }
     let head = Head {
         term: core.term(),
-        txid: TxId::FIRST,
+        txid,
         chain,
         pages: proven.pages,
         digest,
-        time: wall,
+        time,
     };
     let state = DbState {
         meta,
         incarnation: proven.incarnation,
         head,
         clean: true,
+        stamp: None,
         wal: None,
         durable: None,
     };
@@ -260,10 +315,10 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
         namespace: meta.namespace,
         page_size: meta.page_size,
         seed: meta.seed,
-        chain_before,
+        chain_before: before.chain,
     };
     let append = Append {
-        txid: TxId::FIRST,
+        txid,
         wal: WalPosition::default(),
         chain,
         payload: Payload::Record(&bytes),
@@ -272,8 +327,8 @@ pub(crate) async fn commit(core: &Arc<Core>, meta: DbMeta, proven: Proven) -> Re
     core.journal.append(&database, &[append])?;
     crash_point!("import.before_state");
     state.write(core.parts.disk.as_ref(), &core.database_folder(meta.id))?;
-    core.journal.set_checkpointed(meta.id, TxId::FIRST);
-    Ok(())
+    core.journal.set_checkpointed(meta.id, txid);
+    Ok(state)
 }
 
 /// The last value a pragma answers, stepped to its end: an unfinished one holds its transaction open.

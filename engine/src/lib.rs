@@ -25,6 +25,7 @@ pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod files;
+mod gap;
 mod image;
 mod import;
 mod jobs;

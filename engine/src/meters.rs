@@ -64,6 +64,10 @@ pub(crate) struct Meters {
     pub(crate) jobs_waiting: AtomicU64,
     /// Writers that wait for a gate.
     pub(crate) gates_waiting: AtomicU64,
+    /// Times that files were at no commit that history leads to.
+    pub(crate) discontinuities: AtomicU64,
+    /// Forks made of what a life had not stored whose term another closed.
+    pub(crate) diverged_forks: AtomicU64,
 }
 
 /// A node at one moment.
@@ -85,6 +89,10 @@ pub struct NodeStatus {
     pub jobs_waiting: u64,
     /// Writers that wait for a gate.
     pub gates_waiting: u64,
+    /// Times that files were at no commit that history leads to.
+    pub discontinuities: u64,
+    /// Forks made of what a life had not stored whose term another closed.
+    pub diverged_forks: u64,
     /// Ordered time of the oldest state that can be restored, of the databases that this life has read.
     pub oldest_restorable_micros: Option<u64>,
     /// Time to capture a pass of commits.

@@ -172,6 +172,8 @@ pub(crate) async fn history(core: &Core, loaded: &Loaded) -> Result<History, Err
     let mut layers = Vec::new();
     loop {
         let parent = manifest.parent;
+        let stored = core.tails.newest(manifest.database);
+        core.breaks.tell(&mut manifest, stored.map(|at| at.txid));
         layers.push(Layer {
             manifests: core.remote.manifests(manifest.namespace, manifest.database),
             tail: core.tails.of(manifest.database),
@@ -285,6 +287,7 @@ pub(crate) async fn restore_files(
         head,
         wal: None,
         clean: true,
+        stamp: None,
         durable: Some(target.position),
     };
     crash_point!("restore.before_state");

@@ -12,10 +12,11 @@ use tidelog_archive::manifest::State as ManifestState;
 use tidelog_wal::{DatabaseId, NamespaceId, Position};
 
 use crate::core::Core;
-use crate::database::open::{Journaled, open_database};
+use crate::database::open::{Journaled, Opening, open_database};
 use crate::database::state::DbState;
 use crate::database::{Lease, Ledger, OpenDb};
 use crate::error::{Code, Error};
+use crate::gap;
 use crate::node::inherit::journaled_of;
 use crate::rebuild::restore_files;
 use crate::ship::blocking;
@@ -145,7 +146,14 @@ impl Registry {
         let mut state = DbState::read(self.core.parts.disk.as_ref(), &folder)?;
         let mut journaled = lock(&slot.journaled).clone();
         let opened_before = slot.owned.load(Ordering::Acquire);
-        if !opened_before {
+        if !opened_before && self.core.detached.is_some() {
+            if state.is_none() {
+                let what =
+                    format!("database {id} is not in the data folder, and the store is away");
+                return Err(Error::new(Code::StorageUnavailable, what));
+            }
+            slot.owned.store(true, Ordering::Release);
+        } else if !opened_before {
             let loaded = self.core.remote.owned_manifest(namespace, id).await?;
             if let ManifestState::Purged(_) = loaded.manifest.state {
                 return Err(crate::system::lifecycle::purged(&id.to_string()));
@@ -181,14 +189,31 @@ impl Registry {
             return Err(Error::new(Code::DatabaseCorrupt, what));
         };
         let (core, ledger) = (Arc::clone(&self.core), Arc::clone(&slot.ledger));
-        let database = blocking(move || {
+        let continuous = opened_before || core.same_boot;
+        let opening = blocking(move || {
             if opened_before && !state.clean {
                 journaled = journaled_of(&core, id)?;
             }
             journaled.retain(|commit| commit.head.txid > state.head.txid);
-            open_database(&core, state, &journaled, ledger)
+            open_database(&core, state, &journaled, ledger, continuous)
         })
         .await?;
+        let database = match opening {
+            Opening::Open(database) => database,
+            Opening::Unproven(found) => {
+                let loaded = self.core.remote.owned_manifest(namespace, id).await?;
+                let state = gap::go_on(&self.core, &loaded, *found).await?;
+                let (core, ledger) = (Arc::clone(&self.core), Arc::clone(&slot.ledger));
+                match blocking(move || open_database(&core, state, &[], ledger, true)).await? {
+                    Opening::Open(database) => database,
+                    Opening::Unproven(found) => {
+                        let what =
+                            format!("files of database {id} that were just made: {}", found.why);
+                        return Err(Error::new(Code::DatabaseCorrupt, what));
+                    }
+                }
+            }
+        };
         lock(&slot.journaled).clear();
         let lease = database
             .lease()

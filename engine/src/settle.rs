@@ -2,7 +2,7 @@
 //!
 //! Per database, when its shipped unsettled log reaches `settle_bytes` or `settle_age`; one settle of this
 //! node at a time, with a pause between, largest first. A settle writes one segment (the records verbatim,
-//! recompressed together), then publishes the manifest. Records come from the local chunk while it is here,
+//! recompressed together), then publishes the manifest, which lists the images that records name, too. Records come from the local chunk while it is here,
 //! else from the stored journal object.
 //!
 //! A settle that fails is tried again; what stands in the journal is never in danger. Being fenced poisons the
@@ -21,12 +21,13 @@ use tidelog_archive::term::Terms;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::codec::Reader;
 use tidelog_wal::record::{CommitRecord, RecordBody, RecordHeader, RecordKind};
-use tidelog_wal::{Chain, DatabaseId, Term, TxId};
+use tidelog_wal::{Chain, DatabaseId, Term, Timestamp, TxId, chain};
 use tokio::sync::{mpsc, watch};
 
 use crate::core::Core;
 use crate::crash_point;
 use crate::error::{Code, Error};
+use crate::gap::Break;
 use crate::image;
 use crate::journal::chunk::{Entries, Entry};
 use crate::part;
@@ -232,6 +233,7 @@ pub(crate) async fn settle(
         .manifest
         .settled_position()
         .map_or(TxId::ZERO, |settled| settled.txid);
+    let mut after_time = loaded.manifest.settled.map(|settled| settled.time);
     let mut current = loaded;
     let mut rest: &[ShippedSection] = sections;
     while !rest.is_empty() {
@@ -246,8 +248,9 @@ pub(crate) async fn settle(
             .count();
         let (now, later) = rest.split_at(count.max(1));
         let fetched = fetch(core, now, after).await?;
-        if let Some(built) = build(core, now, after, fetched).await? {
+        if let Some(built) = build(core, now, (after, after_time), fetched).await? {
             after = built.last;
+            after_time = built.last_time;
             current = publish(core, &current, built).await?;
         }
         rest = later;
@@ -258,6 +261,7 @@ pub(crate) async fn settle(
         .map_or(TxId::ZERO, |position| position.txid);
     core.journal.set_settled(id, head);
     core.tails.settled(id, head);
+    core.breaks.settled(id, head);
     let collector = Arc::clone(core);
     blocking(move || collector.journal.collect()).await?;
     Ok(current)
@@ -294,7 +298,9 @@ async fn fetch(core: &Core, sections: &[ShippedSection], after: TxId) -> Result<
 struct Built {
     pieces: Vec<Piece>,
     terms: Vec<(Term, TxId)>,
+    breaks: Vec<Break>,
     last: TxId,
+    last_time: Option<Timestamp>,
 }
 
 enum Piece {
@@ -308,7 +314,10 @@ struct SegmentBuild<'a> {
     writer: Option<SegmentWriter>,
     pieces: Vec<Piece>,
     terms: Vec<(Term, TxId)>,
+    breaks: Vec<Break>,
     last: TxId,
+    /// Time of the last commit, if there is one.
+    last_time: Option<Timestamp>,
 }
 
 impl SegmentBuild<'_> {
@@ -355,6 +364,15 @@ impl SegmentBuild<'_> {
             self.took(&header);
             return Ok(());
         }
+        if kind == RecordKind::Image {
+            let damaged = |e| Error::new(Code::ObjectCorrupt, "an image record").caused_by(e);
+            let decoded = CommitRecord::decode(record).map_err(damaged)?;
+            if let RecordBody::Image(object) = &decoded.body {
+                let after = chain::step(chain_before, record);
+                let found = Break::of_record(&header, object, after, self.last_time)?;
+                self.breaks.push(found);
+            }
+        }
         let writer = match &mut self.writer {
             Some(writer) => writer,
             none => none.insert(SegmentWriter::new(
@@ -382,6 +400,7 @@ impl SegmentBuild<'_> {
             self.terms.push((header.term, header.txid));
         }
         self.last = header.txid;
+        self.last_time = Some(header.time);
     }
 }
 
@@ -389,7 +408,7 @@ impl SegmentBuild<'_> {
 async fn build(
     core: &Arc<Core>,
     sections: &[ShippedSection],
-    after: TxId,
+    (after, after_time): (TxId, Option<Timestamp>),
     fetched: Fetched,
 ) -> Result<Option<Built>, Error> {
     let (core, sections) = (Arc::clone(core), sections.to_vec());
@@ -399,7 +418,9 @@ async fn build(
             writer: None,
             pieces: Vec::new(),
             terms: Vec::new(),
+            breaks: Vec::new(),
             last: after,
+            last_time: after_time,
         };
         for section in &sections {
             if let Some(bytes) = fetched.get(&section.object) {
@@ -419,13 +440,17 @@ async fn build(
         let SegmentBuild {
             pieces,
             terms,
+            breaks,
             last,
+            last_time,
             ..
         } = build;
         Ok((!pieces.is_empty()).then_some(Built {
             pieces,
             terms,
+            breaks,
             last,
+            last_time,
         }))
     })
     .await
@@ -484,7 +509,12 @@ fn from_chunk(
 }
 
 async fn publish(core: &Core, current: &Loaded, built: Built) -> Result<Loaded, Error> {
-    let Built { pieces, terms, .. } = built;
+    let Built {
+        pieces,
+        terms,
+        breaks,
+        ..
+    } = built;
     let (namespace, id) = (current.manifest.namespace, current.manifest.database);
     let mut entries = Vec::with_capacity(pieces.len());
     for piece in pieces {
@@ -514,6 +544,9 @@ async fn publish(core: &Core, current: &Loaded, built: Built) -> Result<Loaded, 
             }
             for (term, first) in &terms {
                 manifest.note_term(*term, *first);
+            }
+            for found in &breaks {
+                found.list(manifest);
             }
             Ok(())
         })

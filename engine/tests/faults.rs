@@ -1,6 +1,7 @@
 //! The local disk fails behind, before and beside a COMMIT (RELIABILITY 6 and 7; HAZARDS W22): what the caller
 //! hears is true, nothing acknowledged is lost, nothing is invented, and opening anew recovers.
 
+mod gaps;
 mod rig;
 
 use std::io;

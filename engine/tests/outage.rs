@@ -4,6 +4,7 @@
 //!
 //! `TIDELOG_OUTAGE_SECONDS` makes the store stay away longer than the journal takes to fill.
 
+mod detached;
 mod rig;
 
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use object_store::ObjectStore;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::{Code, Database, Durability, Engine, MasterKeys, Parts, Settings};
@@ -29,7 +31,11 @@ fn store(away: &Arc<AtomicBool>) -> Store {
             Fault::None
         }
     });
-    let objects = Arc::new(Shared(FaultStore::in_memory(plan)));
+    on(Arc::new(Shared(FaultStore::in_memory(plan))))
+}
+
+/// A store on these objects that gives up soon.
+fn on(objects: Arc<dyn ObjectStore>) -> Store {
     let settings = StoreSettings {
         attempts_max: 2,
         backoff_max: Duration::from_millis(100),

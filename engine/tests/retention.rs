@@ -47,6 +47,7 @@ struct World {
 
 fn parts(clock: &Arc<Shifted>) -> Parts {
     Parts {
+        boot: None,
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         entropy: Arc::new(SystemEntropy),
         disk: Arc::new(StdDisk),

@@ -204,6 +204,21 @@ fn node(out: &mut String, status: &NodeStatus) {
     for (name, help, value) in gauges {
         gauge(out, name, help, value);
     }
+    for (name, help, count) in [
+        (
+            "discontinuities_total",
+            "Times that the files of a database were at no commit that history leads to.",
+            status.discontinuities,
+        ),
+        (
+            "diverged_forks_total",
+            "Forks made of what a life had not stored whose term another closed.",
+            status.diverged_forks,
+        ),
+    ] {
+        head(out, "counter", name, help);
+        line(out, name, count);
+    }
     let times = [
         (
             "lag_seconds",

@@ -183,11 +183,18 @@ impl History {
                 after: gap.after,
                 resumes: gap.resumes,
                 reason: gap.reason,
-                nearest_earlier: None,
-                nearest_later: None,
+                nearest_earlier: self.known(gap.after),
+                nearest_later: self.known(gap.resumes),
             },
             None => PlanError::NoPath { txid },
         }
+    }
+
+    /// The Position of a commit, if an entry tells it.
+    fn known(&self, txid: TxId) -> Option<Position> {
+        let images = self.images.iter().map(|image| image.position);
+        let ends = self.pieces.iter().map(|piece| piece.run.end());
+        images.chain(ends).find(|at| at.txid == txid)
     }
 
     /// The first record from which known pieces lead to `txid` without a break.

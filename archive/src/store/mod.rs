@@ -17,6 +17,7 @@
 //! would lose history. The library's own retries are off: a failed conditional write must reach
 //! `resolve`, not be sent again behind its back.
 
+mod away;
 mod error;
 mod file;
 mod list;
@@ -106,6 +107,23 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let url = format!("{objects}");
         Ok(Self::assemble(objects, &url, Prefix::new(prefix)?, options))
+    }
+
+    /// Stands in for this store while it cannot be reached: every request fails, none is made.
+    #[must_use]
+    pub fn away(&self) -> Self {
+        let inner = &self.inner;
+        let options = StoreOptions {
+            settings: StoreSettings {
+                attempts_max: 1,
+                ..inner.settings
+            },
+            clock: Arc::clone(&inner.clock),
+            entropy: Arc::clone(&inner.entropy),
+        };
+        let objects = Arc::new(away::AwayStore);
+        let store = Self::assemble(objects, &inner.url, inner.prefix.clone(), options);
+        store.with_keys(self.keys.clone())
     }
 
     fn assemble(

@@ -123,6 +123,15 @@ impl OpenDb {
         closed_clean
     }
 
+    /// Closes a database that was never handed out, and changes nothing of its files.
+    pub(super) fn abandon(&self) -> Result<(), Error> {
+        let checkpointer = self.lock_checkpointing().take().ok_or_else(closed)?;
+        let shut = |error| Error::new(Code::Internal, "close a connection").caused_by(error);
+        checkpointer.close().map_err(shut)?;
+        self.drop_files();
+        Ok(())
+    }
+
     fn truncate(&self, last: &Sqlite, slot: &mut CaptureSlot) -> Result<(), Error> {
         self.capture_locked(slot, &mut Scratch::default(), Made::Live)?;
         let head = *slot.capture.head();

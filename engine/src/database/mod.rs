@@ -369,16 +369,31 @@ impl OpenDb {
         scratch: &mut Scratch,
         made: Made,
     ) -> Result<WalIndexHeader, Error> {
-        self.check()?;
         let before = *slot.capture.head();
+        let header = self
+            .pass_locked(slot, scratch, made)?
+            .map_err(|error| self.capture_failed(error))?;
+        self.journal_locked(slot, scratch, before)?;
+        Ok(header)
+    }
+
+    /// Captures what is committed into `scratch`, and journals nothing of it yet.
+    fn pass_locked(
+        &self,
+        slot: &mut CaptureSlot,
+        scratch: &mut Scratch,
+        made: Made,
+    ) -> Result<Result<WalIndexHeader, CaptureError>, Error> {
+        self.check()?;
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         let files = files
             .as_ref()
             .ok_or_else(|| Error::internal("the database is closed"))?;
         let spools = self.core.spools(self.meta.id);
-        let header = files
-            .header()
-            .map_err(|error| self.capture_failed(error.into()))?;
+        let header = match files.header() {
+            Ok(header) => header,
+            Err(error) => return Ok(Err(error.into())),
+        };
         // After the header: what it publishes has its notes queued by now.
         let mut notes = self.pending.take_notes();
         let (wall, flag) = match made {
@@ -395,10 +410,19 @@ impl OpenDb {
         };
         let passed = slot.capture.pass(files, header, scratch, &mut pass);
         self.pending.return_notes(notes);
-        passed.map_err(|error| self.capture_failed(error))?;
+        Ok(passed.map(|()| header))
+    }
+
+    /// Journals what a pass found behind `before`.
+    fn journal_locked(
+        &self,
+        slot: &mut CaptureSlot,
+        scratch: &Scratch,
+        before: Head,
+    ) -> Result<(), Error> {
         let batch = &scratch.batch;
         if batch.commits.is_empty() {
-            return Ok(header);
+            return Ok(());
         }
         let appends: Vec<Append<'_>> = batch
             .commits
@@ -429,7 +453,7 @@ impl OpenDb {
         self.ledger.add(lsn, head.position(), shipped);
         self.pending.resolve(&batch.commits, lsn);
         self.head.send_replace(head);
-        Ok(header)
+        Ok(())
     }
 
     fn capture_failed(&self, error: CaptureError) -> Error {

@@ -1,6 +1,7 @@
 //! Opening a database: which commit are its files at?
 //!
-//! A database that was closed cleanly says so in its state file, and is believed. Otherwise SQLite recovers
+//! A database that was closed cleanly says so in its state file, and is believed if nobody has written to the file
+//! since. Otherwise SQLite recovers
 //! its files first. If the newest journaled commit stands in the recovered WAL (same salts, same checksum at
 //! its frame), what lies behind it is captured. Else the *full state digest* decides, before the first write:
 //!
@@ -11,10 +12,10 @@
 //! | none | a WAL life the journal does not know began at the newest journaled commit (a life ends only after a checkpoint of everything journaled): all of it is captured now |
 //!
 //! Commits captured at an open carry the flag *recovered*, and what they lead to must have the digest of the
-//! files.
+//! files: it is proven before they are journaled.
 //!
 //! Equal digests of different commits are equal states, so that taking the newest is right (A, B, A).
-//! Where nothing fits, opening fails with `database-corrupt`: history is never guessed.
+//! Where nothing fits the files are [`Unproven`], and history is never guessed: [`crate::gap`] says what then.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,14 +28,15 @@ use tidelog_wal::{Digest, PageCount, Timestamp};
 use tokio::sync::{Semaphore, watch};
 
 use super::roll::roll_forward;
-use super::state::DbState;
+use super::state::{DbState, Stamp};
 use super::ticket::Pending;
 use super::{CaptureSlot, Connections, LEASES_MAX, Ledger, Made, OpenDb, READERS_MAX};
-use crate::capture::{Capture, Head, Scratch, salt_words};
+use crate::capture::{Capture, CaptureError, Head, Scratch, salt_words};
 use crate::core::Core;
 use crate::error::{Code, Error};
 use crate::files::{DbFiles, DbPaths};
 use crate::journal::chunk::WalPosition;
+use crate::node::detached::Detached;
 use crate::sql::connection::{Purpose, Sqlite, open};
 
 /// A commit that the local journal holds beyond the state file, for opening.
@@ -46,6 +48,8 @@ pub(crate) struct Journaled {
     pub(crate) wal: WalPosition,
     /// Its canonical record.
     pub(crate) record: RecordPlace,
+    /// Its pages stand in an image: the way to it does not lead over the log.
+    pub(crate) image: bool,
 }
 
 /// Where a journaled record's bytes stand.
@@ -55,6 +59,28 @@ pub(crate) struct RecordPlace {
     pub(crate) range: (u64, u64),
     /// The spool file that holds the pages, and its length.
     pub(crate) spool: Option<(std::path::PathBuf, u64)>,
+}
+
+/// What opening came to.
+#[derive(Debug)]
+pub(crate) enum Opening {
+    /// The files are where history says.
+    Open(Arc<OpenDb>),
+    /// They are not, and are closed again.
+    Unproven(Box<Unproven>),
+}
+
+/// Files that no journaled commit leads to.
+#[derive(Debug)]
+pub(crate) struct Unproven {
+    /// Where they are.
+    pub(crate) state: DbState,
+    /// The newest journaled commit.
+    pub(crate) newest: Head,
+    /// They hold every journaled commit, and something that history does not know.
+    pub(crate) whole: bool,
+    /// What was seen.
+    pub(crate) why: String,
 }
 
 /// The files of a database with their first connection, before it is known where they are.
@@ -101,20 +127,23 @@ impl Opened {
 }
 
 /// Opens a database whose state file is `state`; `journaled` are the commits after the state's that the
-/// local journal holds, in order.
+/// local journal holds, in order. `continuous` says that no power was lost since they were made: what SQLite
+/// committed then is in the files, whoever has written to them since.
 pub(crate) fn open_database(
     core: &Arc<Core>,
     mut state: DbState,
     journaled: &[Journaled],
     ledger: Arc<Ledger>,
-) -> Result<Arc<OpenDb>, Error> {
+    continuous: bool,
+) -> Result<Opening, Error> {
     let folder = core.database_folder(state.meta.id);
     let paths = |state: &DbState| DbPaths::in_folder(&folder.join(&state.incarnation));
     let at = paths(&state);
     let wal = std::fs::metadata(&at.wal).ok();
     let wal_empty = wal.as_ref().is_none_or(|meta| meta.len() == 0);
     let written = wal.as_ref().and_then(last_write);
-    let trusted = state.clean && wal_empty && journaled.is_empty();
+    let untouched = state.stamp.is_some() && Stamp::of(&at.database) == state.stamp;
+    let trusted = state.clean && untouched && wal_empty && journaled.is_empty();
     if state.clean {
         state.clean = false;
         state.write(core.parts.disk.as_ref(), &folder)?;
@@ -122,23 +151,31 @@ pub(crate) fn open_database(
     let opened = Opened::new(core, &at)?;
     if trusted && opened.header.max_frame == FrameNo::ZERO {
         let head = state.head;
-        return Ok(assemble(
-            core,
-            &state,
-            &folder,
-            opened,
-            head,
-            FrameNo::ZERO,
-            ledger,
-        ));
+        let open = assemble(core, &state, &folder, opened, head, FrameNo::ZERO, ledger);
+        return Ok(Opening::Open(open));
     }
     let mut scratch = Scratch::default();
     let actual = actual_digest(&state, &opened, &mut scratch)?;
     let newest = journaled.last().map_or(state.head, |j| j.head);
     let noted = journaled.last().map(|j| j.wal).or(state.wal);
+    let unproven = |state: DbState, whole: bool, why: String| {
+        Opening::Unproven(Box::new(Unproven {
+            state,
+            newest,
+            whole,
+            why,
+        }))
+    };
     if let Some(frame) = same_life_frame(&opened, noted)? {
         let open = assemble(core, &state, &folder, opened, newest, frame, ledger);
-        return open.prove_by_capture(actual, written, &mut scratch);
+        return Ok(
+            match open.prove_by_capture(actual, written, &mut scratch)? {
+                Proof::Proven(open) => Opening::Open(open),
+                // The newest journaled commit stands in the WAL. With nothing behind it to explain the difference,
+                // the file below the WAL was changed or damaged.
+                Proof::Failed { behind, why } => unproven(state, behind, why),
+            },
+        );
     }
     let known: Vec<&Head> = std::iter::once(&state.head)
         .chain(journaled.iter().map(|j| &j.head))
@@ -151,24 +188,38 @@ pub(crate) fn open_database(
             let frame = opened.header.max_frame;
             let open = assemble(core, &state, &folder, opened, newest, frame, ledger);
             open.index_existing(&mut scratch)?;
-            Ok(open)
+            Ok(Opening::Open(open))
         }
         Some(at) => {
             opened.close()?;
             let missing = journaled.get(at..).unwrap_or_default();
             let from = known.get(at).map_or(state.head, |head| **head);
             let (id, commits) = (state.meta.id, missing.len());
+            if missing.iter().any(|commit| commit.image) {
+                let why = format!(
+                    "they are at {} and the image behind it is not here",
+                    from.txid
+                );
+                return Ok(unproven(state, false, why));
+            }
             tracing::warn!(database = %id, commits, "rolling forward from the journal");
             let state = roll_forward(core, &state, &folder, from, missing)?;
             let opened = Opened::new(core, &paths(&state))?;
             let from = FrameNo::ZERO;
-            Ok(assemble(
-                core, &state, &folder, opened, newest, from, ledger,
-            ))
+            let open = assemble(core, &state, &folder, opened, newest, from, ledger);
+            Ok(Opening::Open(open))
         }
         None => {
             let open = assemble(core, &state, &folder, opened, newest, FrameNo::ZERO, ledger);
-            open.prove_by_capture(actual, written, &mut scratch)
+            Ok(
+                match open.prove_by_capture(actual, written, &mut scratch)? {
+                    Proof::Proven(open) => Opening::Open(open),
+                    // The state file says that the SQLite file held everything up to it, synced.
+                    Proof::Failed { why, .. } => {
+                        unproven(state, journaled.is_empty() || continuous, why)
+                    }
+                },
+            )
         }
     }
 }
@@ -277,6 +328,16 @@ fn assemble(
     Arc::new(open)
 }
 
+/// Whether what was captured at an open leads to the files as they are.
+enum Proof {
+    Proven(Arc<OpenDb>),
+    Failed {
+        /// Commits lie behind the newest journaled one, or frames that cannot be told.
+        behind: bool,
+        why: String,
+    },
+}
+
 impl OpenDb {
     fn index_existing(&self, scratch: &mut Scratch) -> Result<(), Error> {
         let header = self.header()?;
@@ -289,43 +350,75 @@ impl OpenDb {
     }
 
     /// Captures what lies behind the frame the capture was made with, and proves that it leads to the state
-    /// whose digest and size were computed from the files. They were committed when the WAL was last `written`,
-    /// or before.
+    /// whose digest and size were computed from the files; only then is it journaled. They were committed when the
+    /// WAL was last `written`, or before. On a failed proof everything is closed again.
     fn prove_by_capture(
         mut self: Arc<Self>,
         actual: (Digest, PageCount),
         written: Option<Timestamp>,
         scratch: &mut Scratch,
-    ) -> Result<Arc<Self>, Error> {
+    ) -> Result<Proof, Error> {
         let from = self.head();
         self.index_existing(scratch)?;
-        let head = {
+        let (head, behind, failed) = {
             let mut slot = self.lock_capture();
             let now = self.core.parts.clock.wall();
             let made = Made::Recovered(written.map_or(now, |written| written.min(now)));
-            self.capture_locked(&mut slot, scratch, made)?;
-            *slot.capture.head()
-        };
-        if (head.digest, head.pages) == actual {
-            let commits = head.txid.since(from.txid).unwrap_or(0);
-            if commits > 0 {
-                tracing::warn!(database = %self.meta.id, commits, "captured commits that were not journaled");
+            let passed = self.pass_locked(&mut slot, scratch, made)?;
+            let head = *slot.capture.head();
+            let behind = !scratch.batch.commits.is_empty();
+            match passed {
+                Err(CaptureError::Io(error)) => return Err(Error::io("capture commits", error)),
+                Err(CaptureError::Discontinuity(why)) => (head, true, Some(why)),
+                Ok(_) if (head.digest, head.pages) != actual => {
+                    let why = format!(
+                        "their digest is {} of {} pages, history leads to {} of {}",
+                        actual.0,
+                        actual.1.get(),
+                        head.digest,
+                        head.pages.get()
+                    );
+                    (head, behind, Some(why))
+                }
+                // What the store may hold under the same numbers is not to be taken.
+                Ok(_) if behind && self.core.detached == Some(Detached::Reads) => {
+                    drop(slot);
+                    self.abandon()?;
+                    let what = format!(
+                        "database {} has commits that were not journaled: it is opened when the store is back",
+                        self.meta.id
+                    );
+                    return Err(Error::new(Code::StorageUnavailable, what));
+                }
+                Ok(_) => {
+                    self.journal_locked(&mut slot, scratch, from)?;
+                    (head, behind, None)
+                }
             }
-            // Numbers and the change counter go in step from the recovered head on, not from the journaled one.
-            let change = self.header()?.change;
-            let open = Arc::get_mut(&mut self)
-                .ok_or_else(|| Error::internal("a database is shared before it is open"))?;
-            open.base = (head.txid, change);
-            return Ok(self);
+        };
+        if let Some(why) = failed {
+            for spooled in scratch
+                .batch
+                .commits
+                .iter()
+                .filter_map(|c| c.spooled.as_ref())
+            {
+                let io = |e| Error::io("remove a spool file", e);
+                self.core.parts.disk.remove(&spooled.path).map_err(io)?;
+            }
+            self.abandon()?;
+            return Ok(Proof::Failed { behind, why });
         }
-        let (id, at) = (self.meta.id, from.position());
-        Err(Error::new(
-            Code::DatabaseCorrupt,
-            format!(
-                "the files of database {id} are at no commit that is known up to {at}: \
-                 restore it from the store"
-            ),
-        ))
+        let commits = head.txid.since(from.txid).unwrap_or(0);
+        if commits > 0 {
+            tracing::warn!(database = %self.meta.id, commits, "captured commits that were not journaled");
+        }
+        // Numbers and the change counter go in step from the recovered head on, not from the journaled one.
+        let change = self.header()?.change;
+        let open = Arc::get_mut(&mut self)
+            .ok_or_else(|| Error::internal("a database is shared before it is open"))?;
+        open.base = (head.txid, change);
+        Ok(Proof::Proven(self))
     }
 
     /// Writes the state file: the SQLite file holds everything up to `head`, whose frame of the WAL is `wal`;
@@ -343,6 +436,7 @@ impl OpenDb {
             head,
             wal,
             clean: wal.is_none(),
+            stamp: None,
             durable: self.durable(),
         };
         state.write(self.core.parts.disk.as_ref(), &self.folder)

@@ -3,7 +3,8 @@
 //!
 //! One JSON object in `databases/{id}/state`, replaced atomically. `clean` says that the file was closed with
 //! an empty WAL at exactly that commit: it then needs no proof when it is opened. It is cleared before the
-//! first connection is opened, so that a state that says clean is never stale.
+//! first connection is opened, so that a state that says clean is never stale. Beside it stands a [`Stamp`] of the
+//! file as it was left: whoever wrote to it since, behind the engine's back, changed that.
 
 use std::path::Path;
 
@@ -16,10 +17,33 @@ use super::DbMeta;
 use crate::capture::Head;
 use crate::disk::Disk;
 use crate::error::{Code, Error};
+use crate::files::DbPaths;
 use crate::journal::chunk::WalPosition;
 
-/// The only version of the state file.
-const VERSION: u32 = 1;
+/// The version of the state file that is written; version 1 had no stamp.
+const VERSION: u32 = 2;
+
+/// How a file was left: its length, and when it was last written, in nanoseconds.
+///
+/// It proves nothing and costs nothing: where it is another one, the digest of the file decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    bytes: u64,
+    modified_ns: u64,
+}
+
+impl Stamp {
+    /// The stamp of the SQLite file at `path`, if there is one.
+    pub fn of(path: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(path).ok()?;
+        let since = meta.modified().ok()?;
+        let since = since.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(Self {
+            bytes: meta.len(),
+            modified_ns: u64::try_from(since.as_nanos()).ok()?,
+        })
+    }
+}
 
 /// What the state file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +59,8 @@ pub struct DbState {
     pub wal: Option<WalPosition>,
     /// The WAL is empty and the file is exactly at `head`.
     pub clean: bool,
+    /// How the file was left when that was written. Writing a state takes it anew.
+    pub stamp: Option<Stamp>,
     /// The newest Position known to be stored.
     pub durable: Option<Position>,
 }
@@ -56,6 +82,8 @@ struct File {
     #[serde(default)]
     wal: Option<[u32; 5]>,
     clean: bool,
+    #[serde(default)]
+    stamp: Option<Stamp>,
     durable: Option<String>,
 }
 
@@ -76,7 +104,7 @@ impl DbState {
         };
         let file: File =
             serde_json::from_slice(&bytes).map_err(|error| damaged().caused_by(error))?;
-        if file.version != VERSION {
+        if !(1..=VERSION).contains(&file.version) {
             let (path, found) = (path.display(), file.version);
             let what =
                 format!("state file {path} has version {found}, this program reads {VERSION}");
@@ -87,6 +115,8 @@ impl DbState {
 
     /// Replaces the state of the database in `folder`, synced.
     pub fn write(&self, disk: &dyn Disk, folder: &Path) -> Result<(), Error> {
+        let database = DbPaths::in_folder(&folder.join(&self.incarnation)).database;
+        let stamp = self.clean.then(|| Stamp::of(&database)).flatten();
         let file = File {
             version: VERSION,
             database: self.meta.id.to_string(),
@@ -103,6 +133,7 @@ impl DbState {
                 [a, b, wal.frame, c, d]
             }),
             clean: self.clean,
+            stamp,
             durable: self.durable.map(|position| position.to_string()),
         };
         let bytes = serde_json::to_vec_pretty(&file)
@@ -144,6 +175,7 @@ impl File {
                 ..WalPosition::default()
             }),
             clean: self.clean,
+            stamp: self.stamp,
             durable: match &self.durable {
                 None => None,
                 Some(text) => Some(text.parse().ok()?),
@@ -186,13 +218,24 @@ mod tests {
                 ..WalPosition::default()
             }),
             clean: true,
+            stamp: None,
             durable: None,
         };
         state.write(&StdDisk, folder.path()).expect("write");
         assert_eq!(
             DbState::read(&StdDisk, folder.path()).expect("read"),
-            Some(state)
+            Some(state.clone())
         );
+        let file = DbPaths::in_folder(&folder.path().join(&state.incarnation)).database;
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("create");
+        std::fs::write(&file, b"pages").expect("a file");
+        state.write(&StdDisk, folder.path()).expect("write");
+        let read = DbState::read(&StdDisk, folder.path()).expect("read");
+        let stamp = read.expect("a state").stamp;
+        assert!(stamp.is_some());
+        assert_eq!(stamp, Stamp::of(&file));
+        std::fs::write(&file, b"other pages").expect("a file");
+        assert_ne!(stamp, Stamp::of(&file));
         std::fs::write(folder.path().join("state"), b"{").expect("damage");
         let error = DbState::read(&StdDisk, folder.path()).expect_err("damaged");
         assert_eq!(error.code(), Code::DatabaseCorrupt);

@@ -214,12 +214,19 @@ fn create_chunk(parts: &JournalParts, seq: u64, first_lsn: u64) -> Result<OpenCh
 impl Journal {
     /// Begins the journal of a life whose first chunk has number `first_seq`.
     pub fn create(parts: JournalParts, first_seq: u64) -> Result<Self, Error> {
-        let open = create_chunk(&parts, first_seq, 1)?;
+        Self::resume(parts, first_seq, 1)
+    }
+
+    /// Goes on with the journal of a life that ended: its next chunk has number `first_seq`, the next record
+    /// `first_lsn`.
+    pub fn resume(parts: JournalParts, first_seq: u64, first_lsn: u64) -> Result<Self, Error> {
+        let open = create_chunk(&parts, first_seq, first_lsn)?;
+        let before = first_lsn.saturating_sub(1);
         let flushed_at = AtomicU64::new(parts.clock.monotonic_micros());
         let state = State {
             open,
             sealed: VecDeque::new(),
-            next_lsn: 1,
+            next_lsn: first_lsn,
             unsynced: VecDeque::new(),
             kept: BTreeMap::new(),
             spools: HashMap::new(),
@@ -232,8 +239,8 @@ impl Journal {
             syncing: Mutex::new(()),
             sync_wanted: Mutex::new((0, false)),
             sync_wake: Condvar::new(),
-            appended: watch::Sender::new(0),
-            synced: watch::Sender::new(0),
+            appended: watch::Sender::new(before),
+            synced: watch::Sender::new(before),
             shipped: watch::Sender::new(0),
             poison: watch::Sender::new(None),
             ship_wake: Notify::new(),
@@ -577,12 +584,23 @@ impl Journal {
 
     /// Keeps a stored chunk of an earlier life until its records are settled.
     pub fn keep_earlier(&self, chunk: &replay::FoundChunk) {
+        let now = self.parts.clock.monotonic_micros();
+        self.keep(chunk, Some(now), u64::MAX);
+    }
+
+    /// Keeps a chunk of which it is not known whether it is stored.
+    pub fn keep_waiting(&self, chunk: &replay::FoundChunk) {
+        let now = self.parts.clock.monotonic_micros();
+        self.keep(chunk, None, now);
+    }
+
+    fn keep(&self, chunk: &replay::FoundChunk, shipped: Option<u64>, since: u64) {
         let kept = Kept {
             path: chunk.path.clone(),
             len: chunk.len,
             heads: chunk.heads.clone(),
-            shipped: Some(self.parts.clock.monotonic_micros()),
-            since: u64::MAX,
+            shipped,
+            since,
         };
         let mut state = lock(&self.state);
         state.kept.insert(chunk.id, kept);

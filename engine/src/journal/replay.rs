@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_wal::codec::Reader;
-use tidelog_wal::record::RecordHeader;
+use tidelog_wal::record::{RecordHeader, RecordKind};
 use tidelog_wal::{Chain, ClusterId, DatabaseId, Digest, PageCount, Term, Timestamp, TxId};
 
 use super::ChunkId;
@@ -26,6 +26,8 @@ pub struct FoundRecord {
     pub range: (u64, u64),
     /// Length of the spool file, if the record stands there.
     pub spooled: Option<SpoolNote>,
+    /// What kind it is.
+    pub kind: RecordKind,
     /// The process life that committed it.
     pub term: Term,
     /// Its number.
@@ -60,6 +62,8 @@ pub struct FoundChunk {
     pub path: PathBuf,
     /// Length of its whole part.
     pub len: u64,
+    /// Local number of its first record, or of the one that would have been.
+    pub first_lsn: u64,
     /// The databases in it.
     pub databases: Vec<ChunkDatabase>,
     /// The highest TxId of each.
@@ -132,6 +136,7 @@ pub fn replay(disk: &Arc<dyn Disk>, folder: &Path, cluster: ClusterId) -> Result
         }
         let whole = read_chunk(
             &mut found,
+            header.first_lsn,
             (header.term, header.seq),
             &path,
             &bytes,
@@ -160,6 +165,7 @@ fn term_of(path: &Path) -> Option<Term> {
 /// Reads one chunk into the index; answers the length of its whole part.
 fn read_chunk(
     found: &mut Replay,
+    first_lsn: u64,
     id: ChunkId,
     path: &Path,
     bytes: &[u8],
@@ -175,6 +181,7 @@ fn read_chunk(
         id,
         path: path.to_owned(),
         len: 0,
+        first_lsn,
         databases: Vec::new(),
         heads: HashMap::new(),
         records: 0,
@@ -208,13 +215,14 @@ fn read_chunk(
             .databases
             .get(at.slot as usize)
             .ok_or_else(|| damaged("a record of an unnamed database"))?;
-        let (header, _) = RecordHeader::decode(&mut Reader::new(payload))
+        let (header, kind) = RecordHeader::decode(&mut Reader::new(payload))
             .map_err(|e| damaged("undecodable record").caused_by(e))?;
         let records = found.records.entry(database.id).or_default();
         records.push(FoundRecord {
             chunk: id,
             range: ((end - payload.len()) as u64, end as u64),
             spooled,
+            kind,
             term: header.term,
             txid: header.txid,
             wal: at.wal,
@@ -235,7 +243,7 @@ fn read_chunk(
 
 #[cfg(test)]
 mod tests {
-    use tidelog_wal::record::{RecordKind, TimeFlag};
+    use tidelog_wal::record::TimeFlag;
     use tidelog_wal::{DigestSeed, NamespaceId, PageSize};
 
     use super::super::chunk::EntryAt;

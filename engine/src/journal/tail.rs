@@ -1,6 +1,6 @@
 //! Reading back what this life journaled of one database beyond a commit: the deltas that are not stored yet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_wal::codec::Reader;
@@ -44,50 +44,63 @@ impl Journal {
         after: TxId,
         each: &mut dyn FnMut(&PageDelta<'_>) -> Result<(), Error>,
     ) -> Result<TxId, Error> {
-        let mut last = after;
-        for (path, len) in self.chunks_after(database, after) {
-            let io = |e| Error::io(format!("read {}", path.display()), e);
-            let len = usize::try_from(len).unwrap_or(usize::MAX);
-            let file = self.parts.disk.read_at(&path, 0, len).map_err(io)?;
-            let (mut ours, mut slots) = (None, 0);
-            for entry in Entries::new(&file) {
-                match entry {
-                    Entry::Database {
-                        database: named, ..
-                    } => {
-                        if named.id == database {
-                            ours = Some(slots);
-                        }
-                        slots += 1;
+        let chunks = self.chunks_after(database, after);
+        let place = (&self.parts.disk, self.parts.folder.as_path());
+        pages_in(place, &chunks, (database, size), after, each)
+    }
+}
+
+/// As [`Journal::pages_after`], of the chunks of any journal folder, given with their whole lengths.
+pub(crate) fn pages_in(
+    (disk, folder): (&Arc<dyn Disk>, &Path),
+    chunks: &[(PathBuf, u64)],
+    (database, size): (DatabaseId, PageSize),
+    after: TxId,
+    each: &mut dyn FnMut(&PageDelta<'_>) -> Result<(), Error>,
+) -> Result<TxId, Error> {
+    let mut last = after;
+    for (path, len) in chunks {
+        let io = |e| Error::io(format!("read {}", path.display()), e);
+        let len = usize::try_from(*len).unwrap_or(usize::MAX);
+        let file = disk.read_at(path, 0, len).map_err(io)?;
+        let (mut ours, mut slots) = (None, 0);
+        for entry in Entries::new(&file) {
+            match entry {
+                Entry::Database {
+                    database: named, ..
+                } => {
+                    if named.id == database {
+                        ours = Some(slots);
                     }
-                    Entry::Record { at, record } if ours == Some(at.slot) => {
-                        let record = CommitRecord::decode(record).map_err(damaged)?;
-                        if !follows(record.header.txid, &mut last)? {
-                            continue;
-                        }
-                        let pages = record.pages(size).ok_or_else(|| {
-                            Error::new(Code::DatabaseCorrupt, "a journaled record without pages")
-                        })?;
-                        for page in pages {
-                            each(&page.map_err(damaged)?)?;
-                        }
-                    }
-                    Entry::Spooled {
-                        at, len, header, ..
-                    } if ours == Some(at.slot) => {
-                        let (header, _) =
-                            RecordHeader::decode(&mut Reader::new(header)).map_err(damaged)?;
-                        if follows(header.txid, &mut last)? {
-                            let path = spool_path(&self.parts.folder, database, header.txid);
-                            spooled(&self.parts.disk, &path, len, size, &header, each)?;
-                        }
-                    }
-                    Entry::Record { .. } | Entry::Spooled { .. } => {}
+                    slots += 1;
                 }
+                Entry::Record { at, record } if ours == Some(at.slot) => {
+                    let record = CommitRecord::decode(record).map_err(damaged)?;
+                    if !follows(record.header.txid, &mut last)? {
+                        continue;
+                    }
+                    let pages = record.pages(size).ok_or_else(|| {
+                        Error::new(Code::DatabaseCorrupt, "a journaled record without pages")
+                    })?;
+                    for page in pages {
+                        each(&page.map_err(damaged)?)?;
+                    }
+                }
+                Entry::Spooled {
+                    at, len, header, ..
+                } if ours == Some(at.slot) => {
+                    let (header, _) =
+                        RecordHeader::decode(&mut Reader::new(header)).map_err(damaged)?;
+                    if follows(header.txid, &mut last)? {
+                        let path = spool_path(folder, database, header.txid);
+                        spooled(disk, &path, len, size, &header, each)?;
+                    }
+                }
+                Entry::Record { .. } | Entry::Spooled { .. } => {}
             }
         }
-        Ok(last)
     }
+    Ok(last)
 }
 
 /// Whether a commit is the next one; one that was seen before is not, one further on is an error.
@@ -110,7 +123,7 @@ fn damaged(error: tidelog_wal::DecodeError) -> Error {
 /// Shows the pages in a spool file, holding a piece of it at a time.
 fn spooled(
     disk: &Arc<dyn Disk>,
-    path: &std::path::Path,
+    path: &Path,
     len: u64,
     size: PageSize,
     header: &RecordHeader,

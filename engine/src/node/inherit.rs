@@ -6,20 +6,22 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use tidelog_wal::{Chain, DatabaseId, Term, TxId};
+use tidelog_wal::record::{CommitRecord, RecordBody, RecordKind};
+use tidelog_wal::{Chain, DatabaseId, Term, Timestamp, TxId};
 
 use crate::capture::Head;
 use crate::core::Core;
 use crate::crash_point;
 use crate::database::open::{Journaled, RecordPlace};
 use crate::error::{Code, Error};
+use crate::gap::Break;
 use crate::journal::chunk::{ChunkDatabase, Entries, Entry};
 use crate::journal::replay::{FoundRecord, Replay, replay};
 use crate::journal::{Append, ChunkId, Payload, chunk_path};
 use crate::spool::spool_path;
 
 /// The journaled commits of a database, each once, in order, with whether it is stored.
-type Commits = BTreeMap<TxId, (FoundRecord, bool)>;
+pub(crate) type Commits = BTreeMap<TxId, (FoundRecord, bool)>;
 
 /// What was found, ready for the registry.
 #[derive(Debug, Default)]
@@ -47,6 +49,7 @@ fn journaled_commit(core: &Core, id: DatabaseId, record: &FoundRecord, chunk: &P
     Journaled {
         head: head(record),
         wal: record.wal,
+        image: record.kind == RecordKind::Image,
         record: RecordPlace {
             chunk: chunk.to_owned(),
             range: record.range,
@@ -72,13 +75,21 @@ pub(crate) fn journaled_of(core: &Core, id: DatabaseId) -> Result<Vec<Journaled>
     Ok(made.collect())
 }
 
-/// Takes over what `replay` found. `fences` holds the first missing number of each closed term.
-pub(crate) fn inherit(
+/// Takes over what `replay` found without knowing what of it is stored: nothing goes out, everything is kept.
+pub(crate) fn hold(core: &Core, replay: &Replay) -> Result<Inherited, Error> {
+    let found = look(core, replay, |_| false)?;
+    for chunk in &replay.chunks {
+        core.journal.keep_waiting(chunk);
+    }
+    Ok(found)
+}
+
+/// What `replay` found, by database.
+fn look(
     core: &Core,
     replay: &Replay,
-    fences: &HashMap<Term, u64>,
+    is_stored: impl Fn(ChunkId) -> bool,
 ) -> Result<Inherited, Error> {
-    let is_stored = |(term, seq): ChunkId| fences.get(&term).is_some_and(|fence| seq < *fence);
     let paths: HashMap<ChunkId, &PathBuf> = replay
         .chunks
         .iter()
@@ -86,12 +97,17 @@ pub(crate) fn inherit(
         .collect();
     let mut found = Inherited::default();
     for (id, records) in &replay.records {
-        let commits = unify(*id, records, is_stored)?;
+        let commits = unify(*id, records, &is_stored)?;
         let mut journaled = Vec::with_capacity(commits.len());
+        let mut before = None;
         for (record, stored) in commits.values() {
             let chunk = paths
                 .get(&record.chunk)
                 .ok_or_else(|| Error::internal("a found chunk"))?;
+            if record.kind == RecordKind::Image {
+                note_break(core, *id, record, chunk, before)?;
+            }
+            before = Some(record.time);
             if *stored {
                 found.stored.insert(*id, head(record));
             }
@@ -99,12 +115,6 @@ pub(crate) fn inherit(
         }
         found.journaled.insert(*id, journaled);
     }
-    // Beyond what is stored, then beyond what this loop has appended: a record may stand in two chunks.
-    let mut done: HashMap<DatabaseId, TxId> = found
-        .stored
-        .iter()
-        .map(|(id, head)| (*id, head.txid))
-        .collect();
     for (id, commits) in &found.journaled {
         for commit in commits {
             if let Some((path, len)) = &commit.record.spool {
@@ -113,6 +123,23 @@ pub(crate) fn inherit(
             }
         }
     }
+    Ok(found)
+}
+
+/// Takes over what `replay` found. `fences` holds the first missing number of each closed term.
+pub(crate) fn inherit(
+    core: &Core,
+    replay: &Replay,
+    fences: &HashMap<Term, u64>,
+) -> Result<Inherited, Error> {
+    let is_stored = |(term, seq): ChunkId| fences.get(&term).is_some_and(|fence| seq < *fence);
+    let mut found = look(core, replay, is_stored)?;
+    // Beyond what is stored, then beyond what this loop has appended: a record may stand in two chunks.
+    let mut done: HashMap<DatabaseId, TxId> = found
+        .stored
+        .iter()
+        .map(|(id, head)| (*id, head.txid))
+        .collect();
     for chunk in &replay.chunks {
         if !is_stored(chunk.id) {
             crash_point!("inherit.before_append");
@@ -132,8 +159,29 @@ pub(crate) fn inherit(
     Ok(found)
 }
 
+/// Remembers the gap before an image record, and the image, until they are settled.
+fn note_break(
+    core: &Core,
+    id: DatabaseId,
+    found: &FoundRecord,
+    chunk: &Path,
+    before: Option<Timestamp>,
+) -> Result<(), Error> {
+    let (start, end) = found.range;
+    let len = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
+    let bytes = core.parts.disk.read_at(chunk, start, len);
+    let bytes = bytes.map_err(|e| Error::io(format!("read {}", chunk.display()), e))?;
+    let record = CommitRecord::decode(&bytes)
+        .map_err(|e| Error::new(Code::DatabaseCorrupt, "a journaled record").caused_by(e))?;
+    if let RecordBody::Image(object) = &record.body {
+        let found = Break::of_record(&record.header, object, found.chain, before)?;
+        core.breaks.add(id, found);
+    }
+    Ok(())
+}
+
 /// Records that went out again stand in two chunks: they are one commit.
-fn unify(
+pub(crate) fn unify(
     id: DatabaseId,
     records: &[FoundRecord],
     is_stored: impl Fn(ChunkId) -> bool,

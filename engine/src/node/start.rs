@@ -15,9 +15,11 @@ use tidelog_archive::store::{Store, StoreError, StoreOptions, StoreSettings};
 use tidelog_archive::term::{End, Terms};
 use tidelog_wal::{ClusterId, DatabaseId, NamespaceId, NodeId, Term};
 
+use super::detached;
 use super::identity::{FolderLock, Identity};
 use super::inherit::{Inherited, inherit};
 use super::keys::{prepare_bucket, seal_disk, unlock_bucket};
+use super::life::Life;
 use super::tail::unsettled;
 use super::terms::{Closed, close_earlier, refuse_beside_open, term_error};
 use crate::capture::Scratches;
@@ -25,6 +27,7 @@ use crate::core::{Core, Parts, Room};
 use crate::crash_point;
 use crate::database::rolled_back::RolledBack;
 use crate::error::{Code, Error};
+use crate::gap::Breaks;
 use crate::journal::replay::{Replay, replay};
 use crate::journal::{Journal, JournalParts};
 use crate::meters::Meters;
@@ -52,6 +55,8 @@ pub(crate) struct Started {
     pub(crate) fresh: bool,
     /// What to tell the person who started it.
     pub(crate) notices: Vec<String>,
+    /// The store, if it could not be reached.
+    pub(crate) away: Option<Store>,
 }
 
 /// Turns a failure of the store into the engine's.
@@ -104,10 +109,14 @@ pub(crate) async fn start(
     use_temp_folder(&temp_folder).map_err(|e| {
         Error::new(Code::Internal, "choose a folder for temporary files").caused_by(e)
     })?;
-    store
-        .probe()
-        .await
-        .map_err(|e| store_error("probe the store", e))?;
+    if let Err(error) = store.probe().await {
+        let gone = is_away(&error);
+        let error = store_error("probe the store", error);
+        if gone {
+            return detached::start(settings, parts, store, lock, error);
+        }
+        return Err(error);
+    }
     let mut notices = Vec::new();
     let known = Identity::read(parts.disk.as_ref(), &settings.data)?;
     let (root, fresh) = read_or_make_root(&store, &parts, known.as_ref()).await?;
@@ -154,6 +163,14 @@ pub(crate) async fn start(
         .map_err(|e| term_error("note the claim in the root", e))?;
 
     crash_point!("start.after_note");
+    let before = Life::read(disk.as_ref(), &settings.data)?;
+    let same_boot = before.is_some_and(|life| life.is_of_boot(parts.boot.as_deref()));
+    let life = Life {
+        boot: parts.boot.clone(),
+        stopped: false,
+        system: (root.system_namespace, root.system_database),
+    };
+    life.write(disk.as_ref(), &settings.data)?;
     let found = replay(&disk, &journal_folder, root.cluster)?;
     let fences = fences_of(&terms, &closed, &found).await?;
     let journal = Journal::create(
@@ -190,6 +207,9 @@ pub(crate) async fn start(
         meters: Meters::default(),
         room: Room::default(),
         turns: Arc::new(turns),
+        breaks: Breaks::default(),
+        same_boot,
+        detached: None,
     });
     for database in found.databases.values() {
         core.remote.learn(database.namespace, database.id).await?;
@@ -212,7 +232,15 @@ pub(crate) async fn start(
         inherited,
         fresh,
         notices,
+        away: None,
     })
+}
+
+/// Whether a store did not answer; one that refuses is there.
+pub(crate) fn is_away(error: &StoreError) -> bool {
+    let kind = error.kind();
+    let away = kind == ErrorKind::Unavailable || kind == ErrorKind::OutcomeUnknown;
+    away && !matches!(error, StoreError::Denied { .. })
 }
 
 async fn read_or_make_root(

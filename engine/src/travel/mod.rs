@@ -5,6 +5,7 @@ pub mod branches;
 pub(crate) mod calendar;
 mod deletion;
 pub mod detach;
+mod diverged;
 pub mod forks;
 pub(crate) mod inspect;
 pub mod labels;

@@ -117,6 +117,7 @@ fn parts(clock: &Arc<ShiftedClock>) -> Parts {
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         entropy: Arc::new(SystemEntropy),
         disk: Arc::new(StdDisk),
+        boot: None,
     }
 }
 

@@ -3,8 +3,10 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tidelog_engine::{Engine, MasterKeys, Parts, TakeOver};
+use tidelog_engine::{Code, Engine, MasterKeys, Parts, Settings, TakeOver};
+use tokio::net::TcpListener;
 use tracing_subscriber::filter::FilterExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -22,6 +24,8 @@ use crate::serve;
 use crate::settings::Limits;
 use crate::telemetry::{Traces, is_for_lines};
 
+/// How often a store that was away at the start is asked whether it is back.
+const ASK_STORE: Duration = Duration::from_secs(2);
 /// Where bodies and exports are staged, below the data folder.
 const SCRATCH: &str = "scratch";
 
@@ -60,17 +64,7 @@ pub(super) async fn run(
     let address = listener
         .local_addr()
         .map_err(|error| Failure::failed(format!("cannot listen on {listen}: {error}")))?;
-    let operator = match config.admin_listen {
-        None => None,
-        Some(address) => {
-            let bound = serve::bind(address, encrypted).await.map_err(|error| {
-                Failure::failed(format!(
-                    "cannot listen on {address} for the operator: {error}"
-                ))
-            })?;
-            Some(bound)
-        }
-    };
+    let mut operator = operator_listener(&config, encrypted).await?;
     let stop = serve::stop_signal();
     output.remark(&format!(
         "data in {}, history in {}",
@@ -80,7 +74,7 @@ pub(super) async fn run(
     let (data, store_url) = (settings.data.clone(), settings.store_url.clone());
     let durability = settings.durability;
     let take_over = settings.take_over;
-    let engine = Engine::start(settings, Parts::production()).await?;
+    let mut engine = Engine::start(settings.clone(), Parts::production()).await?;
     for notice in engine.notices() {
         output.remark(notice);
     }
@@ -106,41 +100,96 @@ pub(super) async fn run(
     ));
     let scheme = if encrypted { "https" } else { "http" };
     output.remark(&format!("listening on {scheme}://{address}"));
-    let app = App::new(engine.clone(), Limits::default(), scratch(&data)?);
-    let app = Arc::new(app.configured(&config).map_err(Failure::usage)?);
-    let reloading = tokio::spawn(serve::reload_on_signal(Arc::clone(&app)));
-    let stopped = async {
-        // Without signals to wait for, a server runs until it is killed, which is safe.
-        if stop.await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        output.remark("stopping: finishing requests, shipping what is pending");
-    };
-    let (stop_operator, operator_stops) = tokio::sync::oneshot::channel::<()>();
-    let operator = operator.map(|listener| {
-        if let Ok(address) = listener.local_addr() {
-            output.remark(&format!("operator's routes on {scheme}://{address}"));
-        }
-        let stops = async move {
-            // Also when the other side is gone.
-            let _ = operator_stops.await;
+    let mut stop = std::pin::pin!(stop);
+    let mut listener = listener;
+    let ended = loop {
+        let app = App::new(engine.clone(), Limits::default(), scratch(&data)?);
+        let app = Arc::new(app.configured(&config).map_err(Failure::usage)?);
+        let reloading = tokio::spawn(serve::reload_on_signal(Arc::clone(&app)));
+        let mut returned = false;
+        let ended = async {
+            tokio::select! {
+                stopped = &mut stop => {
+                    // Without signals to wait for, a server runs until it is killed, which is safe.
+                    if stopped.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                    output.remark("stopping: finishing requests, shipping what is pending");
+                }
+                () = engine.store_returned(ASK_STORE) => {
+                    returned = true;
+                    output.remark("the store is back: finishing requests, and starting anew");
+                }
+            }
         };
-        tokio::spawn(serve::serve_operator(listener, Arc::clone(&app), stops))
-    });
-    serve::serve(listener, app, stopped).await;
-    drop(stop_operator);
-    if let Some(operator) = operator {
-        let _ = operator.await;
-    }
-    reloading.abort();
-    let stopped = engine.shutdown().await;
+        let (stop_operator, operator_stops) = tokio::sync::oneshot::channel::<()>();
+        let serving = operator.take().map(|listener| {
+            if let Ok(address) = listener.local_addr() {
+                output.remark(&format!("operator's routes on {scheme}://{address}"));
+            }
+            let stops = async move {
+                // Also when the other side is gone.
+                let _ = operator_stops.await;
+            };
+            tokio::spawn(serve::serve_operator(listener, Arc::clone(&app), stops))
+        });
+        serve::serve(listener, app, ended).await;
+        drop(stop_operator);
+        if let Some(serving) = serving {
+            let _ = serving.await;
+        }
+        reloading.abort();
+        let stopped = engine.shutdown().await;
+        if !returned || stopped.is_err() {
+            break stopped;
+        }
+        drop(engine);
+        engine = start_anew(&settings).await?;
+        for notice in engine.notices() {
+            output.remark(notice);
+        }
+        listener = serve::bind(address, config.insecure_listen || encrypted)
+            .await
+            .map_err(|error| Failure::failed(format!("cannot listen on {address}: {error}")))?;
+        operator = operator_listener(&config, encrypted).await?;
+        output.remark(&format!("listening on {scheme}://{address}"));
+    };
     if let Some(traces) = traces {
         // Their sending is this runtime's work, so waiting for it is not.
         let _ = tokio::task::spawn_blocking(move || traces.end()).await;
     }
-    stopped?;
+    ended?;
     output.remark("stopped");
     Ok(())
+}
+
+/// The operator's own address, where one is configured.
+async fn operator_listener(
+    config: &config::Config,
+    encrypted: bool,
+) -> Result<Option<TcpListener>, Failure> {
+    let Some(address) = config.admin_listen else {
+        return Ok(None);
+    };
+    let bound = serve::bind(address, encrypted).await;
+    bound.map(Some).map_err(|error| {
+        Failure::failed(format!(
+            "cannot listen on {address} for the operator: {error}"
+        ))
+    })
+}
+
+/// Starts the engine of a node whose store came back; a store that goes away again meanwhile is waited for.
+async fn start_anew(settings: &Settings) -> Result<Engine, Failure> {
+    loop {
+        match Engine::start(settings.clone(), Parts::production()).await {
+            Err(error) if error.code() == Code::StorageUnavailable => {
+                tracing::warn!(%error, "not started anew yet");
+                tokio::time::sleep(ASK_STORE).await;
+            }
+            started => return Ok(started?),
+        }
+    }
 }
 
 /// What `--take-over` names.

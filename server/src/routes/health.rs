@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use serde_json::json;
+use tidelog_engine::node::detached::Detached;
 
 use crate::http::{Answer, Call};
 use crate::metrics;
@@ -13,11 +14,19 @@ pub(super) async fn alive(mut call: Call) -> Result<Answer, Problem> {
     Ok(Answer::ok(json!({ "status": "ok" })))
 }
 
-/// The system database can be read, so requests can be judged.
+/// The system database can be read, so requests can be judged. A node that was started without its store says so.
 pub(super) async fn ready(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    call.app.engine.namespaces().await?;
-    Ok(Answer::ok(json!({ "status": "ready" })))
+    let engine = &call.app.engine;
+    engine.namespaces().await?;
+    Ok(Answer::ok(match engine.detached() {
+        None => json!({ "status": "ready" }),
+        Some(mode) => json!({
+            "status": "ready",
+            "store": "away",
+            "writes": mode == Detached::Writes,
+        }),
+    }))
 }
 
 /// The OpenAPI document of what is served.

@@ -32,6 +32,7 @@ pub(crate) use apply::{Source, Wanted};
 pub(crate) use plan::Plans;
 pub use plan::{Origin, RewindPlan, Way};
 pub(crate) use run::put_in_place;
+pub(crate) use xors::PageXors;
 
 /// The window in which the restores of one database are bounded.
 const LIMIT_WINDOW: Duration = Duration::from_mins(10);
