@@ -8,6 +8,7 @@
 //! | [`files`] | the engine's own descriptors of database files |
 //! | [`capture`] | committed WAL frames become commit records |
 //! | [`sql`] | opening connections, judging and running tenant SQL |
+//! | [`streams`] | connections that clients have to themselves |
 //! | [`journal`] | the local log of commit records and its watermarks |
 //! | [`operations`] | long work as a resource |
 //! | [`travel`] | labels, rewind, retention, and what else an owner does with the past |
@@ -47,6 +48,7 @@ mod settle;
 mod ship;
 pub mod spool;
 pub mod sql;
+pub mod streams;
 pub mod system;
 pub mod timeline;
 pub mod travel;
@@ -58,5 +60,5 @@ pub use engine::{Database, Draft, Engine, NewDatabase, Writer};
 pub use error::{Code, Error};
 pub use request::{Access, BookmarkInfo, IdempotencyKey, Request, Response, Role};
 pub use settings::{Durability, Settings, TakeOver};
-pub use sql::run::{Column, Limits, Params, Statement, StatementResult, Value};
+pub use sql::run::{Column, Limits, Params, Statement, StatementResult, Tally, Value, check};
 pub use tidelog_archive::seal::{MasterKey, MasterKeys};
