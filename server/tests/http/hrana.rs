@@ -303,8 +303,8 @@ async fn failures_of_statements_have_the_codes_that_clients_know() {
         )
         .await;
     let stmt = |stmt: Json| json!({ "type": "execute", "stmt": stmt });
-    let null = json!({ "type": "null" });
-    let both = json!({ "sql": "select ?", "args": [null], "named_args": [{ "name": "a", "value": null }] });
+    let nil = json!({ "type": "null" });
+    let both = json!({ "sql": "select ?", "args": [nil], "named_args": [{ "name": "a", "value": nil }] });
     for (request, code) in [
         (execute("selec 1"), "SQL_PARSE_ERROR"),
         (execute("select none"), "SQL_INPUT_ERROR"),
@@ -317,11 +317,11 @@ async fn failures_of_statements_have_the_codes_that_clients_know() {
         (stmt(both), "ARGS_BOTH_POSITIONAL_AND_NAMED"),
         (stmt(json!({})), "SQL_INPUT_ERROR"),
         (
-            stmt(json!({ "sql": "select 1", "args": [null] })),
+            stmt(json!({ "sql": "select 1", "args": [nil] })),
             "ARGS_INVALID",
         ),
         (
-            stmt(json!({ "sql": "select :a", "named_args": [{ "name": "b", "value": null }] })),
+            stmt(json!({ "sql": "select :a", "named_args": [{ "name": "b", "value": nil }] })),
             "ARGS_INVALID",
         ),
         (stmt(json!({ "sql_id": 7 })), "SQL_NOT_STORED"),
