@@ -239,6 +239,7 @@ impl Engine {
         engine.spawn_recovery();
         engine.spawn_calendar();
         engine.spawn_record_keeper();
+        engine.spawn_stream_sweep();
         let drills = engine.drill_loop(engine.inner.stop.subscribe());
         engine.inner.lock_tasks().others.push(tokio::spawn(drills));
         Ok(engine)
@@ -842,7 +843,6 @@ impl Database {
     pub async fn execute(&self, request: Request) -> Result<Response, Error> {
         let inner = &self.engine.inner;
         self.admit_read()?;
-        let job = self.worker().await?;
         let lease = self.lease().await?;
         let durability = self
             .row
@@ -852,7 +852,7 @@ impl Database {
             writes: self.admit_write(),
             size_max: self.row.size_limit,
         };
-        execute::execute(lease, request, durability, bounds, job).await
+        execute::execute(lease, request, durability, bounds, self).await
     }
 
     /// A worker of the node, once this tenant is due one: whoever runs SQL on it holds it meanwhile.

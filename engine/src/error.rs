@@ -77,6 +77,9 @@ pub enum Code {
     PlanStale,
     RestoreRateLimited,
     Refused,
+    StreamBusy,
+    StreamExpired,
+    TransactionTimeout,
 }
 
 impl Code {
@@ -156,6 +159,9 @@ impl Code {
             Self::PlanStale => ("plan-stale", K::Conflict),
             Self::RestoreRateLimited => ("restore-rate-limited", K::Exhausted),
             Self::Refused => ("refused", K::Conflict),
+            Self::StreamBusy => ("stream-busy", K::Conflict),
+            Self::StreamExpired => ("stream-expired", K::Invalid),
+            Self::TransactionTimeout => ("transaction-timeout", K::Conflict),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | [`files`] | the engine's own descriptors of database files |
 //! | [`capture`] | committed WAL frames become commit records |
 //! | [`sql`] | opening connections, judging and running tenant SQL |
+//! | [`streams`] | connections that clients have to themselves |
 //! | [`journal`] | the local log of commit records and its watermarks |
 //! | [`operations`] | long work as a resource |
 //! | [`operator`] | what is asked of a whole node |
@@ -50,6 +51,7 @@ mod settle;
 mod ship;
 pub mod spool;
 pub mod sql;
+pub mod streams;
 pub mod system;
 pub mod timeline;
 pub mod travel;
@@ -66,5 +68,5 @@ pub use engine::{Database, Draft, Engine, NewDatabase, Writer};
 pub use error::{Code, Error};
 pub use request::{Access, BookmarkInfo, IdempotencyKey, Request, Response, Role};
 pub use settings::{Durability, Settings, TakeOver};
-pub use sql::run::{Column, Limits, Params, Statement, StatementResult, Value};
+pub use sql::run::{Column, Limits, Params, Statement, StatementResult, Tally, Value, check};
 pub use tidelog_archive::seal::{MasterKey, MasterKeys};

@@ -20,6 +20,7 @@ use crate::gap;
 use crate::node::inherit::journaled_of;
 use crate::rebuild::restore_files;
 use crate::ship::blocking;
+use crate::streams::Streams;
 
 /// A database this node knows.
 #[derive(Debug, Default)]
@@ -68,6 +69,8 @@ impl Slot {
 pub(crate) struct Registry {
     core: Arc<Core>,
     slots: Mutex<HashMap<DatabaseId, Arc<Slot>>>,
+    /// The streams of clients, which end before the database they are on is closed.
+    pub(crate) streams: Arc<Streams>,
     /// The node stops: nothing is opened any more.
     shut: AtomicBool,
 }
@@ -75,6 +78,7 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self {
+            streams: Arc::new(Streams::new(Arc::clone(&core))),
             core,
             slots: Mutex::new(HashMap::new()),
             shut: AtomicBool::new(false),
@@ -139,7 +143,7 @@ impl Registry {
                 return Ok(lease);
             }
             let poisoned = Arc::clone(database);
-            close(&poisoned).await;
+            self.end(&poisoned).await;
             *open = None;
         }
         let folder = self.core.database_folder(id);
@@ -251,7 +255,7 @@ impl Registry {
             return Ok(false);
         }
         let database = Arc::clone(database);
-        close(&database).await;
+        self.end(&database).await;
         *open = None;
         Ok(true)
     }
@@ -267,8 +271,17 @@ impl Registry {
         let slot = self.slot(id);
         let mut open = slot.open.lock().await;
         if let Some(database) = open.take() {
-            close(&database).await;
+            self.end(&database).await;
         }
+    }
+}
+
+impl Registry {
+    /// Ends its streams and closes it.
+    async fn end(&self, database: &Arc<OpenDb>) {
+        database.begin_closing();
+        self.streams.end_of(database.meta().id);
+        close(database).await;
     }
 }
 

@@ -131,6 +131,23 @@ pub struct Settings {
     pub gate_queue_max: usize,
     /// How long a writer waits for the gate before `database-busy`.
     pub gate_timeout: Duration,
+    /// A stream that was not used for this long ends. Longer: more open connections.
+    pub stream_idle: Duration,
+    /// A stream that holds the write gate and does nothing for this long is rolled back. Longer: a client that
+    /// dawdles or vanishes inside a transaction keeps the other writers waiting.
+    pub stream_gate_idle: Duration,
+    /// Streams of one principal at once; each is a connection of about 400 KiB. At the bound the one that was
+    /// unused for longest and holds nothing makes place.
+    pub streams_per_principal: usize,
+    /// Streams of one database at once.
+    pub streams_per_database: usize,
+    /// Streams of the node at once.
+    pub streams_max: usize,
+    /// A stream whose read transaction is older than this ends once the WAL is longer than `wal_hard_bytes`: it
+    /// keeps the WAL from starting anew.
+    pub reader_max_age: Duration,
+    /// See `reader_max_age`.
+    pub wal_hard_bytes: u64,
     /// Restores in place of one database in ten minutes. Each is a commit as large as what it takes back.
     pub restores_max: usize,
     /// How often a restore drill proves the database that was proven longest ago; `None` for never. Shorter:
@@ -178,6 +195,13 @@ impl Default for Settings {
             spool_bytes: 1 << 20,
             gate_queue_max: 1024,
             gate_timeout: Duration::from_secs(5),
+            stream_idle: Duration::from_mins(1),
+            stream_gate_idle: Duration::from_secs(5),
+            streams_per_principal: 128,
+            streams_per_database: 256,
+            streams_max: 2048,
+            reader_max_age: Duration::from_mins(1),
+            wal_hard_bytes: 64 << 20,
             restores_max: 10,
             drill_interval: None,
             journal_level: 3,

@@ -10,10 +10,18 @@ use tidelog_engine::Engine;
 
 use crate::config::Config;
 use crate::guards::Guards;
+use crate::hrana::table::Table;
 use crate::http::signed::Signed;
 use crate::http::streams::Streams;
 use crate::settings::Limits;
 use crate::tls::Certificate;
+
+/// A key for the batons of this process.
+fn baton_key() -> [u8; 32] {
+    let mut key = [0; 32];
+    SystemEntropy.fill(&mut key);
+    key
+}
 
 /// The engine and what surrounds it.
 pub struct App {
@@ -38,6 +46,12 @@ pub struct App {
     /// Event streams that are open.
     pub(crate) event_streams: Streams,
     pub(crate) guards: Guards,
+    /// Streams of Hrana that clients hold.
+    pub(crate) hrana: Table,
+    /// Domains whose first label names a database.
+    pub(crate) database_hosts: Vec<String>,
+    /// The database of a Hrana request that names none.
+    pub(crate) default_database: Option<String>,
 }
 
 impl App {
@@ -57,6 +71,9 @@ impl App {
             region: "auto".to_owned(),
             event_streams: Streams::default(),
             guards: Guards::default(),
+            hrana: Table::new(baton_key()),
+            database_hosts: Vec::new(),
+            default_database: None,
         }
     }
 
@@ -73,6 +90,9 @@ impl App {
         self.cors_origins.clone_from(&config.http.cors_origins);
         self.trusted_proxies
             .clone_from(&config.http.trusted_proxies);
+        self.database_hosts.clone_from(&config.http.database_hosts);
+        self.default_database
+            .clone_from(&config.http.default_database);
         self.live_tokens_allow_ddl = config.auth.live_tokens_allow_ddl;
         self.region.clone_from(&config.region);
         Ok(self)

@@ -22,6 +22,7 @@ pub mod config;
 pub mod fields;
 pub mod first;
 mod guards;
+mod hrana;
 mod http;
 mod metrics;
 pub mod openapi;

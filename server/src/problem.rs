@@ -31,6 +31,9 @@ codes! {
     InvalidRequest 400 "invalid-request" "The request is not valid" false;
     UnknownField 400 "unknown-field" "The request has a field that is not known here" false;
     IdempotencyKeyRequired 400 "idempotency-key-required" "This call must carry an Idempotency-Key" false;
+    BatonInvalid 400 "baton-invalid" "The baton is not the latest one of a stream of this caller" false;
+    StreamExpired 400 "stream-expired" "The stream has ended" false;
+    StreamBusy 400 "stream-busy" "Another request runs on the stream" false;
     Unauthenticated 401 "unauthenticated" "No valid token was given" false;
     TokenExpired 401 "token-expired" "The token has expired" false;
     TokenRevoked 401 "token-revoked" "The token has been revoked" false;
@@ -56,6 +59,7 @@ codes! {
     Refused 409 "refused" "The server refuses to do this now" false;
     OperationInProgress 409 "operation-in-progress" "Another operation of the database runs" true;
     OperationNotCancellable 409 "operation-not-cancellable" "The operation can no longer be cancelled" false;
+    TransactionTimeout 409 "transaction-timeout" "The transaction did nothing for too long" false;
     OperationCancelled 409 "operation-cancelled" "The operation was cancelled" false;
     RestoreSuperseded 409 "restore-superseded" "Commits were made after the restore" false;
     ForkParentPinned 409 "fork-parent-pinned" "Forks read through this database" false;

@@ -11,6 +11,7 @@ use tidelog_wal::Position;
 use super::growth::Growth;
 use super::ticket::Ticket;
 use super::{Lease, OpenDb, idempotency};
+use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::jobs::Job;
 use crate::request::{Request, Response};
@@ -19,7 +20,7 @@ use crate::ship::blocking;
 use crate::sql::connection::Sqlite;
 use crate::sql::own::tenant_text;
 use crate::sql::policy::Permission;
-use crate::sql::run::{StatementResult, check, run, sql_error};
+use crate::sql::run::{Statement, StatementResult, check, run, sql_error};
 use crate::turns::Pace;
 
 /// The most statements of one batch.
@@ -46,7 +47,7 @@ pub(crate) async fn execute(
     request: Request,
     durability: Durability,
     bounds: Bounds,
-    job: Job,
+    database: &Database,
 ) -> Result<Response, Error> {
     if request.statements.is_empty() || request.statements.len() > STATEMENTS_MAX {
         let have = request.statements.len();
@@ -58,7 +59,8 @@ pub(crate) async fn execute(
     }
     let request = Arc::new(request);
     if request.idempotency.is_none()
-        && let Attempt::Read(results) = try_reading(&lease, &request).await?
+        && let Attempt::Read(results) =
+            try_reading(&lease, &request, database.worker().await?).await?
     {
         let database = Arc::clone(&lease);
         let head = blocking(move || database.capture_now()).await?;
@@ -67,9 +69,7 @@ pub(crate) async fn execute(
     bounds.writes?;
     let durability = request.durability.unwrap_or(durability);
     let (results, ticket, (replayed, schema_changed)) =
-        write(&lease, &request, bounds.size_max).await?;
-    // Waiting for the disk or the store takes no worker.
-    drop(job);
+        write(&lease, &request, bounds.size_max, database).await?;
     let position = match ticket {
         None => {
             // Its answer counts as its commit's: a retry must not hear of more than is durable.
@@ -95,13 +95,14 @@ pub(crate) async fn execute(
     ))
 }
 
-async fn acknowledge(
-    lease: &Lease,
+/// Waits until a commit is as durable as asked.
+pub(crate) async fn acknowledge(
+    database: &Arc<OpenDb>,
     ticket: &Ticket,
     durability: Durability,
 ) -> Result<Position, Error> {
     let resolved = ticket.resolve().await?;
-    lease
+    database
         .wait_durable(resolved.lsn, durability)
         .await
         .map_err(|error| match error.code() {
@@ -128,12 +129,13 @@ fn answer(
     }
 }
 
-async fn try_reading(lease: &Lease, request: &Arc<Request>) -> Result<Attempt, Error> {
+async fn try_reading(lease: &Lease, request: &Arc<Request>, job: Job) -> Result<Attempt, Error> {
     let reader = lease.reader().await?;
     let request = Arc::clone(request);
     let (turns, tenant) = (Arc::clone(&lease.core.turns), lease.meta.namespace);
     let deadline = lease.core.deadline(request.limits.deadline);
     blocking(move || {
+        let _job = job;
         reader.transaction(Some(deadline), |sqlite| {
             if !all_read_only(sqlite, &request)? {
                 return Ok(Attempt::NeedsWriter);
@@ -171,8 +173,11 @@ async fn write(
     lease: &Lease,
     request: &Arc<Request>,
     size_max: Option<u64>,
+    database: &Database,
 ) -> Result<Done, Error> {
+    // No worker is held while the gate is waited for: whoever holds the gate may need one to go on.
     let gate = lease.gate().await?;
+    let job = database.worker().await?;
     let pages_max = size_max.map(|bytes| bytes / u64::from(lease.meta.page_size.get()));
     let deadline = lease.core.deadline(request.limits.deadline);
     let (request, id) = (Arc::clone(request), lease.meta.id);
@@ -181,6 +186,8 @@ async fn write(
     let tenant = lease.meta.namespace;
     blocking(move || {
         let begin = || core.turns.begin(tenant, deadline);
+        // Waiting for the disk or the store, later, takes no worker.
+        let _job = job;
         let mut budget = request.limits.result_bytes_max;
         if !request.transaction && request.idempotency.is_none() {
             return one_by_one(&gate, &request, deadline, &mut budget, pages_max, &begin);
@@ -219,7 +226,9 @@ async fn write(
         );
         match written {
             Ok(written) => Ok((written.value.0, written.ticket, written.value.1)),
-            Err(error) if is_vacuum(&error, &request) => vacuum(&gate, &request, deadline, &begin),
+            Err(error) if request.statements.len() == 1 && is_vacuum(&error) => {
+                vacuum(&gate, &request, deadline, &begin)
+            }
             Err(error) => Err(error),
         }
     })
@@ -258,9 +267,8 @@ fn one_by_one(
 }
 
 /// SQLite itself says that a statement is a VACUUM: by refusing it inside a transaction.
-fn is_vacuum(error: &Error, request: &Request) -> bool {
-    request.statements.len() == 1
-        && error.code() == Code::SqlError
+pub(crate) fn is_vacuum(error: &Error) -> bool {
+    error.code() == Code::SqlError
         && error
             .to_string()
             .contains("cannot VACUUM from within a transaction")
@@ -279,21 +287,36 @@ fn vacuum(
     let Some(statement) = request.statements.first() else {
         return Err(Error::internal("a VACUUM without a statement"));
     };
-    let written = gate.autocommit(|sqlite| {
-        sqlite.permit(request.access.permission());
-        let mut prepared = sqlite
-            .raw()
-            .prepare(&statement.sql)
-            .map_err(|error| sql_error(sqlite, error))?;
-        sqlite.set_deadline(Some(deadline));
-        sqlite.policy().set(Permission::VACUUM);
-        let paced = sqlite.paced(begin());
-        let ran = prepared.raw_execute();
-        drop(paced);
-        sqlite.policy().set(Permission::ENGINE);
-        sqlite.set_deadline(None);
-        ran.map_err(|error| sql_error(sqlite, error))?;
-        Ok(vec![StatementResult::default()])
-    })?;
-    Ok((written.value, written.ticket, (false, false)))
+    let permission = request.access.permission();
+    let written =
+        gate.autocommit(|sqlite| run_vacuum(sqlite, statement, permission, deadline, begin()))?;
+    Ok((
+        vec![StatementResult::default()],
+        written.ticket,
+        (false, false),
+    ))
+}
+
+/// Runs a VACUUM on a connection in autocommit.
+pub(crate) fn run_vacuum(
+    sqlite: &Sqlite,
+    statement: &Statement,
+    permission: Permission,
+    deadline: u64,
+    pace: Pace,
+) -> Result<(), Error> {
+    sqlite.permit(permission);
+    let mut prepared = sqlite
+        .raw()
+        .prepare(&statement.sql)
+        .map_err(|error| sql_error(sqlite, error))?;
+    sqlite.set_deadline(Some(deadline));
+    sqlite.policy().set(Permission::VACUUM);
+    let paced = sqlite.paced(pace);
+    let ran = prepared.raw_execute();
+    drop(paced);
+    sqlite.policy().set(Permission::ENGINE);
+    sqlite.set_deadline(None);
+    ran.map_err(|error| sql_error(sqlite, error))?;
+    Ok(())
 }

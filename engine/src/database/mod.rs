@@ -183,6 +183,8 @@ pub struct OpenDb {
     head: watch::Sender<Head>,
     pending: Pending,
     queued: AtomicBool,
+    /// Closing has begun: streams are ended, and no new one gets a connection.
+    closing: AtomicBool,
     last_used: AtomicU64,
     last_restart_frame: AtomicU64,
     poison: OnceLock<(Code, String)>,
@@ -290,6 +292,16 @@ impl OpenDb {
         self.leases.available_permits() == LEASES_MAX as usize
     }
 
+    /// Says that closing has begun.
+    pub(crate) fn begin_closing(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether closing has begun.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
     /// Waits until nobody uses it and lets nobody in any more.
     pub(crate) async fn drain(&self) {
         if let Ok(all) = self.leases.acquire_many(LEASES_MAX).await {
@@ -332,6 +344,12 @@ impl OpenDb {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take(),
         );
+    }
+
+    /// How long the WAL is; 0 where that cannot be told.
+    pub(crate) fn wal_bytes(&self) -> u64 {
+        let frames = self.header().map_or(0, |header| header.max_frame.get());
+        u64::from(frames) * u64::from(self.meta.page_size.get())
     }
 
     /// The number of the newest commit SQLite has made, captured or not.

@@ -321,6 +321,7 @@ fn assemble(
         head: watch::Sender::new(head),
         pending: Pending::default(),
         queued: AtomicBool::new(false),
+        closing: AtomicBool::new(false),
         last_used: AtomicU64::new(core.parts.clock.monotonic_micros()),
         last_restart_frame: AtomicU64::new(0),
         poison: std::sync::OnceLock::new(),

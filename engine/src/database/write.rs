@@ -93,39 +93,86 @@ impl Gate {
         annotations: Vec<Annotation>,
         work: impl FnOnce(&Sqlite) -> Result<T, Error>,
     ) -> Result<Written<T>, Error> {
-        let database = &self.database;
-        database.with_writer(|sqlite| {
-            let before = database.header()?;
-            sqlite
-                .as_engine(|c| c.prepare_cached(own::BEGIN_IMMEDIATE)?.execute([]))
-                .map_err(|error| sql_error(sqlite, error))?;
-            database
-                .pending
-                .note(database.committed_txid(&before).next(), annotations.into());
-            sqlite.permit(permission);
-            sqlite.set_deadline(deadline);
-            let outcome = work(sqlite);
-            sqlite.set_deadline(None);
-            let value = match outcome {
-                Ok(value) => value,
-                Err(error) => {
-                    self.roll_back(sqlite);
-                    return Err(error);
-                }
-            };
-            crash_point!("commit.before");
-            // Before COMMIT: capture may see the commit before this thread goes on.
-            let ticket = database
-                .pending
-                .issue(database, database.committed_txid(&before).next());
-            let committed = sqlite.as_engine(|c| c.prepare_cached(own::COMMIT)?.execute([]));
-            if let Err(error) = committed {
-                return Err(self.commit_failed(sqlite, error));
-            }
-            crash_point!("commit.after");
-            self.committed(&before, ticket)
-                .map(|ticket| Written { value, ticket })
+        self.database.with_writer(|sqlite| {
+            self.transaction_on(sqlite, permission, deadline, annotations, work)
         })
+    }
+
+    /// The same on a connection of the caller's, which must be in autocommit.
+    pub(crate) fn transaction_on<T>(
+        &self,
+        sqlite: &Sqlite,
+        permission: Permission,
+        deadline: Option<u64>,
+        annotations: Vec<Annotation>,
+        work: impl FnOnce(&Sqlite) -> Result<T, Error>,
+    ) -> Result<Written<T>, Error> {
+        let database = &self.database;
+        let before = database.header()?;
+        sqlite
+            .as_engine(|c| c.prepare_cached(own::BEGIN_IMMEDIATE)?.execute([]))
+            .map_err(|error| sql_error(sqlite, error))?;
+        database
+            .pending
+            .note(database.committed_txid(&before).next(), annotations.into());
+        sqlite.permit(permission);
+        sqlite.set_deadline(deadline);
+        let outcome = work(sqlite);
+        sqlite.set_deadline(None);
+        let value = match outcome {
+            Ok(value) => value,
+            Err(error) => {
+                self.roll_back(sqlite);
+                return Err(error);
+            }
+        };
+        crash_point!("commit.before");
+        // Before COMMIT: capture may see the commit before this thread goes on.
+        let ticket = database
+            .pending
+            .issue(database, database.committed_txid(&before).next());
+        let committed = sqlite.as_engine(|c| c.prepare_cached(own::COMMIT)?.execute([]));
+        if let Err(error) = committed {
+            return Err(self.commit_failed(sqlite, error));
+        }
+        crash_point!("commit.after");
+        self.committed(&before, ticket)
+            .map(|ticket| Written { value, ticket })
+    }
+
+    /// Runs `commit`, which ends a transaction that a client opened behind this gate; `before` is the header as
+    /// it stood when the gate was taken. What SQLite refuses (a
+    /// constraint, a savepoint that is none) leaves the transaction open, as in SQLite.
+    pub(crate) fn commit_on(
+        &self,
+        sqlite: &Sqlite,
+        before: &WalIndexHeader,
+        annotations: Vec<Annotation>,
+        commit: impl FnOnce(&Sqlite) -> rusqlite::Result<()>,
+    ) -> Result<Option<Ticket>, Error> {
+        let database = &self.database;
+        let txid = database.committed_txid(before).next();
+        database.pending.note(txid, annotations.into());
+        crash_point!("commit.before");
+        let ticket = database.pending.issue(database, txid);
+        if let Err(error) = commit(sqlite) {
+            use rusqlite::ErrorCode as C;
+            let damaged = matches!(
+                error.sqlite_error_code(),
+                Some(C::SystemIoFailure | C::DiskFull | C::DatabaseCorrupt | C::CannotOpen)
+            );
+            return Err(if !damaged && !sqlite.raw().is_autocommit() {
+                sql_error(sqlite, error)
+            } else {
+                self.commit_failed(sqlite, error)
+            });
+        }
+        if !sqlite.raw().is_autocommit() {
+            // An inner savepoint was released.
+            return Ok(None);
+        }
+        crash_point!("commit.after");
+        self.committed(before, ticket)
     }
 
     /// Runs one statement in autocommit: VACUUM alone needs it.
@@ -133,16 +180,25 @@ impl Gate {
         &self,
         work: impl FnOnce(&Sqlite) -> Result<T, Error>,
     ) -> Result<Written<T>, Error> {
+        self.database
+            .with_writer(|sqlite| self.autocommit_on(sqlite, work))
+    }
+
+    /// The same on a connection of the caller's.
+    pub(crate) fn autocommit_on<T>(
+        &self,
+        sqlite: &Sqlite,
+        work: impl FnOnce(&Sqlite) -> Result<T, Error>,
+    ) -> Result<Written<T>, Error> {
         let database = &self.database;
-        database.with_writer(|sqlite| {
-            let before = database.header()?;
-            let ticket = database
-                .pending
-                .issue(database, database.committed_txid(&before).next());
-            let value = work(sqlite)?;
-            self.committed(&before, ticket)
-                .map(|ticket| Written { value, ticket })
-        })
+        let before = database.header()?;
+        let txid = database.committed_txid(&before).next();
+        // Whoever was rolled back before may have left a note for this number.
+        database.pending.note(txid, CommitNote::default());
+        let ticket = database.pending.issue(database, txid);
+        let value = work(sqlite)?;
+        self.committed(&before, ticket)
+            .map(|ticket| Written { value, ticket })
     }
 
     /// The database it is the gate of.
@@ -246,7 +302,8 @@ impl Gate {
         Ok(Some(ticket))
     }
 
-    fn roll_back(&self, sqlite: &Sqlite) {
+    /// Rolls back; the database is poisoned if it cannot.
+    pub(crate) fn roll_back(&self, sqlite: &Sqlite) {
         if sqlite.raw().is_autocommit() {
             return;
         }

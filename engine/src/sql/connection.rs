@@ -65,6 +65,21 @@ impl Drop for Paced<'_> {
     }
 }
 
+/// The deadline of a connection's statements, for whoever makes one of them wait.
+#[derive(Debug, Clone)]
+pub(crate) struct Deadline(Arc<AtomicU64>);
+
+impl Deadline {
+    /// Puts it off by so many microseconds.
+    pub(crate) fn put_off(&self, micros: u64) {
+        let later = |until: u64| (until != u64::MAX).then(|| until.saturating_add(micros));
+        // Nobody else sets it while a statement runs; without one there is nothing to put off.
+        let _ = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
+    }
+}
+
 /// Opens a connection to an existing database.
 pub fn open(path: &Path, purpose: Purpose, clock: &Arc<dyn Clock>) -> rusqlite::Result<Sqlite> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -235,6 +250,11 @@ impl Sqlite {
     pub(crate) fn paced(&self, pace: Pace) -> Paced<'_> {
         *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
         Paced(&self.pace)
+    }
+
+    /// The deadline, to be put off from elsewhere.
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline(Arc::clone(&self.deadline))
     }
 
     /// Closes the connection, saying why it could not.

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
-use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 
 /// Tables whose name starts so belong to the engine.
 pub const ENGINE_TABLE_PREFIX: &str = "_tidelog_";
@@ -34,7 +34,19 @@ impl Permission {
     /// The engine while SQLite runs a VACUUM, which attaches a nameless file to itself.
     pub const VACUUM: Self = Self(16);
 
-    const fn allows(self, needed: Self) -> bool {
+    /// The same on a connection that is one client's own: transaction control, settings of the connection and
+    /// TEMP objects too.
+    #[must_use]
+    pub const fn in_stream(self) -> Self {
+        Self(self.0 | 32)
+    }
+
+    const fn is_in_stream(self) -> bool {
+        self.0 & 32 != 0
+    }
+
+    /// Whether it holds all of `needed`.
+    pub(crate) const fn allows(self, needed: Self) -> bool {
         self.0 & 8 != 0 || self.0 & needed.0 == needed.0
     }
 }
@@ -52,11 +64,32 @@ pub enum Refusal {
     Forbidden(String),
 }
 
+/// What a statement does to the transaction of its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Control {
+    /// BEGIN or SAVEPOINT.
+    Opens,
+    /// COMMIT, END or RELEASE: a transaction may become a commit.
+    Ends,
+    /// ROLLBACK, of all or to a savepoint.
+    Undoes,
+}
+
+/// What the authorizer saw of a statement beside its verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Seen {
+    /// It is transaction control.
+    pub(crate) control: Option<Control>,
+    /// It leaves something on the connection: a setting, a TEMP object.
+    pub(crate) leaves: bool,
+}
+
 /// The bits and the last refusal of one connection.
 #[derive(Debug, Default)]
 pub struct Policy {
     permission: AtomicU8,
     refusal: Mutex<Option<Refusal>>,
+    seen: Mutex<Seen>,
 }
 
 impl Policy {
@@ -78,13 +111,59 @@ impl Policy {
             .take()
     }
 
+    /// Takes what was seen since the last time. Only preparing shows it: a statement from the cache shows nothing.
+    pub(crate) fn take_seen(&self) -> Seen {
+        let mut seen = self
+            .seen
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        std::mem::take(&mut seen)
+    }
+
+    fn see(&self, action: &AuthAction<'_>) {
+        let control = match action {
+            AuthAction::Transaction { operation } | AuthAction::Savepoint { operation, .. } => {
+                Some(match operation {
+                    TransactionOperation::Begin => Control::Opens,
+                    TransactionOperation::Rollback => Control::Undoes,
+                    _ => Control::Ends,
+                })
+            }
+            _ => None,
+        };
+        let leaves = match action {
+            AuthAction::Pragma {
+                pragma_name,
+                pragma_value: Some(_),
+            } => is_listed(&STREAM_PRAGMAS, pragma_name),
+            AuthAction::CreateTempIndex { .. }
+            | AuthAction::CreateTempTable { .. }
+            | AuthAction::CreateTempTrigger { .. }
+            | AuthAction::CreateTempView { .. } => true,
+            _ => false,
+        };
+        if control.is_some() || leaves {
+            let mut seen = self
+                .seen
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            seen.control = seen.control.or(control);
+            seen.leaves |= leaves;
+        }
+    }
+
     /// The authorizer callback for this policy.
     pub fn authorizer(
         self: &Arc<Self>,
     ) -> impl FnMut(AuthContext<'_>) -> Authorization + Send + use<> {
         let policy = Arc::clone(self);
         move |context| match judge(policy.get(), &context.action) {
-            None => Authorization::Allow,
+            None => {
+                if policy.get().is_in_stream() {
+                    policy.see(&context.action);
+                }
+                Authorization::Allow
+            }
             Some(refusal) => {
                 let mut last = policy
                     .refusal
@@ -113,6 +192,7 @@ fn judge(permission: Permission, action: &AuthAction<'_>) -> Option<Refusal> {
     let write = || (!permission.allows(Permission::WRITE)).then_some(Refusal::Write);
     let ddl = || (!permission.allows(Permission::DDL)).then_some(Refusal::Ddl);
     let forbidden = |what: &str| Some(Refusal::Forbidden(what.to_owned()));
+    let in_stream = permission.is_in_stream();
     match *action {
         AuthAction::Select | AuthAction::Recursive => None,
         AuthAction::Read { table_name, .. } => table(table_name),
@@ -155,6 +235,10 @@ fn judge(permission: Permission, action: &AuthAction<'_>) -> Option<Refusal> {
         }
         AuthAction::Pragma {
             pragma_name,
+            pragma_value: Some(_),
+        } if in_stream && is_listed(&STREAM_PRAGMAS, pragma_name) => None,
+        AuthAction::Pragma {
+            pragma_name,
             pragma_value,
         } => pragma(pragma_name, pragma_value)
             .map(Refusal::Forbidden)
@@ -163,6 +247,7 @@ fn judge(permission: Permission, action: &AuthAction<'_>) -> Option<Refusal> {
                     && (pragma_value.is_some() || !is_listed(&READABLE_PRAGMAS, pragma_name));
                 if writes { write() } else { None }
             }),
+        AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } if in_stream => None,
         AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } => {
             Some(Refusal::TransactionControl)
         }
@@ -175,7 +260,13 @@ fn judge(permission: Permission, action: &AuthAction<'_>) -> Option<Refusal> {
         | AuthAction::DropTempIndex { .. }
         | AuthAction::DropTempTable { .. }
         | AuthAction::DropTempTrigger { .. }
-        | AuthAction::DropTempView { .. } => forbidden("TEMP objects outside a stream"),
+        | AuthAction::DropTempView { .. } => {
+            if in_stream {
+                write()
+            } else {
+                forbidden("TEMP objects outside a stream")
+            }
+        }
         _ => forbidden("this statement"),
     }
 }
@@ -226,6 +317,10 @@ static ARGUMENT_PRAGMAS: Names = LazyLock::new(|| {
         "foreign_key_check integrity_check quick_check defer_foreign_keys",
     ])
 });
+
+/// Settings of a connection, which whoever has one to themselves may change.
+static STREAM_PRAGMAS: Names =
+    LazyLock::new(|| names(&["foreign_keys recursive_triggers query_only case_sensitive_like"]));
 
 /// Pragmas that may be read.
 static READABLE_PRAGMAS: Names = LazyLock::new(|| {

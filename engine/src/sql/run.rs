@@ -112,6 +112,98 @@ pub fn check(statement: &Statement, limits: &Limits) -> Result<(), Error> {
     Ok(())
 }
 
+/// Takes what a statement answers, row by row. An error ends the statement.
+pub(crate) trait Rows {
+    /// The columns, before the first row; once for every statement.
+    fn columns(&mut self, columns: Vec<Column>) -> Result<(), Error>;
+    /// One row.
+    fn row(&mut self, values: Vec<Value>) -> Result<(), Error>;
+    /// Bytes of rows that it may still take; nothing if it wants none.
+    fn left(&self) -> Option<usize>;
+}
+
+/// What a statement did, beside its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// As in [`StatementResult`].
+    pub rows_read: u64,
+    /// As in [`StatementResult`].
+    pub rows_written: u64,
+    /// As in [`StatementResult`].
+    pub last_insert_rowid: i64,
+    /// As in [`StatementResult`].
+    pub changes: u64,
+}
+
+/// Rows, collected within bounds.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    pub(crate) columns: Vec<Column>,
+    pub(crate) rows: Vec<Vec<Value>>,
+    pub(crate) rows_max: usize,
+    /// Bytes of values that may still be collected, of `limit`.
+    pub(crate) budget: usize,
+    pub(crate) limit: usize,
+}
+
+impl Collected {
+    /// Nothing yet; `budget` is what is left of the limit.
+    pub(crate) fn within(limits: &Limits, budget: usize) -> Self {
+        Self {
+            rows_max: limits.rows_max,
+            budget,
+            limit: limits.result_bytes_max,
+            ..Self::default()
+        }
+    }
+
+    /// The result with what the statement did.
+    pub(crate) fn result(self, tally: Tally) -> StatementResult {
+        StatementResult {
+            columns: self.columns,
+            rows: self.rows,
+            rows_read: tally.rows_read,
+            rows_written: tally.rows_written,
+            last_insert_rowid: tally.last_insert_rowid,
+            changes: tally.changes,
+        }
+    }
+}
+
+impl Rows for Collected {
+    fn columns(&mut self, columns: Vec<Column>) -> Result<(), Error> {
+        self.columns = columns;
+        Ok(())
+    }
+
+    fn row(&mut self, values: Vec<Value>) -> Result<(), Error> {
+        if self.rows.len() == self.rows_max {
+            let what = format!("rows; the limit is {}", self.rows_max);
+            return Err(over(&what, self.rows_max));
+        }
+        let bytes = values.iter().map(weight).sum();
+        self.budget = self.budget.checked_sub(bytes).ok_or_else(|| {
+            let what = format!("bytes; the limit is {}", self.limit);
+            over(&what, self.limit)
+        })?;
+        self.rows.push(values);
+        Ok(())
+    }
+
+    fn left(&self) -> Option<usize> {
+        Some(self.budget)
+    }
+}
+
+/// What a value counts as.
+fn weight(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Integer(_) | Value::Real(_) => 8,
+        Value::Text(text) => text.len() + 8,
+        Value::Blob(bytes) => bytes.len() + 8,
+    }
+}
+
 /// Prepares and runs `statement`; `budget` is how many bytes of values may still be collected.
 pub fn run(
     sqlite: &Sqlite,
@@ -119,41 +211,79 @@ pub fn run(
     limits: &Limits,
     budget: &mut usize,
 ) -> Result<StatementResult, Error> {
-    let connection = sqlite.raw();
-    let mut prepared = connection
+    let mut collected = Collected::within(limits, *budget);
+    let tally = run_into(sqlite, statement, &mut collected)?;
+    *budget = collected.budget;
+    Ok(collected.result(tally))
+}
+
+/// Prepares and runs `statement`, handing out its rows as they come.
+pub(crate) fn run_into(
+    sqlite: &Sqlite,
+    statement: &Statement,
+    receiver: &mut dyn Rows,
+) -> Result<Tally, Error> {
+    let mut prepared = sqlite
+        .raw()
         .prepare_cached(tenant_text(&statement.sql))
         .map_err(|error| sql_error(sqlite, error))?;
-    // Blanks and comments prepare to nothing, which has no counters to ask.
-    if prepared.column_count() == 0 && prepared.readonly() && prepared.expanded_sql().is_none() {
-        return Err(Error::new(
-            Code::SqlError,
-            "the SQL text holds no statement",
-        ));
+    run_prepared(sqlite, &mut prepared, &statement.params, receiver)
+}
+
+/// The same, and the statement does not stay prepared.
+pub(crate) fn run_anew(
+    sqlite: &Sqlite,
+    statement: &Statement,
+    receiver: &mut dyn Rows,
+) -> Result<Tally, Error> {
+    let mut prepared = sqlite
+        .raw()
+        .prepare(tenant_text(&statement.sql))
+        .map_err(|error| sql_error(sqlite, error))?;
+    run_prepared(sqlite, &mut prepared, &statement.params, receiver)
+}
+
+fn run_prepared(
+    sqlite: &Sqlite,
+    prepared: &mut Prepared<'_>,
+    params: &Params,
+    receiver: &mut dyn Rows,
+) -> Result<Tally, Error> {
+    let connection = sqlite.raw();
+    if is_blank(prepared) {
+        return Err(no_statement());
     }
-    bind(&mut prepared, &statement.params)?;
+    bind(prepared, params)?;
     let total_before = connection.total_changes();
-    let mut result = StatementResult {
-        columns: columns(&prepared),
-        ..StatementResult::default()
-    };
     prepared.reset_status(StatementStatus::FullscanStep);
-    let outcome = collect(&mut prepared, &mut result, limits, budget);
+    let outcome = pass_on(prepared, receiver);
     let scanned = prepared.get_status(StatementStatus::FullscanStep);
     let readonly = prepared.readonly();
     prepared.clear_bindings();
-    match outcome {
-        Ok(()) => {}
+    let rows = match outcome {
+        Ok(rows) => rows,
         Err(Stop::Sqlite(error)) => return Err(sql_error(sqlite, error)),
-        Err(Stop::Limit(error)) => return Err(*error),
-    }
-    result.rows_read = result.rows.len() as u64 + u64::try_from(scanned).unwrap_or(0);
-    result.rows_written = connection.total_changes() - total_before;
-    result.last_insert_rowid = connection.last_insert_rowid();
-    result.changes = if readonly { 0 } else { connection.changes() };
-    Ok(result)
+        Err(Stop::Receiver(error)) => return Err(*error),
+    };
+    Ok(Tally {
+        rows_read: rows + u64::try_from(scanned).unwrap_or(0),
+        rows_written: connection.total_changes() - total_before,
+        last_insert_rowid: connection.last_insert_rowid(),
+        changes: if readonly { 0 } else { connection.changes() },
+    })
 }
 
-fn columns(prepared: &Prepared<'_>) -> Vec<Column> {
+/// Blanks and comments prepare to nothing, which has no counters to ask.
+pub(crate) fn is_blank(prepared: &Prepared<'_>) -> bool {
+    prepared.column_count() == 0 && prepared.readonly() && prepared.expanded_sql().is_none()
+}
+
+/// What a text without a statement is answered.
+pub(crate) fn no_statement() -> Error {
+    Error::new(Code::SqlError, "the SQL text holds no statement").with("reason", "no-statement")
+}
+
+pub(crate) fn columns(prepared: &Prepared<'_>) -> Vec<Column> {
     prepared
         .columns()
         .map(|column| Column {
@@ -165,7 +295,7 @@ fn columns(prepared: &Prepared<'_>) -> Vec<Column> {
 
 enum Stop {
     Sqlite(rusqlite::Error),
-    Limit(Box<Error>),
+    Receiver(Box<Error>),
 }
 
 impl From<rusqlite::Error> for Stop {
@@ -174,37 +304,34 @@ impl From<rusqlite::Error> for Stop {
     }
 }
 
-fn collect(
-    prepared: &mut Prepared<'_>,
-    result: &mut StatementResult,
-    limits: &Limits,
-    budget: &mut usize,
-) -> Result<(), Stop> {
-    let width = result.columns.len();
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Receiver(Box::new(error))
+    }
+}
+
+/// Steps through the rows; answers how many there were.
+fn pass_on(prepared: &mut Prepared<'_>, receiver: &mut dyn Rows) -> Result<u64, Stop> {
+    let mut count = 0;
     let mut rows = prepared.raw_query();
     while let Some(row) = rows.next()? {
-        if result.rows.len() == limits.rows_max {
-            return Err(over(
-                &format!("rows; the limit is {}", limits.rows_max),
-                limits.rows_max,
-            ));
+        if count == 0 {
+            // Not before: the first step prepares the statement anew if the schema has changed since.
+            receiver.columns(columns(row.as_ref()))?;
         }
+        let width = row.as_ref().column_count();
         let mut values = Vec::with_capacity(width);
         for i in 0..width {
-            let value = row.get_ref(i)?;
-            let bytes = match value {
-                ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => 8,
-                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.len() + 8,
-            };
-            *budget = budget.checked_sub(bytes).ok_or_else(|| {
-                let limit = limits.result_bytes_max;
-                over(&format!("bytes; the limit is {limit}"), limit)
-            })?;
-            values.push(owned(value));
+            values.push(owned(row.get_ref(i)?));
         }
-        result.rows.push(values);
+        receiver.row(values)?;
+        count += 1;
     }
-    Ok(())
+    drop(rows);
+    if count == 0 {
+        receiver.columns(columns(prepared))?;
+    }
+    Ok(count)
 }
 
 /// Text that is not UTF-8 (SQLite stores what it is given) comes out as a blob.
@@ -221,11 +348,9 @@ fn owned(value: ValueRef<'_>) -> Value {
     }
 }
 
-fn over(what: &str, limit: usize) -> Stop {
+fn over(what: &str, limit: usize) -> Error {
     let what = format!("the result has more {what}; ask for less, or page through it");
-    Stop::Limit(Box::new(
-        Error::new(Code::ResultTooLarge, what).with("limit", limit),
-    ))
+    Error::new(Code::ResultTooLarge, what).with("limit", limit)
 }
 
 fn bind(prepared: &mut Prepared<'_>, params: &Params) -> Result<(), Error> {
@@ -304,7 +429,8 @@ pub fn sql_error(sqlite: &Sqlite, error: rusqlite::Error) -> Error {
         rusqlite::Error::MultipleStatement => Error::new(
             Code::SqlError,
             "the text holds more than one statement; send them as a batch",
-        ),
+        )
+        .with("reason", "many-statements"),
         rusqlite::Error::SqliteFailure(failure, message) => {
             let text = message.clone().unwrap_or_else(|| failure.to_string());
             let code = match failure.code {

@@ -10,10 +10,11 @@ use super::{Config, Preset};
 const PREFIX: &str = "TIDELOG_";
 
 /// Keys that a preset leaves out because they have no value unless given.
-const OPTIONAL: [&str; 11] = [
+const OPTIONAL: [&str; 12] = [
     "store_file",
     "tls.cert",
     "tls.key",
+    "http.default_database",
     "auth.jwt.audience",
     "auth.jwt.issuer",
     "auth.jwt.namespace_claim",

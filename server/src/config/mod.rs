@@ -232,6 +232,12 @@ pub struct Http {
     pub cors_origins: Vec<String>,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpAddr>,
+    /// Domains whose first label names a database to a client of libSQL; none by default.
+    #[serde(default)]
+    pub database_hosts: Vec<String>,
+    /// The database of a client of libSQL that names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_database: Option<String>,
 }
 
 /// What is on record.

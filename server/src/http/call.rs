@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::http::HeaderMap;
 use tidelog_engine::system::Page;
 use tidelog_engine::system::tokens::Principal;
@@ -31,6 +32,8 @@ pub(crate) struct Call {
     pub(crate) principal: Option<Principal>,
     pub(crate) query: Fields,
     pub(crate) body: Fields,
+    /// The body of a raw route.
+    pub(crate) raw: Bytes,
     /// The body of a file route.
     pub(crate) file: Option<Staged>,
     /// The bookmark of `If-Match`, where the route takes it: the handler compares it with its effect.

@@ -4,7 +4,8 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
 const METHODS: &str = "GET, POST, PUT, PATCH, DELETE, OPTIONS";
-const HEADERS: &str = "authorization, content-type, idempotency-key, if-match, prefer, range";
+const HEADERS: &str = "authorization, content-type, idempotency-key, if-match, prefer, range, \
+                       db-durability, x-namespace, x-libsql-client-version, x-turso-encryption-key";
 const EXPOSED: &str = "db-bookmark, db-durable-bookmark, db-as-of, idempotency-replayed, link, location, \
                        retry-after, x-request-id, ratelimit-limit, ratelimit-remaining, ratelimit-reset, \
                        content-digest, etag";

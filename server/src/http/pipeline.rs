@@ -24,6 +24,7 @@ use super::staging::stage;
 use super::{Answer, BodyKind, Call, Route, audit, auth, idempotency, peer, prefer};
 use crate::app::App;
 use crate::fields::Fields;
+use crate::hrana::{errors, place};
 use crate::problem::{Code, Problem};
 
 /// Answers one request of a route.
@@ -37,10 +38,23 @@ pub(crate) async fn dispatch(route: Arc<Route>, app: Arc<App>, request: Request)
         .get::<RequestId>()
         .map_or_else(|| app.request_id(), |id| id.0.clone());
     let instance = parts.uri.path().to_owned();
-    let names = match path_names(&mut parts).await {
-        Ok(names) => names,
-        Err(problem) => return problem.response(&instance, &id),
+    let refuse = |problem: &Problem| {
+        if route.hrana {
+            errors::of_request(problem, &instance, &id)
+        } else {
+            problem.response(&instance, &id)
+        }
     };
+    let mut names = match path_names(&mut parts).await {
+        Ok(names) => names,
+        Err(problem) => return refuse(&problem),
+    };
+    if route.hrana && !names.contains_key("db") {
+        let (suffixes, default) = (&app.database_hosts, app.default_database.as_deref());
+        if let Some(name) = place::database(&parts.uri, &parts.headers, suffixes, default) {
+            names.insert("db".to_owned(), name);
+        }
+    }
     let origin = peer::origin(&parts.extensions, &parts.headers, &app.trusted_proxies);
     let deadline = app.limits.request_deadline + patience(&parts);
     let request = Incoming {
@@ -58,7 +72,7 @@ pub(crate) async fn dispatch(route: Arc<Route>, app: Arc<App>, request: Request)
             Err(_) => {
                 let ms = deadline.as_millis();
                 let detail = format!("no answer within {ms} ms; what the call does goes on");
-                return Problem::new(Code::OutcomeUnknown, detail).response(&instance, &id);
+                return refuse(&Problem::new(Code::OutcomeUnknown, detail));
             }
         }
     } else {
@@ -71,7 +85,7 @@ pub(crate) async fn dispatch(route: Arc<Route>, app: Arc<App>, request: Request)
     });
     let mut response = match done.outcome {
         Ok(answer) => answer.into_response(),
-        Err(problem) => problem.response(&instance, &id),
+        Err(problem) => refuse(&problem),
     };
     if let Some(place) = done.place {
         positions(response.headers_mut(), place.now, place.durable);
@@ -290,6 +304,10 @@ impl Incoming {
     async fn admitted(&self, principal: Option<Principal>, body: Body) -> Result<Answer, Problem> {
         let headers = &self.parts.headers;
         let key = idempotency::key(headers, &self.parts.method)?;
+        if key.is_some() && self.route.hrana {
+            let detail = "Hrana takes no Idempotency-Key: nothing would be kept under it";
+            return Err(Problem::new(Code::InvalidRequest, detail));
+        }
         if let Some(namespace) = principal.as_ref().and_then(|one| one.token.namespace)
             && self.route.pauses()
         {
@@ -300,7 +318,7 @@ impl Incoming {
         let (bytes, file) = match self.route.body {
             BodyKind::File => (Bytes::new(), Some(stage(&self.app, body).await?)),
             BodyKind::Json => (self.json_body(body).await?, None),
-            BodyKind::None => (self.read(body).await?, None),
+            BodyKind::None | BodyKind::Raw => (self.read(body).await?, None),
         };
         if self.route.body == BodyKind::None && !bytes.is_empty() {
             return Err(Problem::new(
@@ -321,11 +339,15 @@ impl Incoming {
             let body = file.as_ref().map_or(&bytes[..], |file| &file.digest[..]);
             idempotency::record(key, &token, self.route.path, uri, body)
         });
-        let body = if bytes.len() < BODY_PARSED_ASIDE {
-            Fields::of_body(&bytes)?
-        } else {
-            let parsed = tokio::task::spawn_blocking(move || Fields::of_body(&bytes)).await;
-            parsed.map_err(|failure| Problem::new(Code::Internal, failure.to_string()))??
+        let (raw, body) = match self.route.body {
+            BodyKind::Raw => (bytes, Fields::default()),
+            _ if bytes.len() < BODY_PARSED_ASIDE => (Bytes::new(), Fields::of_body(&bytes)?),
+            _ => {
+                let parsed = tokio::task::spawn_blocking(move || Fields::of_body(&bytes)).await;
+                let parsed = parsed
+                    .map_err(|failure| Problem::new(Code::Internal, failure.to_string()))??;
+                (Bytes::new(), parsed)
+            }
         };
         // A preview acts not at all.
         let acts = !body.says("dry_run");
@@ -342,6 +364,7 @@ impl Incoming {
             principal,
             query,
             body,
+            raw,
             file,
             if_match,
             wait: prefer::wait(headers)?,

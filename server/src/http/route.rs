@@ -28,6 +28,8 @@ pub(crate) enum BodyKind {
     None,
     /// A JSON object, held whole, within the body limit.
     Json,
+    /// Bytes that the handler reads itself, held whole, within the body limit, of whatever type.
+    Raw,
     /// A file, staged on disk as it comes, within the import limit.
     File,
 }
@@ -46,6 +48,9 @@ pub(crate) struct Route {
     pub(crate) keyed_by_handler: bool,
     /// Whether a call without an Idempotency-Key is refused: what people retry blindly and must not do twice.
     pub(crate) key_required: bool,
+    /// Whether it speaks Hrana: its database may be named outside the path, its errors are of that protocol, and the
+    /// OpenAPI document leaves it out, for its own specification says what it is.
+    pub(crate) hrana: bool,
     /// Whether it is answered during maintenance although it changes something.
     pub(crate) in_maintenance: bool,
     pub(crate) handler: Handler,
@@ -67,6 +72,7 @@ impl Route {
             conditional: false,
             keyed_by_handler: false,
             key_required: false,
+            hrana: false,
             in_maintenance: false,
             handler,
         }
@@ -93,6 +99,12 @@ impl Route {
     /// The same, refused without an Idempotency-Key. For restores, forks, archives and erasures.
     pub(crate) fn key_required(mut self) -> Self {
         self.key_required = true;
+        self
+    }
+
+    /// The same, speaking Hrana.
+    pub(crate) fn hrana(mut self) -> Self {
+        self.hrana = true;
         self
     }
 

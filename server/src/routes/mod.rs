@@ -10,6 +10,7 @@ mod archives;
 mod databases;
 mod forks;
 mod health;
+mod hrana;
 mod maintenance;
 mod members;
 mod namespaces;
@@ -450,6 +451,54 @@ pub(crate) fn table() -> Vec<Route> {
             handler!(operations::events),
         ),
     ]
+    .into_iter()
+    .chain(hrana_routes())
+    .collect()
+}
+
+/// The paths of Hrana: below namespace and database, below the database alone or `dev`, and bare.
+fn hrana_routes() -> Vec<Route> {
+    let probes = [
+        "/v2",
+        "/v3",
+        "/{db}/v2",
+        "/{db}/v3",
+        "/dev/{db}/v2",
+        "/dev/{db}/v3",
+        "/{ns}/{db}/v2",
+        "/{ns}/{db}/v3",
+    ];
+    let pipelines = [
+        "/v2/pipeline",
+        "/v3/pipeline",
+        "/{db}/v2/pipeline",
+        "/{db}/v3/pipeline",
+        "/dev/{db}/v2/pipeline",
+        "/dev/{db}/v3/pipeline",
+        "/{ns}/{db}/v2/pipeline",
+        "/{ns}/{db}/v3/pipeline",
+    ];
+    let cursors = [
+        "/v3/cursor",
+        "/{db}/v3/cursor",
+        "/dev/{db}/v3/cursor",
+        "/{ns}/{db}/v3/cursor",
+    ];
+    let post = |path, handler| {
+        Route::new(Method::POST, path, Access::Role(Analyst), handler)
+            .body(BodyKind::Raw)
+            .hrana()
+    };
+    let probe =
+        |path| Route::new(Method::GET, path, Access::Public, handler!(hrana::version)).hrana();
+    let probes = probes.into_iter().map(probe);
+    let pipelines = pipelines
+        .into_iter()
+        .map(|path| post(path, handler!(hrana::pipeline)));
+    let cursors = cursors
+        .into_iter()
+        .map(|path| post(path, handler!(hrana::cursor)));
+    probes.chain(pipelines).chain(cursors).collect()
 }
 
 /// One line of what is served, for those who check it from outside.
@@ -465,7 +514,7 @@ pub struct Served {
     pub takes_json: bool,
 }
 
-/// Everything that is served.
+/// Everything that is served, but for Hrana, whose clients bring its specification along.
 pub fn surface() -> Vec<Served> {
     let required = |access| match access {
         Access::Public => None,
@@ -478,7 +527,11 @@ pub fn surface() -> Vec<Served> {
         required: required(route.access),
         takes_json: route.body == BodyKind::Json,
     };
-    table().into_iter().map(line).collect()
+    table()
+        .into_iter()
+        .filter(|route| !route.hrana)
+        .map(line)
+        .collect()
 }
 
 #[cfg(test)]

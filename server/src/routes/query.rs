@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use tidelog_engine::system::insights::QueryNote;
 use tidelog_engine::system::tokens::token_id_text;
-use tidelog_engine::{Durability, Limits as SqlLimits, Request, Response, Statement};
-use tidelog_wal::DatabaseId;
+use tidelog_engine::{
+    Database, Durability, Limits as SqlLimits, Request, Response, Statement, StatementResult,
+};
 
 use super::shape;
 use crate::fields::Fields;
@@ -15,6 +16,7 @@ use crate::http::rows::{Rows, weight};
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 use crate::redact::{SQL_BYTES_MAX, sql_shape};
+use crate::settings::Limits;
 use crate::values::{Integers, params};
 
 /// Answers below this are not counted while they are written: there are more of them than they weigh.
@@ -62,18 +64,10 @@ async fn run(
         transaction,
         durability,
         access: call.sql_access()?,
-        limits: SqlLimits {
-            rows_max: limits.rows_max,
-            result_bytes_max: limits.result_bytes_max,
-            sql_len_max: limits.sql_bytes_max,
-            params_max: limits.params_max,
-            tables_max: limits.tables_max,
-            deadline: limits.query_deadline,
-        },
+        limits: sql_limits(&call.app.limits),
         idempotency: call.idempotency.take(),
     };
     let database = call.database().await?;
-    let slow_from = call.app.limits.slow_query;
     let texts: Vec<String> = request
         .statements
         .iter()
@@ -83,42 +77,72 @@ async fn run(
     let outcome = database.execute(request).await.map_err(Problem::from);
     let micros = call.app.clock.monotonic_micros().saturating_sub(began);
     let took = Duration::from_micros(micros);
-    note(call, database.row().id, &outcome, took)?;
-    if took >= slow_from {
-        slow(call, database.row().id, &texts, took)?;
-    }
+    let (status, cost) = match &outcome {
+        Err(problem) => (problem.status().as_u16(), Cost::default()),
+        Ok(response) => (200, Cost::of(&response.results)),
+    };
+    note(call, &database, status, cost, took)?;
+    slow(call, &database, &texts, took)?;
     Ok((outcome?, took))
 }
 
+/// The limits of SQL, for whoever runs some.
+pub(super) fn sql_limits(limits: &Limits) -> SqlLimits {
+    SqlLimits {
+        rows_max: limits.rows_max,
+        result_bytes_max: limits.result_bytes_max,
+        sql_len_max: limits.sql_bytes_max,
+        params_max: limits.params_max,
+        tables_max: limits.tables_max,
+        deadline: limits.query_deadline,
+    }
+}
+
+/// What statements read and wrote.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    pub(super) read: u64,
+    pub(super) written: u64,
+}
+
+impl Cost {
+    fn of(results: &[StatementResult]) -> Self {
+        Self {
+            read: results.iter().map(|result| result.rows_read).sum(),
+            written: results.iter().map(|result| result.rows_written).sum(),
+        }
+    }
+}
+
 /// Counts the query for the insights of its database.
-fn note(
+pub(super) fn note(
     call: &Call,
-    database: DatabaseId,
-    outcome: &Result<Response, Problem>,
+    database: &Database,
+    status: u16,
+    cost: Cost,
     took: Duration,
 ) -> Result<(), Problem> {
-    let results = outcome.as_ref().map(|response| &response.results[..]);
-    let results = results.unwrap_or_default();
     call.app.engine.note_query(&QueryNote {
-        database,
+        database: database.row().id,
         token: call.principal()?.token.id,
-        status: outcome
-            .as_ref()
-            .map_or_else(|problem| problem.status().as_u16(), |_| 200),
-        rows_read: results.iter().map(|result| result.rows_read).sum(),
-        rows_written: results.iter().map(|result| result.rows_written).sum(),
+        status,
+        rows_read: cost.read,
+        rows_written: cost.written,
         took,
     });
     Ok(())
 }
 
-/// Keeps a slow query: its text without literals, never its parameters.
-fn slow(
+/// Keeps a query if it was slow: its text without literals, never its parameters.
+pub(super) fn slow(
     call: &Call,
-    database: DatabaseId,
+    database: &Database,
     texts: &[String],
     took: Duration,
 ) -> Result<(), Problem> {
+    if took < call.app.limits.slow_query {
+        return Ok(());
+    }
     let meters = &call.app.guards.meters;
     meters.slow_queries.fetch_add(1, Ordering::Relaxed);
     let mut sql = String::new();
@@ -138,7 +162,7 @@ fn slow(
         "token": token_id_text(&call.principal()?.token.id),
         "request_id": call.request_id,
     });
-    call.app.engine.note_slow(database, line);
+    call.app.engine.note_slow(database.row().id, line);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod credentials;
 mod deletion;
 mod edge;
 mod forks;
+mod hrana;
 mod keys;
 mod limits;
 mod neighbours;

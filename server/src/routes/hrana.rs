@@ -1,0 +1,628 @@
+//! Hrana over HTTP: pipelines of requests on a stream, and cursors.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use serde::de::DeserializeOwned;
+use serde_json::{Value as Json, json};
+use tidelog_engine::streams::{Results, Step, Turn, TurnEnd};
+use tidelog_engine::{Code as EngineCode, Database, Durability, Limits, Request, Statement};
+use tokio::sync::mpsc;
+
+use super::query::{self, Cost};
+use super::shape;
+use crate::hrana::baton::Owner;
+use crate::hrana::cursor::{Lines, PIECES, Piece};
+use crate::hrana::errors::{of_statement, plain};
+use crate::hrana::table::{Held, NotStored, Texts};
+use crate::hrana::wire::{self, BatchStep, CursorBody, PipelineBody, Stmt, StreamRequest, Wrong};
+use crate::http::{Answer, Call};
+use crate::problem::{Code, Problem};
+
+/// The header that says how durable a commit must be to be answered.
+const DURABILITY: &str = "db-durability";
+
+/// `GET v2` and `GET v3`: whether the version is spoken.
+pub(super) async fn version(_: Call) -> Result<Answer, Problem> {
+    Ok(Answer::ok(json!({ "hrana": true })))
+}
+
+fn malformed(what: impl std::fmt::Display) -> Problem {
+    Problem::new(
+        Code::InvalidRequest,
+        format!("this is no Hrana request: {what}"),
+    )
+}
+
+fn body<T: DeserializeOwned>(call: &Call) -> Result<T, Problem> {
+    serde_json::from_slice(&call.raw).map_err(malformed)
+}
+
+/// The database, whose name the layer has found if there is any.
+async fn database(call: &Call) -> Result<Database, Problem> {
+    if !call.names.contains_key("db") {
+        let detail = "no database is named: use http://HOST/NAMESPACE/DATABASE/ as the address, with its last slash";
+        return Err(Problem::new(Code::NotFound, detail));
+    }
+    call.database().await
+}
+
+fn durability(call: &Call) -> Result<Option<Durability>, Problem> {
+    let Some(value) = call.headers.get(DURABILITY) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default();
+    let parsed: Result<Durability, String> = text.parse();
+    parsed
+        .map(Some)
+        .map_err(|error| Problem::new(Code::InvalidRequest, error))
+}
+
+fn owner(call: &Call, database: &Database) -> Result<Owner, Problem> {
+    let row = database.row();
+    Ok(Owner {
+        namespace: *row.namespace.as_bytes(),
+        database: *row.id.as_bytes(),
+        principal: call.principal()?.token.id,
+    })
+}
+
+/// The stream of a request, held: the one of its baton or a new one.
+fn held(call: &Call, database: &Database, baton: Option<&str>) -> Result<Held, Problem> {
+    let owner = owner(call, database)?;
+    match baton {
+        Some(baton) => call.app.hrana.take(baton, &owner),
+        None => Ok(call.app.hrana.add(database.stream(owner.principal)?)),
+    }
+}
+
+/// One request's use of a stream: what is not kept is forgotten, and rolled back by the engine.
+struct Use<'a> {
+    call: &'a Call,
+    held: Option<Held>,
+}
+
+impl Drop for Use<'_> {
+    fn drop(&mut self) {
+        if let Some(held) = &self.held {
+            self.call.app.hrana.forget(held.stream.id());
+        }
+    }
+}
+
+impl Use<'_> {
+    fn held(&mut self) -> Result<&mut Held, Problem> {
+        let lost = || Problem::new(Code::Internal, "a stream was used after its end");
+        self.held.as_mut().ok_or_else(lost)
+    }
+}
+
+pub(super) async fn pipeline(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let durability = durability(&call)?;
+    let database = database(&call).await?;
+    let PipelineBody { baton, requests } = body(&call)?;
+    let parsed: Result<Vec<StreamRequest>, _> =
+        requests.into_iter().map(serde_json::from_value).collect();
+    let began = call.app.clock.monotonic_micros();
+    if baton.is_none() && parsed.as_ref().is_ok_and(|requests| is_single(requests)) {
+        let requests = parsed.map_err(malformed)?;
+        return single(call, database, requests, durability, began).await;
+    }
+    let stream = held(&call, &database, baton.as_deref())?;
+    run(
+        call,
+        database,
+        stream,
+        parsed.map_err(malformed),
+        durability,
+        began,
+    )
+    .await
+}
+
+/// Whether a pipeline is one statement on a stream that ends with it.
+fn is_single(requests: &[StreamRequest]) -> bool {
+    matches!(requests, [StreamRequest::Execute { stmt }, StreamRequest::Close {}] if stmt.is_whole())
+}
+
+/// One statement without a stream: on the path of `/query`, unless it needs a connection to itself.
+async fn single(
+    call: Call,
+    database: Database,
+    mut requests: Vec<StreamRequest>,
+    durability: Option<Durability>,
+    began: u64,
+) -> Result<Answer, Problem> {
+    let closed = json!({ "type": "ok", "response": { "type": "close" } });
+    requests.truncate(1);
+    let Some(StreamRequest::Execute { stmt }) = requests.pop() else {
+        return Err(malformed("nothing to run"));
+    };
+    let want_rows = stmt.want_rows();
+    let outcome = match stmt.statement(&Texts::default()) {
+        Err(wrong) => Err(wrong),
+        Ok(statement) => {
+            let request = Request {
+                statements: vec![statement.clone()],
+                transaction: true,
+                durability,
+                access: call.sql_access()?,
+                limits: query::sql_limits(&call.app.limits),
+                idempotency: None,
+            };
+            match database.execute(request).await {
+                Err(error) if needs_stream(&error) => {
+                    let step = vec![step(None, statement, want_rows)];
+                    let stream = held(&call, &database, None)?;
+                    return alone(call, database, stream, step, durability, began).await;
+                }
+                Err(error) if is_fatal(&error) => return Err(error.into()),
+                Err(error) => Err(of_statement(&error)),
+                Ok(response) => Ok((response, statement)),
+            }
+        }
+    };
+    let took = call.app.clock.monotonic_micros().saturating_sub(began);
+    let took = Duration::from_micros(took);
+    let (results, at) = match outcome {
+        Err(wrong) => {
+            query::note(&call, &database, 422, Cost::default(), took)?;
+            let failed = json!([{ "type": "error", "error": wrong }, closed]);
+            (
+                failed,
+                database
+                    .bookmark()
+                    .await
+                    .map(|at| (at.bookmark, at.durable_bookmark, false))?,
+            )
+        }
+        Ok((mut response, statement)) => {
+            let mut result = response.results.pop().unwrap_or_default();
+            if !want_rows {
+                result.rows.clear();
+            }
+            let cost = Cost {
+                read: result.rows_read,
+                written: result.rows_written,
+            };
+            query::note(&call, &database, 200, cost, took)?;
+            query::slow(&call, &database, &[statement.sql], took)?;
+            let result = wire::result(&result, shape::millis(took));
+            let done = json!([{ "type": "ok", "response": { "type": "execute", "result": result } }, closed]);
+            let at = (
+                response.bookmark,
+                response.durable_bookmark,
+                response.schema_changed,
+            );
+            (done, at)
+        }
+    };
+    let document = json!({ "baton": null, "base_url": null, "results": results });
+    let mut answer = Answer::ok(document).at(Some(at.0), at.1);
+    answer.schema_changed = at.2;
+    Ok(answer)
+}
+
+/// Whether the engine has refused a statement only because it was not on a stream. Nothing has run then.
+fn needs_stream(error: &tidelog_engine::Error) -> bool {
+    let denied = error.members().get("sqlite_code").and_then(Json::as_str) == Some("SQLITE_AUTH");
+    error.code() == EngineCode::TransactionControl || denied
+}
+
+/// Whether an error is the server's, not the statement's.
+fn is_fatal(error: &tidelog_engine::Error) -> bool {
+    use EngineCode as C;
+    !matches!(
+        error.code(),
+        C::SqlError
+            | C::InvalidRequest
+            | C::TooManyParameters
+            | C::SqlTooLong
+            | C::ResultTooLarge
+            | C::DatabaseBusy
+            | C::DatabaseReadOnly
+            | C::Maintenance
+            | C::InsufficientPermissions
+            | C::QueryTimeout
+            | C::QuotaExceeded
+    )
+}
+
+const fn step(
+    condition: Option<tidelog_engine::streams::Condition>,
+    statement: Statement,
+    want_rows: bool,
+) -> Step {
+    Step {
+        condition,
+        statement,
+        want_rows,
+    }
+}
+
+/// One statement on a stream that ends with it.
+async fn alone(
+    call: Call,
+    database: Database,
+    stream: Held,
+    steps: Vec<Step>,
+    durability: Option<Durability>,
+    began: u64,
+) -> Result<Answer, Problem> {
+    let mut using = Use {
+        call: &call,
+        held: Some(stream),
+    };
+    let limits = query::sql_limits(&call.app.limits);
+    let texts = steps
+        .iter()
+        .map(|step| step.statement.sql.clone())
+        .collect();
+    let stream = using.held()?.stream.clone();
+    let mut turn = stream
+        .enter(database.clone(), call.sql_access()?, limits, durability)
+        .await?;
+    let sink = Results::of(steps.len(), limits, limits.result_bytes_max);
+    let ran = turn.program(steps, sink).await?;
+    let end = turn.finish().await?;
+    let mut tally = Tallied {
+        texts,
+        ..Tallied::default()
+    };
+    let mut results: Vec<Json> = ran
+        .steps
+        .iter()
+        .flatten()
+        .map(|one| tally.execute(one))
+        .collect();
+    results.push(json!({ "type": "ok", "response": { "type": "close" } }));
+    drop(turn);
+    drop(using);
+    tally.note(&call, &database, began)?;
+    Ok(answered(
+        json!({ "baton": null, "base_url": null, "results": results }),
+        end,
+    ))
+}
+
+fn answered(document: Json, end: TurnEnd) -> Answer {
+    let mut answer = Answer::ok(document).at(Some(end.bookmark), end.durable_bookmark);
+    answer.schema_changed = end.schema_changed;
+    answer
+}
+
+/// What a request cost, for insights and the slow log.
+#[derive(Debug, Default)]
+struct Tallied {
+    cost: Cost,
+    texts: Vec<String>,
+}
+
+type Ran = Result<(tidelog_engine::StatementResult, Duration), tidelog_engine::Error>;
+
+impl Tallied {
+    fn result(&mut self, ran: &Ran) -> Result<Json, Json> {
+        match ran {
+            Ok((result, took)) => {
+                self.cost.read += result.rows_read;
+                self.cost.written += result.rows_written;
+                Ok(wire::result(result, shape::millis(*took)))
+            }
+            Err(error) => Err(of_statement(error)),
+        }
+    }
+
+    fn execute(&mut self, ran: &Ran) -> Json {
+        response(
+            "execute",
+            self.result(ran).map(|result| json!({ "result": result })),
+        )
+    }
+
+    fn note(self, call: &Call, database: &Database, began: u64) -> Result<(), Problem> {
+        let took = call.app.clock.monotonic_micros().saturating_sub(began);
+        let took = Duration::from_micros(took);
+        query::note(call, database, 200, self.cost, took)?;
+        query::slow(call, database, &self.texts, took)
+    }
+}
+
+/// The answer to one request of a pipeline.
+fn response(kind: &str, outcome: Result<Json, Json>) -> Json {
+    match outcome {
+        Ok(mut body) => {
+            body["type"] = json!(kind);
+            json!({ "type": "ok", "response": body })
+        }
+        Err(error) => json!({ "type": "error", "error": error }),
+    }
+}
+
+/// Runs a pipeline on its stream. An error ends the stream.
+async fn run(
+    call: Call,
+    database: Database,
+    stream: Held,
+    requests: Result<Vec<StreamRequest>, Problem>,
+    durability: Option<Durability>,
+    began: u64,
+) -> Result<Answer, Problem> {
+    let mut using = Use {
+        call: &call,
+        held: Some(stream),
+    };
+    let limits = query::sql_limits(&call.app.limits);
+    let stream = using.held()?.stream.clone();
+    let access = call.sql_access()?;
+    let mut turn = stream
+        .enter(database.clone(), access, limits, durability)
+        .await?;
+    let requests = requests?;
+    let close = requests
+        .iter()
+        .position(|one| matches!(one, StreamRequest::Close {}));
+    if close.is_some_and(|at| at + 1 != requests.len()) {
+        return Err(malformed("close is the last request of its stream"));
+    }
+    let mut tally = Tallied::default();
+    let mut budget = limits.result_bytes_max;
+    let mut results = Vec::with_capacity(requests.len());
+    for request in requests {
+        let held = using.held()?;
+        let one = answer_one(&mut turn, held, request, &limits, &mut budget, &mut tally).await?;
+        results.push(one);
+    }
+    let end = turn.finish().await?;
+    let baton = if close.is_some() {
+        drop(turn);
+        None
+    } else {
+        turn.keep()?;
+        match using.held.take() {
+            None => None,
+            Some(held) => {
+                let baton = call.app.hrana.baton(&held, &owner(&call, &database)?);
+                call.app.hrana.keep(held);
+                Some(baton)
+            }
+        }
+    };
+    drop(using);
+    tally.note(&call, &database, began)?;
+    Ok(answered(
+        json!({ "baton": baton, "base_url": null, "results": results }),
+        end,
+    ))
+}
+
+/// Runs one request of a pipeline. An error is the whole pipeline's.
+async fn answer_one(
+    turn: &mut Turn,
+    held: &mut Held,
+    request: StreamRequest,
+    limits: &Limits,
+    budget: &mut usize,
+    tally: &mut Tallied,
+) -> Result<Json, Problem> {
+    Ok(match request {
+        StreamRequest::Execute { stmt } => {
+            let want_rows = stmt.want_rows();
+            match stmt.statement(&held.texts) {
+                Err(wrong) => response("execute", Err(wrong)),
+                Ok(statement) => {
+                    tally.texts.push(statement.sql.clone());
+                    let sink = Results::of(1, *limits, *budget);
+                    let steps = vec![step(None, statement, want_rows)];
+                    let ran = turn.program(steps, sink).await?;
+                    *budget = ran.budget;
+                    match ran.steps.first() {
+                        Some(Some(one)) => tally.execute(one),
+                        _ => {
+                            return Err(Problem::new(Code::Internal, "a statement left no result"));
+                        }
+                    }
+                }
+            }
+        }
+        StreamRequest::Batch { batch } => {
+            let (steps, wrong) = steps(batch.steps, held)?;
+            tally
+                .texts
+                .extend(steps.iter().map(|step| step.statement.sql.clone()));
+            let sink = Results::of(steps.len(), *limits, *budget);
+            let ran = turn.program(steps, sink).await?;
+            *budget = ran.budget;
+            response(
+                "batch",
+                Ok(json!({ "result": batched(&ran, wrong, tally) })),
+            )
+        }
+        StreamRequest::Sequence { sql, sql_id } => {
+            let outcome = match wire::text(sql, sql_id, &held.texts) {
+                Err(wrong) => Err(wrong),
+                Ok(sql) => {
+                    let ran = turn.sequence(&sql).await?;
+                    tally.texts.push(sql);
+                    ran.map_err(|error| of_statement(&error))
+                }
+            };
+            response("sequence", outcome.map(|()| json!({})))
+        }
+        StreamRequest::Describe { sql, sql_id } => {
+            let outcome = match wire::text(sql, sql_id, &held.texts) {
+                Err(wrong) => Err(wrong),
+                Ok(sql) => {
+                    let described = turn.describe(&sql).await?;
+                    described
+                        .map(|one| json!({ "result": wire::described(&one) }))
+                        .map_err(|error| of_statement(&error))
+                }
+            };
+            response("describe", outcome)
+        }
+        StreamRequest::StoreSql { sql_id, sql } => {
+            let stored = held.texts.store(sql_id, sql).map_err(|why| match why {
+                NotStored::TooMany => {
+                    plain("SQL_STORE_TOO_MANY", "a stream stores at most 50 SQL texts")
+                }
+                NotStored::TooLarge => plain(
+                    "SQL_STORE_TOO_LARGE",
+                    "a stored SQL text has at most 5000 bytes",
+                ),
+            });
+            response("store_sql", stored.map(|()| json!({})))
+        }
+        StreamRequest::CloseSql { sql_id } => {
+            held.texts.close(sql_id);
+            response("close_sql", Ok(json!({})))
+        }
+        StreamRequest::GetAutocommit {} => {
+            let body = json!({ "is_autocommit": turn.is_autocommit() });
+            response("get_autocommit", Ok(body))
+        }
+        StreamRequest::Close {} => response("close", Ok(json!({}))),
+    })
+}
+
+/// The steps of a batch as the engine runs them, and the errors of those that are wrong already. Such a step runs
+/// an empty text, which fails too, so that what depends on it sees a failed step.
+fn steps(batch: Vec<BatchStep>, held: &Held) -> Result<(Vec<Step>, Vec<Option<Wrong>>), Problem> {
+    let (mut steps, mut wrongs) = (
+        Vec::with_capacity(batch.len()),
+        Vec::with_capacity(batch.len()),
+    );
+    for (index, one) in batch.into_iter().enumerate() {
+        let (condition, stmt): (_, Stmt) = one.split(index).map_err(malformed)?;
+        let want_rows = stmt.want_rows();
+        let (statement, wrong) = match stmt.statement(&held.texts) {
+            Ok(statement) => (statement, None),
+            Err(wrong) => {
+                let nothing = Statement {
+                    sql: String::new(),
+                    params: tidelog_engine::Params::None,
+                };
+                (nothing, Some(wrong))
+            }
+        };
+        steps.push(step(condition, statement, want_rows));
+        wrongs.push(wrong);
+    }
+    Ok((steps, wrongs))
+}
+
+fn batched(ran: &Results, wrongs: Vec<Option<Wrong>>, tally: &mut Tallied) -> Json {
+    let (mut results, mut failures) = (Vec::new(), Vec::new());
+    for (one, wrong) in ran.steps.iter().zip(wrongs) {
+        let (result, error) = match one.as_ref().map(|ran| tally.result(ran)) {
+            None => (Json::Null, Json::Null),
+            Some(Ok(result)) => (result, Json::Null),
+            Some(Err(error)) => (Json::Null, wrong.unwrap_or(error)),
+        };
+        results.push(result);
+        failures.push(error);
+    }
+    json!({ "step_results": results, "step_errors": failures, "replication_index": null })
+}
+
+pub(super) async fn cursor(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let durability = durability(&call)?;
+    let database = database(&call).await?;
+    let CursorBody { baton, batch } = body(&call)?;
+    let stream = held(&call, &database, baton.as_deref())?;
+    let owner = owner(&call, &database)?;
+    let began = call.app.clock.monotonic_micros();
+    let mut using = Use {
+        call: &call,
+        held: Some(stream),
+    };
+    let limits = query::sql_limits(&call.app.limits);
+    let stream = using.held()?.stream.clone();
+    let access = call.sql_access()?;
+    let turn = stream
+        .enter(database.clone(), access, limits, durability)
+        .await?;
+    let batch: wire::Batch = serde_json::from_value(batch).map_err(malformed)?;
+    let (steps, wrongs) = steps(batch.steps, using.held()?)?;
+    // The lines have no room for an error before a step begins: a wrong argument refuses the cursor whole.
+    if let Some(wrong) = wrongs.into_iter().flatten().next() {
+        return Err(malformed(wrong["message"].as_str().unwrap_or_default()));
+    }
+    let at = database.bookmark().await?;
+    let lost = || Problem::new(Code::Internal, "a stream was used after its end");
+    let held = using.held.take().ok_or_else(lost)?;
+    drop(using);
+    let (to, pieces) = mpsc::channel::<Piece>(PIECES);
+    let first = json!({ "baton": call.app.hrana.baton(&held, &owner), "base_url": null });
+    let mut line = Vec::new();
+    wire::line(&mut line, &first);
+    // There is room for the first of several.
+    let _ = to.try_send(Ok(line.into()));
+    tokio::spawn(produce(call, database, (turn, held), steps, to, began));
+    let body = Body::from_stream(futures::stream::unfold(pieces, |mut pieces| async move {
+        pieces.recv().await.map(|piece| (piece, pieces))
+    }));
+    Ok(Answer::other("application/x-ndjson", body).at(Some(at.bookmark), at.durable_bookmark))
+}
+
+/// Runs the steps of a cursor while its lines are read.
+async fn produce(
+    call: Call,
+    database: Database,
+    (mut turn, held): (Turn, Held),
+    steps: Vec<Step>,
+    to: mpsc::Sender<Piece>,
+    began: u64,
+) {
+    let mut using = Use {
+        call: &call,
+        held: Some(held),
+    };
+    let texts = steps
+        .iter()
+        .map(|step| step.statement.sql.clone())
+        .collect();
+    let mut tally = Tallied {
+        texts,
+        ..Tallied::default()
+    };
+    let ran = turn.program(steps, Lines::new(to.clone())).await;
+    let ended = match ran {
+        Err(error) => {
+            drop(turn);
+            Err((None, error))
+        }
+        Ok(lines) => {
+            tally.cost = Cost {
+                read: lines.read,
+                written: lines.written,
+            };
+            // The stream is free before the client knows that its answer is whole.
+            match turn.keep() {
+                Ok(()) => {
+                    if let Some(held) = using.held.take() {
+                        call.app.hrana.keep(held);
+                    }
+                    Ok(lines)
+                }
+                Err(error) => Err((Some(lines), error)),
+            }
+        }
+    };
+    drop(using);
+    // A client that reads no more has its stream closed by what was dropped; there is nobody to tell.
+    let _ = match ended {
+        Ok(lines) => {
+            let last = json!({ "type": "replication_index", "replication_index": null });
+            lines.last(&last).await
+        }
+        Err((lines, error)) => {
+            let last = json!({ "type": "error", "error": of_statement(&error) });
+            lines.unwrap_or_else(|| Lines::new(to)).last(&last).await
+        }
+    };
+    if let Err(problem) = tally.note(&call, &database, began) {
+        tracing::debug!(code = problem.code(), "a cursor was not counted");
+    }
+}

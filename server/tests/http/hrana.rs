@@ -1,0 +1,710 @@
+//! Hrana over HTTP, as the clients of libSQL and Turso send it: results, streams, cursors, and every bad input.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value as Json, json};
+use tidelog_server::config::Preset;
+
+use crate::world::{Got, World, read};
+
+const PIPELINE: &str = "/default/orders/v3/pipeline";
+const CURSOR: &str = "/default/orders/v3/cursor";
+
+fn execute(sql: &str) -> Json {
+    json!({ "type": "execute", "stmt": { "sql": sql } })
+}
+
+fn close() -> Json {
+    json!({ "type": "close" })
+}
+
+/// A failure of a whole request: exactly as the clients read it.
+fn failed(got: &Got, status: u16, code: &str) {
+    assert_eq!(got.status, status, "{got:?}");
+    assert_eq!(got.header("content-type"), Some("application/json"));
+    assert_eq!(got.body["code"], code, "{got:?}");
+    assert!(got.body["message"].is_string() && got.body["error"].is_string());
+}
+
+impl World {
+    async fn hrana(&self, baton: &Json, requests: Json) -> Got {
+        let body = json!({ "baton": baton, "requests": requests });
+        read(self.ask(Method::POST, PIPELINE).json(&body)).await
+    }
+
+    /// One pipeline that must succeed, its results and the next baton.
+    async fn piped(&self, baton: &Json, requests: Json) -> (Vec<Json>, Json) {
+        let count = requests.as_array().map(Vec::len);
+        let got = self.hrana(baton, requests).await;
+        assert_eq!(got.status, 200, "{got:?}");
+        let results = got.body["results"].as_array().expect("results").clone();
+        assert_eq!(Some(results.len()), count, "one result for each request");
+        (results, got.body["baton"].clone())
+    }
+
+    /// The lines of a cursor.
+    async fn lines(&self, body: Json) -> Vec<Json> {
+        let sent = self.ask(Method::POST, CURSOR).json(&body).send().await;
+        let response = sent.expect("an answer");
+        assert_eq!(response.status(), 200);
+        let text = response.text().await.expect("text");
+        let lines = text.lines();
+        lines
+            .map(|line| serde_json::from_str(line).expect("a JSON line"))
+            .collect()
+    }
+
+    async fn count(&self) -> Json {
+        let got = self
+            .run(
+                "/v1/namespaces/default/databases/orders",
+                "select count(*) from t",
+            )
+            .await;
+        got.body["rows"][0][0].clone()
+    }
+}
+
+async fn started() -> World {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world
+        .run(&database, "create table t(a integer primary key, b)")
+        .await;
+    world
+}
+
+fn error_code(result: &Json) -> &str {
+    assert_eq!(result["type"], "error", "{result}");
+    result["error"]["code"].as_str().expect("a code is a text")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_pass_exactly_and_results_have_every_member() {
+    let world = started().await;
+    let args = json!([{ "type": "integer", "value": "9223372036854775807" }, { "type": "blob", "base64": "AP8" }]);
+    let insert =
+        json!({ "type": "execute", "stmt": { "sql": "insert into t values(?, ?)", "args": args } });
+    let (results, baton) = world.piped(&Json::Null, json!([insert, close()])).await;
+    assert!(baton.is_null());
+    let result = &results[0]["response"]["result"];
+    assert_eq!(result["affected_row_count"], 1);
+    assert_eq!(result["last_insert_rowid"], "9223372036854775807");
+    assert_eq!(
+        results[1],
+        json!({ "type": "ok", "response": { "type": "close" } })
+    );
+    let sql = "select a, b, null, 1.5, 'x', 9e999, b as c from t where b = :b";
+    let named = json!([{ "name": "b", "value": { "type": "blob", "base64": "AP8=" } }]);
+    for alone in [true, false] {
+        let select = json!({ "type": "execute", "stmt": { "sql": sql, "named_args": named } });
+        let requests = if alone {
+            json!([select, close()])
+        } else {
+            json!([select])
+        };
+        let (results, _) = world.piped(&Json::Null, requests).await;
+        let result = &results[0]["response"]["result"];
+        let row = json!([[{ "type": "integer", "value": "9223372036854775807" }, { "type": "blob", "base64": "AP8" },
+            { "type": "null" }, { "type": "float", "value": 1.5 }, { "type": "text", "value": "x" },
+            { "type": "float", "value": null }, { "type": "blob", "base64": "AP8" }]]);
+        assert_eq!(result["rows"], row);
+        assert_eq!(
+            result["cols"][0],
+            json!({ "name": "a", "decltype": "integer" })
+        );
+        for member in [
+            "rows_read",
+            "rows_written",
+            "query_duration_ms",
+            "last_insert_rowid",
+        ] {
+            assert!(!result[member].is_null(), "{member}");
+        }
+    }
+    let unwanted = json!({ "type": "execute", "stmt": { "sql": "select 1", "want_rows": false } });
+    let (results, _) = world.piped(&Json::Null, json!([unwanted, close()])).await;
+    assert_eq!(results[0]["response"]["result"]["rows"], json!([]));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_lasts_over_requests_and_batons_work_once() {
+    let world = started().await;
+    let (results, first) = world
+        .piped(&Json::Null, json!([execute("begin"), execute("insert into t(b) values(1)"), { "type": "get_autocommit" }]))
+        .await;
+    assert_eq!(results[2]["response"]["is_autocommit"], false);
+    assert_eq!(world.count().await, 0);
+    let (_, second) = world
+        .piped(&first, json!([execute("insert into t(b) values(2)")]))
+        .await;
+    assert_ne!(first, second);
+    failed(&world.hrana(&first, json!([])).await, 400, "BATON_INVALID");
+    let got = world
+        .hrana(&second, json!([execute("commit"), close()]))
+        .await;
+    assert!(got.body["baton"].is_null() && got.header("db-bookmark").is_some());
+    assert_eq!(world.count().await, 2);
+    failed(
+        &world.hrana(&second, json!([execute("select 1")])).await,
+        400,
+        "STREAM_EXPIRED",
+    );
+    // Closing rolls back.
+    let (_, baton) = world
+        .piped(
+            &Json::Null,
+            json!([execute("begin immediate"), execute("delete from t")]),
+        )
+        .await;
+    world.piped(&baton, json!([close()])).await;
+    assert_eq!(world.count().await, 2);
+    // An empty pipeline keeps its stream.
+    let (_, baton) = world.piped(&Json::Null, json!([])).await;
+    assert!(baton.is_string());
+    world.piped(&baton, json!([close()])).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_and_foreign_batons_are_refused() {
+    let world = started().await;
+    world.database("other").await;
+    let second = world
+        .token(json!({ "kind": "live", "scopes": ["write"] }))
+        .await;
+    let (_, baton) = world
+        .piped(
+            &Json::Null,
+            json!([
+                execute("begin immediate"),
+                execute("insert into t(b) values(1)")
+            ]),
+        )
+        .await;
+    let text = baton.as_str().expect("a baton");
+    let forged = format!(
+        "{}{}",
+        if text.starts_with('A') { 'B' } else { 'A' },
+        &text[1..]
+    );
+    for bad in [forged.as_str(), "", "x", "AAAA"] {
+        failed(
+            &world.hrana(&json!(bad), json!([])).await,
+            400,
+            "BATON_INVALID",
+        );
+    }
+    let body = json!({ "baton": text, "requests": [execute("commit")] });
+    let elsewhere = world
+        .ask(Method::POST, "/default/other/v3/pipeline")
+        .json(&body);
+    failed(&read(elsewhere).await, 400, "BATON_INVALID");
+    let stolen = world
+        .client
+        .post(format!("{}{PIPELINE}", world.base))
+        .bearer_auth(&second)
+        .json(&body);
+    failed(&read(stolen).await, 400, "BATON_INVALID");
+    // All that changed nothing.
+    world
+        .piped(&baton, json!([execute("commit"), close()]))
+        .await;
+    assert_eq!(world.count().await, 1);
+    let bare = world
+        .client
+        .post(format!("{}{PIPELINE}", world.base))
+        .json(&body);
+    failed(&read(bare).await, 401, "UNAUTHENTICATED");
+    let foreign = world
+        .ask(Method::POST, "/another/orders/v3/pipeline")
+        .json(&body);
+    failed(&read(foreign).await, 403, "NAMESPACE_MISMATCH");
+    world.stop().await;
+}
+
+/// Goal: a malformed request ends its stream, and its transaction with it (HRANA 2); nothing holds the lock then.
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_requests_end_their_stream_and_leave_no_lock() {
+    let world = started().await;
+    let mut deep = json!({ "type": "is_autocommit" });
+    for _ in 0..100 {
+        deep = json!({ "type": "not", "cond": deep });
+    }
+    let stmt = json!({ "sql": "select 1" });
+    let batch = |condition: &Json| json!([{ "type": "batch", "batch": { "steps": [{ "condition": condition, "stmt": stmt }] } }]);
+    for bad in [
+        json!([{ "type": "unknown" }]),
+        json!([{ "stmt": stmt }]),
+        json!([7]),
+        json!([{ "type": "execute" }]),
+        json!([{ "type": "execute", "stmt": { "sql": "select ?", "args": [{ "type": "what" }] } }]),
+        json!([close(), execute("select 1")]),
+        json!([close(), close()]),
+        batch(&json!({ "type": "ok", "step": 0 })),
+        batch(&json!({ "type": "and", "conds": [{ "type": "error", "step": 3 }] })),
+        batch(&json!({ "type": "ok", "step": -1 })),
+        batch(&json!({ "type": "perhaps" })),
+        batch(&deep),
+    ] {
+        let begin = json!([
+            execute("begin immediate"),
+            execute("insert into t(b) values(1)")
+        ]);
+        let (_, baton) = world.piped(&Json::Null, begin).await;
+        failed(
+            &world.hrana(&baton, bad.clone()).await,
+            400,
+            "INVALID_REQUEST",
+        );
+        failed(&world.hrana(&baton, json!([])).await, 400, "STREAM_EXPIRED");
+        world
+            .piped(&Json::Null, json!([execute("delete from t"), close()]))
+            .await;
+        assert_eq!(world.count().await, 0, "{bad}");
+    }
+    for text in [
+        "",
+        "{",
+        "[]",
+        "{\"requests\":7}",
+        "{\"baton\":7,\"requests\":[]}",
+    ] {
+        let sent = world.ask(Method::POST, PIPELINE).body(text);
+        failed(&read(sent).await, 400, "INVALID_REQUEST");
+    }
+    let deep = format!("{{\"requests\":{}", "[".repeat(100_000));
+    failed(
+        &read(world.ask(Method::POST, PIPELINE).body(deep)).await,
+        400,
+        "INVALID_REQUEST",
+    );
+    let keyed = world
+        .ask(Method::POST, PIPELINE)
+        .header("idempotency-key", "k");
+    failed(
+        &read(keyed.json(&json!({ "requests": [] }))).await,
+        400,
+        "INVALID_REQUEST",
+    );
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_of_statements_have_the_codes_that_clients_know() {
+    let world = started().await;
+    world
+        .piped(
+            &Json::Null,
+            json!([execute("insert into t values(1, 1)"), close()]),
+        )
+        .await;
+    let stmt = |stmt: Json| json!({ "type": "execute", "stmt": stmt });
+    let nil = json!({ "type": "null" });
+    let both =
+        json!({ "sql": "select ?", "args": [nil], "named_args": [{ "name": "a", "value": nil }] });
+    for (request, code) in [
+        (execute("selec 1"), "SQL_PARSE_ERROR"),
+        (execute("select none"), "SQL_INPUT_ERROR"),
+        (execute("select 1; select 2"), "SQL_MANY_STATEMENTS"),
+        (execute(" -- nothing"), "SQL_NO_STATEMENT"),
+        (execute("select ?"), "ARGS_INVALID"),
+        (execute("attach 'x' as y"), "SQLITE_AUTH"),
+        (execute("insert into t values(1, 1)"), "SQLITE_CONSTRAINT"),
+        (execute("commit"), "SQLITE_ERROR"),
+        (stmt(both), "ARGS_BOTH_POSITIONAL_AND_NAMED"),
+        (stmt(json!({})), "SQL_INPUT_ERROR"),
+        (
+            stmt(json!({ "sql": "select 1", "args": [nil] })),
+            "ARGS_INVALID",
+        ),
+        (
+            stmt(json!({ "sql": "select :a", "named_args": [{ "name": "b", "value": nil }] })),
+            "ARGS_INVALID",
+        ),
+        (stmt(json!({ "sql_id": 7 })), "SQL_NOT_STORED"),
+    ] {
+        for alone in [true, false] {
+            let requests = if alone {
+                json!([request, close()])
+            } else {
+                json!([request, execute("select 1"), close()])
+            };
+            let (results, _) = world.piped(&Json::Null, requests).await;
+            assert_eq!(error_code(&results[0]), code, "{request}");
+            assert_eq!(
+                results.last().expect("some")["type"],
+                "ok",
+                "later requests run"
+            );
+        }
+    }
+    let (results, _) = world
+        .piped(
+            &Json::Null,
+            json!([execute("insert into t values(1, 1)"), close()]),
+        )
+        .await;
+    assert_eq!(
+        results[0]["error"]["extended_code"],
+        "SQLITE_CONSTRAINT_PRIMARYKEY"
+    );
+    let (results, _) = world
+        .piped(&Json::Null, json!([{ "type": "describe", "sql": "insert into t values(?, :b)" },
+            { "type": "describe", "sql": "selec" }, { "type": "sequence", "sql": "delete from t; nonsense; select 1" },
+            close()]))
+        .await;
+    let described = &results[0]["response"]["result"];
+    assert_eq!(
+        described["params"],
+        json!([{ "name": null }, { "name": ":b" }])
+    );
+    assert_eq!(
+        (&described["is_readonly"], &described["is_explain"]),
+        (&json!(false), &json!(false))
+    );
+    assert_eq!(
+        error_code(&results[1]),
+        "SQL_INPUT_ERROR".replace("INPUT", "PARSE")
+    );
+    assert_eq!(error_code(&results[2]), "SQL_PARSE_ERROR");
+    assert_eq!(world.count().await, 0, "what ran before the error stays");
+    let reader = world
+        .token(json!({ "kind": "live", "scopes": ["read"] }))
+        .await;
+    for (sql, good) in [
+        ("select 1", true),
+        ("delete from t", false),
+        ("begin immediate", false),
+    ] {
+        let body = json!({ "requests": [execute(sql), close()] });
+        let sent = world
+            .client
+            .post(format!("{}{PIPELINE}", world.base))
+            .bearer_auth(&reader)
+            .json(&body);
+        let got = read(sent).await;
+        let result = &got.body["results"][0];
+        assert_eq!(result["type"] == "ok", good, "{sql}: {got:?}");
+        assert!(good || result["error"]["code"] == "BLOCKED", "{got:?}");
+    }
+    let request = world.ask(Method::PATCH, "/v1/namespaces/default/databases/orders");
+    assert_eq!(
+        read(request.json(&json!({ "block_writes": true })))
+            .await
+            .status,
+        200
+    );
+    for requests in [
+        json!([execute("delete from t"), close()]),
+        json!([execute("delete from t"), execute("select 1")]),
+    ] {
+        let (results, _) = world.piped(&Json::Null, requests).await;
+        assert_eq!(error_code(&results[0]), "BLOCKED");
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_texts_are_bounded_replaced_and_gone_with_the_stream() {
+    let world = started().await;
+    let store = |id: i32, sql: &str| json!({ "type": "store_sql", "sql_id": id, "sql": sql });
+    let run = |id: i32| json!({ "type": "execute", "stmt": { "sql_id": id } });
+    let (results, baton) = world
+        .piped(
+            &Json::Null,
+            json!([store(1, "select 1"), run(1), store(1, "select 2"), run(1),
+            store(2, &"x".repeat(5_001)), { "type": "close_sql", "sql_id": 9 }]),
+        )
+        .await;
+    assert_eq!(results[3]["response"]["result"]["rows"][0][0]["value"], "2");
+    assert_eq!(error_code(&results[4]), "SQL_STORE_TOO_LARGE");
+    assert_eq!(results[5]["type"], "ok");
+    let many: Vec<Json> = (2..52).map(|id| store(id, "select 1")).collect();
+    let (results, baton) = world.piped(&baton, json!(many)).await;
+    assert_eq!(error_code(&results[49]), "SQL_STORE_TOO_MANY");
+    assert_eq!(results[48]["type"], "ok");
+    let (results, _) = world
+        .piped(
+            &baton,
+            json!([{ "type": "close_sql", "sql_id": 1 }, run(1), close()]),
+        )
+        .await;
+    assert_eq!(error_code(&results[1]), "SQL_NOT_STORED");
+    world.stop().await;
+}
+
+/// The shape of `batch()` of `@libsql/client`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_follows_its_conditions() {
+    let world = started().await;
+    let batch = |second: &str| {
+        let ok = |step: usize| json!({ "type": "ok", "step": step });
+        json!([{ "type": "batch", "batch": { "steps": [
+            { "stmt": { "sql": "begin immediate" } },
+            { "condition": ok(0), "stmt": { "sql": "insert into t(b) values(1)" } },
+            { "condition": ok(1), "stmt": { "sql": second } },
+            { "condition": ok(2), "stmt": { "sql": "commit" } },
+            { "condition": { "type": "not", "cond": ok(3) }, "stmt": { "sql": "rollback" } },
+        ] } }, close()])
+    };
+    let (results, _) = world
+        .piped(&Json::Null, batch("insert into t(b) values(2) returning b"))
+        .await;
+    let result = &results[0]["response"]["result"];
+    assert_eq!(result["step_errors"], json!([null, null, null, null, null]));
+    assert!(result["step_results"][4].is_null(), "skipped");
+    assert_eq!(result["step_results"][2]["rows"][0][0]["value"], "2");
+    let (results, _) = world
+        .piped(&Json::Null, batch("insert into none values(2)"))
+        .await;
+    let result = &results[0]["response"]["result"];
+    assert_eq!(result["step_errors"][2]["code"], "SQLITE_ERROR");
+    assert!(result["step_results"][3].is_null() && result["step_errors"][3].is_null());
+    assert!(result["step_results"][4].is_object(), "rolled back");
+    assert_eq!(world.count().await, 2);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_writes_lines_and_its_baton_goes_on() {
+    let world = started().await;
+    let steps = json!({ "steps": [{ "stmt": { "sql": "begin" } }, { "stmt": { "sql": "insert into t(b) values('x') returning a" } },
+        { "stmt": { "sql": "nonsense" } }, { "condition": { "type": "ok", "step": 2 }, "stmt": { "sql": "select 1" } }] });
+    let lines = world.lines(json!({ "batch": steps })).await;
+    let kinds: Vec<&str> = lines[1..]
+        .iter()
+        .map(|line| line["type"].as_str().expect("a type"))
+        .collect();
+    let expected = [
+        "step_begin",
+        "step_end",
+        "step_begin",
+        "row",
+        "step_end",
+        "step_error",
+        "replication_index",
+    ];
+    assert_eq!(kinds, expected);
+    assert_eq!(
+        lines[4]["row"],
+        json!([{ "type": "integer", "value": "1" }])
+    );
+    assert_eq!(lines[5]["last_insert_rowid"], "1");
+    assert_eq!(lines[6]["error"]["code"], "SQL_PARSE_ERROR");
+    let baton = &lines[0]["baton"];
+    let (results, _) = world
+        .piped(
+            baton,
+            json!([{ "type": "get_autocommit" }, execute("commit"), close()]),
+        )
+        .await;
+    assert_eq!(results[0]["response"]["is_autocommit"], false);
+    assert_eq!(world.count().await, 1);
+    let bad = json!({ "batch": { "steps": [{ "condition": { "type": "ok", "step": 5 }, "stmt": { "sql": "x" } }] } });
+    failed(
+        &read(world.ask(Method::POST, CURSOR).json(&bad)).await,
+        400,
+        "INVALID_REQUEST",
+    );
+    failed(
+        &read(world.ask(Method::POST, CURSOR).json(&json!({}))).await,
+        400,
+        "INVALID_REQUEST",
+    );
+    world.stop().await;
+}
+
+/// Goal: a result of any size passes, and one that nobody reads neither fills memory nor keeps a connection or the
+/// lock. Method: over 100 MB of rows read whole, more than either limit; the same begun inside a transaction that writes, and let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_larger_than_every_limit_streams_and_one_let_go_ends() {
+    let world = started().await;
+    let rows = 120_000;
+    let sql = format!(
+        "with recursive n(x) as (select 1 union all select x + 1 from n limit {rows}) select x, zeroblob(700) from n"
+    );
+    let body = json!({ "batch": { "steps": [{ "stmt": { "sql": sql } }] } });
+    let sent = world.ask(Method::POST, CURSOR).json(&body).send().await;
+    let mut pieces = sent.expect("an answer").bytes_stream();
+    let (mut bytes, mut lines, mut tail) = (0, 0, Vec::new());
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.expect("whole");
+        bytes += piece.len();
+        lines += bytecount(&piece);
+        tail = piece.to_vec();
+    }
+    assert!(bytes > 100 << 20, "{bytes}");
+    assert_eq!(lines, rows + 4);
+    assert!(String::from_utf8_lossy(&tail).ends_with("\"type\":\"replication_index\"}\n"));
+    let body = json!({ "batch": { "steps": [{ "stmt": { "sql": "begin immediate" } }, { "stmt": { "sql": sql } }] } });
+    let sent = world.ask(Method::POST, CURSOR).json(&body).send().await;
+    let mut pieces = sent.expect("an answer").bytes_stream();
+    pieces.next().await.expect("a piece").expect("sound");
+    drop(pieces);
+    let insert = json!([execute("insert into t(b) values(1)"), close()]);
+    let (results, _) = world.piped(&Json::Null, insert).await;
+    assert_eq!(results[0]["type"], "ok", "{results:?}");
+    for _ in 0..500 {
+        if world.engine.stream_count() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(world.engine.stream_count(), 0);
+    world.stop().await;
+}
+
+fn bytecount(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// Goal: 20 clients in transactions of several requests over HTTP never meet each other's (an earlier design handed
+/// out a connection that was still inside one).
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_clients_in_transactions() {
+    let world = std::sync::Arc::new(started().await);
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..20 {
+        let world = std::sync::Arc::clone(&world);
+        clients.spawn(async move {
+            for round in 0..3 {
+                // A loaded machine may keep somebody waiting for longer than a writer waits for the gate.
+                let baton = loop {
+                    let begin = json!([execute("begin immediate")]);
+                    let (results, baton) = world.piped(&Json::Null, begin).await;
+                    if results[0]["type"] == "ok" {
+                        break baton;
+                    }
+                    assert_eq!(error_code(&results[0]), "TRANSACTION_BUSY");
+                };
+                let insert =
+                    json!([execute("insert into t(b) values('x')"), { "type": "get_autocommit" }]);
+                let (results, baton) = world.piped(&baton, insert).await;
+                assert_eq!(results[0]["type"], "ok", "{client}/{round}: {results:?}");
+                assert_eq!(results[1]["response"]["is_autocommit"], false);
+                let (results, _) = world
+                    .piped(&baton, json!([execute("commit"), close()]))
+                    .await;
+                assert_eq!(results[0]["type"], "ok", "{client}/{round}: {results:?}");
+            }
+        });
+    }
+    while let Some(ended) = clients.join_next().await {
+        ended.expect("no client fails");
+    }
+    assert_eq!(world.count().await, 60);
+    std::sync::Arc::into_inner(world)
+        .expect("all ended")
+        .stop()
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_is_found_by_path_header_host_and_default() {
+    let mut config = Preset::Development.config();
+    config.http.database_hosts = vec!["db.example.org".to_owned()];
+    let world = World::of(config.clone()).await;
+    for name in ["orders", "v9"] {
+        world.database(name).await;
+    }
+    let body = json!({ "requests": [execute("select 1"), close()] });
+    let ask = |path: &str| -> RequestBuilder { world.ask(Method::POST, path).json(&body) };
+    for path in [
+        "/default/orders/v2/pipeline",
+        "/default/orders/v3/pipeline",
+        "/orders/v2/pipeline",
+        "/orders/v3/pipeline",
+        "/dev/orders/v2/pipeline",
+        "/dev/orders/v3/pipeline",
+    ] {
+        assert_eq!(read(ask(path)).await.status, 200, "{path}");
+    }
+    let got = read(ask("/v2/pipeline")).await;
+    failed(&got, 404, "NOT_FOUND");
+    assert!(
+        got.body["message"]
+            .as_str()
+            .expect("a text")
+            .contains("slash")
+    );
+    assert_eq!(
+        read(ask("/v2/pipeline").header("x-namespace", "orders"))
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        read(ask("/v3/pipeline").header("host", "orders.db.example.org:80"))
+            .await
+            .status,
+        200
+    );
+    failed(
+        &read(ask("/v3/pipeline").header("host", "none.db.example.org")).await,
+        404,
+        "DATABASE_NOT_FOUND",
+    );
+    failed(
+        &read(ask("/v3/pipeline").header("host", "orders.example.org")).await,
+        404,
+        "NOT_FOUND",
+    );
+    failed(
+        &read(ask("/none/v3/pipeline")).await,
+        404,
+        "DATABASE_NOT_FOUND",
+    );
+    // Probes need no token; a version that is not spoken is not there.
+    for (path, status) in [
+        ("/v2", 200),
+        ("/v3", 200),
+        ("/default/orders/v2", 200),
+        ("/orders/v3", 200),
+        ("/v3-protobuf", 404),
+        ("/default/orders/v3-protobuf", 404),
+    ] {
+        let got = read(world.client.get(format!("{}{path}", world.base))).await;
+        assert_eq!(got.status, status, "{path}");
+    }
+    world.stop().await;
+    config.http.default_database = Some("orders".to_owned());
+    let world = World::of(config).await;
+    world.database("orders").await;
+    let sent = world.ask(Method::POST, "/v2/pipeline").json(&body);
+    assert_eq!(read(sent).await.status, 200);
+    world.stop().await;
+}
+
+/// Goal: a stream goes on through a rewind between its transactions.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_lives_on_through_a_rewind() {
+    let world = started().await;
+    let (_, baton) = world
+        .piped(
+            &Json::Null,
+            json!([execute("insert into t(b) values('kept')")]),
+        )
+        .await;
+    let database = "/v1/namespaces/default/databases/orders";
+    let at = world
+        .get(&format!(
+            "{database}/bookmarks/current?wait_durable_ms=5000"
+        ))
+        .await;
+    let (_, baton) = world.piped(&baton, json!([execute("drop table t")])).await;
+    let target = json!({ "target": { "bookmark": at.body["bookmark"] } });
+    let done = world.keyed(&format!("{database}/restores"), target).await;
+    assert_eq!(done.status, 200, "{done:?}");
+    let (results, _) = world
+        .piped(&baton, json!([execute("select b from t"), close()]))
+        .await;
+    assert_eq!(
+        results[0]["response"]["result"]["rows"][0][0]["value"],
+        "kept"
+    );
+    world.stop().await;
+}
