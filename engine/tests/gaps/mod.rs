@@ -327,8 +327,23 @@ async fn store_wins(damage: impl Fn(&Path, &Path), parts: Parts) {
     )
     .await;
     assert!(newest.txid > clean.txid);
-    std::fs::create_dir_all(&next).expect("create");
-    copy(&first, &next);
+    // As a crash would leave it: a file from before a checkpoint beside a WAL from behind it is what no crash leaves.
+    let (_, live) = files(&first, &database);
+    let stamps = || {
+        ["db.sqlite", "db.sqlite-wal"].map(|name| {
+            let found = std::fs::metadata(live.join(name)).expect("metadata");
+            (found.len(), found.modified().expect("a time"))
+        })
+    };
+    loop {
+        let before = stamps();
+        std::fs::create_dir_all(&next).expect("create");
+        copy(&first, &next);
+        if stamps() == before {
+            break;
+        }
+        std::fs::remove_dir_all(&next).expect("remove");
+    }
     engine.shutdown().await.expect("shutdown");
     let (all, current) = files(&next, &database);
     damage(&all, &current);
