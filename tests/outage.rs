@@ -141,9 +141,9 @@ async fn outage(store: &str) {
         for level in levels {
             let path = format!("databases/{level}/bookmarks/current");
             let (_, at) = address.get(&path).await.expect("an answer");
-            lags.push(at["lag_ms"].as_u64().expect("a lag"));
+            lags.push(at["lag_ms"].as_f64().expect("a lag"));
         }
-        if lags.iter().all(|lag| *lag < 2_000) {
+        if lags.iter().all(|lag| *lag < 2_000.0) {
             break;
         }
         assert!(!late(), "the lag stays at {lags:?} ms");

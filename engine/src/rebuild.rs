@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tidelog_archive::ErrorKind;
 use tidelog_archive::key::{Key, Seq};
-use tidelog_archive::manifest::Loaded;
+use tidelog_archive::manifest::{Loaded, Manifest};
 use tidelog_archive::plan::{self, History, Layer, Plan, PlanError, Resolved, TailSection, Target};
 use tidelog_archive::restore::{FileSink, RestoreError, RestoreSettings, execute};
 use tidelog_archive::store::Store;
@@ -166,20 +166,37 @@ macro_rules! replanned {
 }
 pub(crate) use replanned;
 
-/// The history of a database whose manifest is `loaded`, with those of the databases it was forked from.
-pub(crate) async fn history(core: &Core, loaded: &Loaded) -> Result<History, Error> {
-    let mut manifest = loaded.manifest.clone();
+/// The history of a database as it is stored, with those of the databases it was forked from.
+pub(crate) async fn history(
+    core: &Core,
+    namespace: NamespaceId,
+    id: DatabaseId,
+) -> Result<History, Error> {
+    // Before the manifest: what is settled between the two looks is then in both, else it would be in neither.
+    let tail = core.tails.of(id);
+    let loaded = core.remote.owned_manifest(namespace, id).await?;
+    history_of(core, tail, loaded.manifest).await
+}
+
+/// The same of a manifest that was read after the tail was.
+pub(crate) async fn history_of(
+    core: &Core,
+    tail: Vec<TailSection>,
+    manifest: Manifest,
+) -> Result<History, Error> {
+    let (mut tail, mut manifest) = (tail, manifest);
     let mut layers = Vec::new();
     loop {
+        let stored = tail.iter().map(|section| section.meta.last).max();
+        core.breaks.tell(&mut manifest, stored);
         let parent = manifest.parent;
-        let stored = core.tails.newest(manifest.database);
-        core.breaks.tell(&mut manifest, stored.map(|at| at.txid));
         layers.push(Layer {
             manifests: core.remote.manifests(manifest.namespace, manifest.database),
-            tail: core.tails.of(manifest.database),
+            tail,
             manifest,
         });
         let Some(parent) = parent else { break };
+        tail = core.tails.of(parent.database);
         manifest = core
             .remote
             .owned_manifest(parent.namespace, parent.database)
@@ -228,8 +245,7 @@ async fn newest_files(
     id: DatabaseId,
     folder: &Path,
 ) -> Result<(String, Resolved), Error> {
-    let loaded = core.remote.owned_manifest(namespace, id).await?;
-    let mut history = history(core, &loaded).await?;
+    let mut history = history(core, namespace, id).await?;
     let store = &core.remote.store;
     let plan = plan(store, &mut history, Target::Head, present(core.term())).await?;
     let incarnation = incarnation_name(core);

@@ -61,12 +61,7 @@ impl Database {
             .wait_durable(lease.last_lsn(), Durability::Remote)
             .await?;
         let meta = lease.meta();
-        let loaded = lease
-            .core
-            .remote
-            .owned_manifest(meta.namespace, meta.id)
-            .await?;
-        let history = history(&lease.core, &loaded).await?;
+        let history = history(&lease.core, meta.namespace, meta.id).await?;
         Ok((lease, history))
     }
 

@@ -232,12 +232,16 @@ async fn a_live_file_that_was_edited_is_a_mismatch_that_only_full_can_see() {
             .write(true)
             .open(live_file(world));
         let opened = opened.expect("open");
-        let pages = opened.metadata().expect("length").len() / 4096;
+        let metadata = opened.metadata().expect("metadata");
+        let pages = metadata.len() / 4096;
         let mut byte = [0];
         // In a row's text, so that SQLite finds nothing wrong with it.
         let at = pages / 2 * 4096 + 4000;
         opened.read_exact_at(&mut byte, at).expect("read");
         opened.write_all_at(&[byte[0] ^ 1], at).expect("write");
+        // As a disk does it that loses a bit: a file that was written to since the stop is not believed anyway.
+        let modified = metadata.modified().expect("a time");
+        opened.set_modified(modified).expect("set the time");
     })
     .await;
     for (level, outcome) in [

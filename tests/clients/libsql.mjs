@@ -70,7 +70,7 @@ test("twenty transactions at once wait for each other", async () => {
 
 test("scripts and migrations run", async () => {
   const db = open();
-  await db.executeMultiple("create table m(a); create trigger mt after insert on m begin select 1; end; insert into m values(1);");
+  await db.executeMultiple("create table m(a integer primary key); create trigger mt after insert on m begin select 1; end; insert into m values(1);");
   await db.migrate(["create table n(a references m(a))", "alter table n add column b"]);
   assert.equal((await db.execute("select count(*) as n from m")).rows[0].n, 1);
   await assert.rejects(db.executeMultiple("insert into m values(2); nonsense; insert into m values(3)"));

@@ -58,8 +58,8 @@ impl Database {
 /// The state that the fork begins with, in a file.
 async fn copy(database: &Database, task: &Task, at: Position, file: &Path) -> Result<Plan, Error> {
     let core = &database.engine().inner.core;
-    let loaded = database.manifest().await?;
-    let mut history = history(core, &loaded).await?;
+    let row = database.row();
+    let mut history = history(core, row.namespace, row.id).await?;
     let store = &core.remote.store;
     let target = Target::Position(at);
     let plan = plan(store, &mut history, target, present(core.term())).await?;

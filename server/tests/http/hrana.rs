@@ -113,7 +113,7 @@ async fn values_pass_exactly_and_results_have_every_member() {
         assert_eq!(result["rows"], row);
         assert_eq!(
             result["cols"][0],
-            json!({ "name": "a", "decltype": "integer" })
+            json!({ "name": "a", "decltype": "INTEGER" })
         );
         for member in [
             "rows_read",
@@ -540,6 +540,9 @@ async fn a_cursor_larger_than_every_limit_streams_and_one_let_go_ends() {
     assert!(bytes > 100 << 20, "{bytes}");
     assert_eq!(lines, rows + 4);
     assert!(String::from_utf8_lossy(&tail).ends_with("\"type\":\"replication_index\"}\n"));
+    // The baton that came first may still be used.
+    let kept = world.engine.stream_count();
+    assert!(kept <= 1, "{kept}");
     let body = json!({ "batch": { "steps": [{ "stmt": { "sql": "begin immediate" } }, { "stmt": { "sql": sql } }] } });
     let sent = world.ask(Method::POST, CURSOR).json(&body).send().await;
     let mut pieces = sent.expect("an answer").bytes_stream();
@@ -549,12 +552,12 @@ async fn a_cursor_larger_than_every_limit_streams_and_one_let_go_ends() {
     let (results, _) = world.piped(&Json::Null, insert).await;
     assert_eq!(results[0]["type"], "ok", "{results:?}");
     for _ in 0..500 {
-        if world.engine.stream_count() == 0 {
+        if world.engine.stream_count() == kept {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(world.engine.stream_count(), 0);
+    assert_eq!(world.engine.stream_count(), kept);
     world.stop().await;
 }
 

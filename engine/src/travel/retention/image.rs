@@ -47,8 +47,7 @@ async fn copy(
     txid: TxId,
     path: &Path,
 ) -> Result<Plan, Error> {
-    let loaded = core.remote.owned_manifest(namespace, id).await?;
-    let mut known = history(core, &loaded).await?;
+    let mut known = history(core, namespace, id).await?;
     let store = &core.remote.store;
     let terms = present(core.term());
     let plan = plan(store, &mut known, Target::TxId(txid), terms).await?;

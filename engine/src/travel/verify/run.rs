@@ -20,7 +20,7 @@ use crate::database::Lease;
 use crate::engine::Database;
 use crate::error::Error;
 use crate::operations::Task;
-use crate::rebuild::{history, plan_error, present};
+use crate::rebuild::{history_of, plan_error, present};
 use crate::remote::publish_error;
 use crate::scratch;
 use crate::settings::Durability;
@@ -196,18 +196,10 @@ impl Prover<'_> {
         let core = &self.database.engine().inner.core;
         let row = self.database.row();
         let manifests = core.remote.manifests(row.namespace, row.id);
-        let mut attempt = 1;
-        loop {
-            let newest = core.tails.newest(row.id).map(|at| at.txid);
-            let loaded = manifests.load().await;
-            let loaded = loaded.map_err(|e| publish_error("read a manifest", e))?;
-            let history = history(core, &loaded).await?;
-            // Sections that were settled between the two looks are in neither.
-            if history.head().map(|at| at.txid) >= newest || attempt == ATTEMPTS {
-                return Ok(history);
-            }
-            attempt += 1;
-        }
+        let tail = core.tails.of(row.id);
+        let loaded = manifests.load().await;
+        let loaded = loaded.map_err(|e| publish_error("read a manifest", e))?;
+        history_of(core, tail, loaded.manifest).await
     }
 
     async fn look(&self, proof: &mut Proof) -> Result<(), Error> {
