@@ -133,7 +133,9 @@ mod tests {
         };
         let hash = |parts: &[&[u8]]| {
             let mut hash = Sha256::new();
-            parts.iter().for_each(|part| hash.update(part));
+            for part in parts {
+                hash.update(part);
+            }
             hash.finalize().to_vec()
         };
         let (mut inner, mut outer) = ([0x36; 64], [0x5c; 64]);

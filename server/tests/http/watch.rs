@@ -134,8 +134,9 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
     assert!(answers.iter().any(|got| got.status == 429), "{answers:?}");
     seen.extend(texts);
     seen.push(scrape(&world).await);
-    // A file that somebody else wrote to, a node that was taken over, a settle, a lost audit line, another term and a slow store need more than a second can give, and the oldest
-    // point of a fresh node stays where it is for as long as its window.
+    // A file that somebody else wrote to, a node that was taken over, a settle, a lost audit line, another term and a
+    // slow store need more than a second can give, and the oldest point of a fresh node stays where it is for as
+    // long as its window.
     let still = [
         "tidelog_oldest_restorable_timestamp_seconds",
         "tidelog_discontinuities_total",
