@@ -386,7 +386,12 @@ async fn a_schedule_is_kept_bounded_and_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn drills_of_a_node_restore_by_themselves_without_opening_the_database() {
     let folder = tempfile::tempdir().expect("tempdir");
-    let plain = settings(folder.path());
+    // Nothing is settled: making an image of what was would open the database.
+    let plain = Settings {
+        settle_bytes: 1 << 40,
+        settle_age: Duration::from_hours(1),
+        ..settings(folder.path())
+    };
     let drilled = Settings {
         drill_interval: Some(Duration::from_millis(50)),
         ..plain.clone()
