@@ -103,9 +103,13 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
     let world = World::with(limits).await;
     let first = scrape(&world).await;
     let mut seen = vec![first];
-    let database = world.database("orders").await;
-    world.run(&database, "create table t(a)").await;
-    let query = format!("{database}/query");
+    // More databases than a tenant has workers, and some writers that meet at one gate.
+    let mut queries = Vec::new();
+    for number in 0..14 {
+        let database = world.database(&format!("orders-{number}")).await;
+        world.run(&database, "create table t(a)").await;
+        queries.push(format!("{database}/query"));
+    }
     let url = format!("{}/v1/namespaces/default/databases", world.base);
     let unknown = world
         .client
@@ -120,7 +124,10 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
     );
     let slow = "insert into t with recursive c(x) as (select 1 union all select x+1 from c limit 300000) \
                 select x from c";
-    let burst = (0..16).map(|_| world.post(&query, json!({ "sql": slow })));
+    let burst = (0..16_usize).map(|number| {
+        let query = &queries[number.saturating_sub(2)];
+        world.post(query, json!({ "sql": slow }))
+    });
     let burst = futures::future::join_all(burst);
     let watch = async {
         let mut texts = Vec::new();
