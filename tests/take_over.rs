@@ -239,7 +239,8 @@ async fn a_put_lands_late(store: &str) {
     heir.kill();
 
     world::verify(store);
-    let bucket = Bucket::open(store).await.expect("the bucket opens");
+    let opened = Bucket::open_with_keys(store, &masters()).await;
+    let bucket = opened.expect("the bucket opens");
     for row in &by_heir.acknowledged {
         let found = world::restored(&bucket, "orders", &row.bookmark).await;
         assert_eq!(found, Ok(Found::prefix(row.row)), "{row:?}");

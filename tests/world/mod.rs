@@ -15,6 +15,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rusqlite::Connection;
 use tidelog_engine::bucket::{At, Bucket};
 use tidelog_testkit::counting::{Acknowledged, Counting, FOUND, Found};
+use tidelog_testkit::sealing;
 use tidelog_testkit::server::{PATIENCE, Server, deadline};
 use tidelog_wal::Position;
 
@@ -134,6 +135,7 @@ fn read(file: &Path) -> Found {
 pub(crate) fn verify(store: &str) {
     let verified = std::process::Command::new(tidelog_testkit::server::binary())
         .args(["verify", "--store", store, "--level", "restore"])
+        .envs(sealing::environment())
         .output();
     let verified = verified.expect("the program runs");
     assert!(
@@ -146,7 +148,8 @@ pub(crate) fn verify(store: &str) {
 
 /// Restores the newest stored state of a database from the bucket alone.
 pub(crate) async fn restore_latest(store: &str, database: &str, out: &Path) {
-    let bucket = Bucket::open(store).await.expect("the bucket opens");
+    let opened = Bucket::open_with_keys(store, &sealing::masters()).await;
+    let bucket = opened.expect("the bucket opens");
     let named = bucket.find("default", database).await;
     let named = named.expect("the bucket knows the database");
     let restored = bucket.restore(&named, At::Latest, out, false).await;

@@ -56,7 +56,8 @@ async fn quiet(store: &Path) {
     }
 }
 
-fn folder_bytes(folder: &Path) -> u64 {
+/// Bytes of all files below a folder.
+pub(crate) fn folder_bytes(folder: &Path) -> u64 {
     let mut folders = vec![folder.to_owned()];
     let mut bytes = 0;
     while let Some(next) = folders.pop() {

@@ -22,6 +22,7 @@ use tidelog_engine::{Database, Durability, Engine, NewDatabase, Parts, Settings,
 use tidelog_testkit::oltp::{Oltp, SCHEMA};
 use tidelog_wal::Position;
 
+use crate::big_transaction::folder_bytes;
 use crate::memory::{forget_peak, mib, resident};
 
 /// Rows of one loading transaction.
@@ -433,21 +434,6 @@ fn litestream(program: &Path, folder: &Path, file: &Path, options: &Options) -> 
         "restore_timestamp_ms": table,
         "restore_latest_ms": (!latest.is_empty()).then(|| median(latest)),
     })
-}
-
-fn folder_bytes(folder: &Path) -> u64 {
-    let mut folders = vec![folder.to_owned()];
-    let mut bytes = 0;
-    while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(next).into_iter().flatten().flatten() {
-            match entry.metadata() {
-                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
-                Ok(meta) => bytes += meta.len(),
-                Err(_) => {}
-            }
-        }
-    }
-    bytes
 }
 
 pub(crate) async fn run(options: Options) -> Value {
