@@ -12,6 +12,7 @@ use crate::capture::Scratches;
 use crate::database::rolled_back::RolledBack;
 use crate::disk::{Disk, StdDisk};
 use crate::error::{Code, Error};
+use crate::executor::{Executor, Threads};
 use crate::gap::Breaks;
 use crate::journal::Journal;
 use crate::meters::{Meters, NodeStatus};
@@ -33,6 +34,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Chance.
     pub entropy: Arc<dyn Entropy>,
+    /// Where blocking work runs.
+    pub executor: Arc<dyn Executor>,
     /// The local disk, for the engine's own files.
     pub disk: Arc<dyn Disk>,
     /// Names the time since the machine was started, if it has such a name.
@@ -45,6 +48,7 @@ impl Parts {
         Self {
             clock: Arc::new(SystemClock::default()),
             entropy: Arc::new(SystemEntropy),
+            executor: Arc::new(Threads),
             disk: Arc::new(StdDisk),
             boot: boot_id(),
         }
@@ -102,6 +106,11 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Where blocking work runs.
+    pub(crate) fn executor(&self) -> Arc<dyn Executor> {
+        Arc::clone(&self.parts.executor)
+    }
+
     /// This process life.
     pub(crate) const fn term(&self) -> Term {
         self.journal.term()

@@ -25,6 +25,7 @@ use crate::database::execute::{self, Bounds};
 use crate::database::state::DbState;
 use crate::database::{DbMeta, Lease, incarnation_name};
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::files::DbPaths;
 use crate::import;
 use crate::jobs::Jobs;
@@ -42,7 +43,7 @@ use crate::request::{BookmarkInfo, Request, Response};
 use crate::scratch;
 use crate::settings::{Durability, Settings};
 use crate::settle::Settler;
-use crate::ship::{Shipper, blocking};
+use crate::ship::Shipper;
 use crate::sql::connection::{AutoVacuum, create};
 use crate::system::System;
 use crate::system::databases::{DatabasePatch, DatabaseRow, Namespace};
@@ -270,7 +271,10 @@ impl Engine {
                         page_size: loaded.manifest.page_size,
                         seed: loaded.manifest.seed,
                     };
-                    return blocking(move || first_commit(&core, meta, AutoVacuum::None)).await;
+                    return blocking(core.executor(), move || {
+                        first_commit(&core, meta, AutoVacuum::None)
+                    })
+                    .await;
                 }
             }
         }
@@ -395,7 +399,7 @@ impl Engine {
             // A task that panicked has said so in the log.
             let _ = task.await;
         }
-        blocking(move || {
+        blocking(self.inner.core.executor(), move || {
             for thread in threads {
                 thread
                     .join()
@@ -550,7 +554,7 @@ impl Engine {
         core.parts.entropy.fill(&mut seed);
         let seed = DigestSeed::new(u64::from_le_bytes(seed));
         let (proving, from) = (Arc::clone(&core), file.to_owned());
-        let proven = blocking(move || import::prove(&proving, id, &from)).await?;
+        let proven = blocking(core.executor(), move || import::prove(&proving, id, &from)).await?;
         let meta = DbMeta {
             id,
             namespace,
@@ -674,7 +678,10 @@ impl Engine {
             .create_manifest(&meta, &new.name)
             .await?;
         self.inner.registry.note_made(id);
-        blocking(move || first_commit(&core, meta, auto_vacuum)).await?;
+        blocking(core.executor(), move || {
+            first_commit(&core, meta, auto_vacuum)
+        })
+        .await?;
         Ok(meta)
     }
 }
@@ -889,7 +896,7 @@ impl Database {
     pub async fn bookmark(&self) -> Result<BookmarkInfo, Error> {
         let lease = self.lease().await?;
         let database = Arc::clone(&lease);
-        let head = blocking(move || database.capture_now()).await?;
+        let head = blocking(lease.core.executor(), move || database.capture_now()).await?;
         let durable = lease.durable();
         let stored = durable.map_or(TxId::ZERO, |position| position.txid);
         let lag_commits = head.txid.since(stored).unwrap_or(0);

@@ -27,10 +27,10 @@ use crate::core::Core;
 use crate::database::open::Unproven;
 use crate::database::state::DbState;
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::files::DbPaths;
 use crate::import::{Before, prove_beside, record_image};
 use crate::rebuild::restore_files;
-use crate::ship::blocking;
 
 /// Where history begins with an image: at its first commit, or behind a gap.
 #[derive(Debug, Clone, Copy)]
@@ -178,7 +178,10 @@ async fn begin_anew(core: &Arc<Core>, found: &Unproven) -> Result<DbState, Error
     let folder = core.database_folder(meta.id);
     let old = folder.join(&found.state.incarnation);
     let (proving, file) = (Arc::clone(core), DbPaths::in_folder(&old).database);
-    let proven = blocking(move || prove_beside(&proving, meta.id, &file)).await?;
+    let proven = blocking(core.executor(), move || {
+        prove_beside(&proving, meta.id, &file)
+    })
+    .await?;
     if proven.page_size != meta.page_size {
         let what = format!(
             "their pages have {} bytes, those of history {}",

@@ -22,8 +22,8 @@ use crate::core::Core;
 use crate::crash_point;
 use crate::database::{Lease, OpenDb};
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::remote::publish_error;
-use crate::ship::blocking;
 use crate::sql::connection::{Purpose, Sqlite, open};
 use crate::upload::{Pieces, upload};
 
@@ -65,7 +65,7 @@ pub(crate) struct Snapshot {
 pub(crate) async fn snapshot(database: &Arc<OpenDb>) -> Result<Snapshot, Error> {
     let gate = database.gate_unasked().await?;
     let pinned = Arc::clone(database);
-    let taken = blocking(move || {
+    let taken = blocking(database.core.executor(), move || {
         let sqlite = open(
             pinned.file(),
             Purpose::Checkpointer,

@@ -12,8 +12,8 @@ use tidelog_wal::{DatabaseId, NamespaceId};
 
 use crate::core::Core;
 use crate::error::Error;
+use crate::executor::blocking;
 use crate::registry::Registry;
-use crate::ship::blocking;
 
 /// Databases checkpointed in one turn: the next one comes soon.
 const TURN_MAX: usize = 64;
@@ -45,5 +45,8 @@ pub(crate) async fn checkpoint(
     // Opening alone may have settled it, and another turn may have come first.
     let _gate = lease.gate_unasked().await?;
     let (core, database) = (Arc::clone(core), Arc::clone(&lease));
-    blocking(move || core.scratches.with(|scratch| database.restart_wal(scratch))).await
+    blocking(lease.core.executor(), move || {
+        core.scratches.with(|scratch| database.restart_wal(scratch))
+    })
+    .await
 }

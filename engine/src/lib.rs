@@ -4,6 +4,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`settings`] | every bound, with what changing it costs |
+//! | [`executor`] | where blocking work runs |
 //! | [`disk`] | the local disk as the engine's own files see it |
 //! | [`files`] | the engine's own descriptors of database files |
 //! | [`capture`] | committed WAL frames become commit records |
@@ -14,6 +15,7 @@
 //! | [`operator`] | what is asked of a whole node |
 //! | [`travel`] | labels, rewind, retention, and what else an owner does with the past |
 //! | [`crash`] | named crash points |
+//! | [`rules`] | rules that tests switch off |
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -25,6 +27,7 @@ pub mod database;
 pub mod disk;
 pub mod engine;
 pub mod error;
+pub mod executor;
 pub mod files;
 mod gap;
 mod image;
@@ -43,6 +46,7 @@ mod rebuild;
 mod registry;
 mod remote;
 pub mod request;
+pub mod rules;
 mod scratch;
 mod sealed;
 mod sealing;

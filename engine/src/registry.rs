@@ -16,10 +16,10 @@ use crate::database::open::{Journaled, Opening, open_database};
 use crate::database::state::DbState;
 use crate::database::{Lease, Ledger, OpenDb};
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::gap;
 use crate::node::inherit::journaled_of;
 use crate::rebuild::restore_files;
-use crate::ship::blocking;
 use crate::streams::Streams;
 
 /// A database this node knows.
@@ -194,7 +194,7 @@ impl Registry {
         };
         let (core, ledger) = (Arc::clone(&self.core), Arc::clone(&slot.ledger));
         let continuous = opened_before || core.same_boot;
-        let opening = blocking(move || {
+        let opening = blocking(self.core.executor(), move || {
             if opened_before && !state.clean {
                 journaled = journaled_of(&core, id)?;
             }
@@ -208,7 +208,11 @@ impl Registry {
                 let loaded = self.core.remote.owned_manifest(namespace, id).await?;
                 let state = gap::go_on(&self.core, &loaded, *found).await?;
                 let (core, ledger) = (Arc::clone(&self.core), Arc::clone(&slot.ledger));
-                match blocking(move || open_database(&core, state, &[], ledger, true)).await? {
+                match blocking(self.core.executor(), move || {
+                    open_database(&core, state, &[], ledger, true)
+                })
+                .await?
+                {
                     Opening::Open(database) => database,
                     Opening::Unproven(found) => {
                         let what =
@@ -312,7 +316,7 @@ fn behind(local: Option<Position>, stored: Option<Position>) -> bool {
 async fn close(database: &Arc<OpenDb>) {
     database.drain().await;
     let closing = Arc::clone(database);
-    if let Err(error) = blocking(move || closing.close()).await
+    if let Err(error) = blocking(database.core.executor(), move || closing.close()).await
         && error.code() != Code::WriterFenced
     {
         tracing::warn!(database = %database.meta().id, %error, "database was not closed cleanly");

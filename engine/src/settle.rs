@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use crate::core::Core;
 use crate::crash_point;
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::gap::Break;
 use crate::image;
 use crate::journal::chunk::{Entries, Entry};
@@ -34,7 +35,7 @@ use crate::part;
 use crate::registry::Registry;
 use crate::remote::publish_error;
 use crate::sealing;
-use crate::ship::{ShippedSection, blocking};
+use crate::ship::ShippedSection;
 use crate::trim::Trimmer;
 
 /// The most compressed log of one segment.
@@ -173,7 +174,7 @@ impl Core {
         self.journal.set_settled(id, all);
         self.journal.set_checkpointed(id, all);
         let core = Arc::clone(self);
-        blocking(move || core.journal.collect()).await
+        blocking(self.executor(), move || core.journal.collect()).await
     }
 }
 
@@ -263,7 +264,7 @@ pub(crate) async fn settle(
     core.tails.settled(id, head);
     core.breaks.settled(id, head);
     let collector = Arc::clone(core);
-    blocking(move || collector.journal.collect()).await?;
+    blocking(core.executor(), move || collector.journal.collect()).await?;
     Ok(current)
 }
 
@@ -412,7 +413,7 @@ async fn build(
     fetched: Fetched,
 ) -> Result<Option<Built>, Error> {
     let (core, sections) = (Arc::clone(core), sections.to_vec());
-    blocking(move || {
+    blocking(core.executor(), move || {
         let mut build = SegmentBuild {
             core: &core,
             writer: None,

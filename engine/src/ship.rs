@@ -32,6 +32,7 @@ use tokio::task::JoinHandle;
 use crate::core::Core;
 use crate::crash_point;
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::journal::chunk::{ChunkDatabase, Entries, Entry, EntryAt};
 use crate::journal::{SealDue, SealedChunk};
 use crate::part;
@@ -148,7 +149,7 @@ impl Shipper {
         let now = self.core.parts.clock.monotonic_micros();
         match self.due() {
             SealDue::At(at) if free && (at <= now || stopping) => {
-                blocking(move || self.core.journal.seal()).await
+                blocking(self.core.executor(), move || self.core.journal.seal()).await
             }
             SealDue::At(_) | SealDue::Empty => Ok(None),
         }
@@ -157,7 +158,7 @@ impl Shipper {
     async fn put(&self, sealed: SealedChunk) -> Result<(SealedChunk, Vec<ShippedSection>), Error> {
         let parts = self.upload_parts(&sealed).await?;
         let (core, chunk) = (Arc::clone(&self.core), sealed.clone());
-        let built = blocking(move || build(&core, &chunk, &parts)).await?;
+        let built = blocking(self.core.executor(), move || build(&core, &chunk, &parts)).await?;
         let key = Key::Journal(sealed.id.0, Seq::new(sealed.id.1)).to_string();
         let mut pause = RETRY_FIRST;
         loop {
@@ -191,7 +192,10 @@ impl Shipper {
     /// Uploads every spooled record of a chunk as a segment part, until each is stored.
     async fn upload_parts(&self, sealed: &SealedChunk) -> Result<Parts, Error> {
         let (core, chunk) = (Arc::clone(&self.core), sealed.clone());
-        let spooled = blocking(move || part::spooled_records(&core, &chunk.path)).await?;
+        let spooled = blocking(self.core.executor(), move || {
+            part::spooled_records(&core, &chunk.path)
+        })
+        .await?;
         let mut parts = Parts::new();
         for record in spooled {
             let mut pause = RETRY_FIRST;
@@ -252,16 +256,6 @@ fn fenced(key: &str, error: StoreError) -> Error {
     let what =
         format!("{key} is taken: a later process life closed this term; this node writes no more");
     Error::new(Code::WriterFenced, what).caused_by(error)
-}
-
-/// Runs blocking work off the runtime's threads.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Error::internal("a worker panicked").caused_by(error)),
-    }
 }
 
 /// Segment parts by the local number of their record.

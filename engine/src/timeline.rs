@@ -56,7 +56,7 @@ impl Database {
     async fn stored_history(&self) -> Result<(Lease, History), Error> {
         let lease = self.lease().await?;
         let capturing = std::sync::Arc::clone(&lease);
-        crate::ship::blocking(move || capturing.capture_now()).await?;
+        crate::executor::blocking(lease.core.executor(), move || capturing.capture_now()).await?;
         lease
             .wait_durable(lease.last_lsn(), Durability::Remote)
             .await?;

@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 
 use crate::core::Core;
 use crate::error::{Code, Error};
+use crate::executor::piped;
 use crate::node::start::store_error;
-use crate::ship::blocking;
 
 /// Pieces between the writer and the store.
 const PIECES_WAITING: usize = 4;
@@ -43,7 +43,7 @@ pub(crate) async fn upload<T: Send + 'static>(
 ) -> Result<T, Error> {
     let (sender, taken) = mpsc::channel(PIECES_WAITING);
     let pieces = Pieces { sender };
-    let writing = tokio::spawn(blocking(move || {
+    let writing = tokio::spawn(piped(move || {
         let written = write(&pieces);
         if let Err(error) = &written {
             // The store must not take what was handed out so far for the whole.

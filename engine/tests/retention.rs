@@ -16,6 +16,7 @@ use tidelog_archive::seal::MasterKeys;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::disk::StdDisk;
+use tidelog_engine::executor::Threads;
 use tidelog_engine::operations::{Handle, Operation, OperationState};
 use tidelog_engine::system::databases::{DatabasePatch, Namespace};
 use tidelog_engine::travel::archives::{Format, NewArchive};
@@ -51,6 +52,7 @@ fn parts(clock: &Arc<Shifted>) -> Parts {
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         entropy: Arc::new(SystemEntropy),
         disk: Arc::new(StdDisk),
+        executor: Arc::new(Threads),
     }
 }
 

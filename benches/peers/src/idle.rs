@@ -21,7 +21,8 @@ pub(crate) struct Options {
     seconds: u64,
 }
 
-fn request(sql: &str) -> Request {
+/// One statement, answered at `local`.
+pub(crate) fn request(sql: &str) -> Request {
     Request {
         statements: vec![Statement {
             sql: sql.to_owned(),

@@ -3,9 +3,12 @@
 mod big_transaction;
 mod dump;
 mod idle;
+mod many;
 mod memory;
 mod oltp;
 mod real_input;
+mod replay;
+mod throughput;
 mod travel;
 
 use clap::{Parser, Subcommand};
@@ -25,8 +28,14 @@ enum Bench {
     BigTransaction(big_transaction::Options),
     /// Store requests and descriptors of databases that nobody uses.
     Idle(idle::Options),
+    /// Memory and store requests of many databases of which some are written.
+    Many(many::Options),
+    /// Commits a second beside plain SQLite.
+    Throughput(throughput::Options),
     /// A real SQLite file, changed and restored at random bookmarks beside a plain twin.
     RealInput(real_input::Options),
+    /// How fast a long log is applied onto an image.
+    Replay(replay::Options),
     /// Rewind, fork and restore of a large database, beside SQLite, zstd and Litestream.
     Travel(travel::Options),
 }
@@ -38,7 +47,10 @@ fn main() {
         Bench::Oltp(options) => runtime.block_on(oltp::run(options)),
         Bench::BigTransaction(options) => runtime.block_on(big_transaction::run(options)),
         Bench::Idle(options) => runtime.block_on(idle::run(options)),
+        Bench::Many(options) => runtime.block_on(many::run(options)),
+        Bench::Throughput(options) => runtime.block_on(throughput::run(options)),
         Bench::RealInput(options) => runtime.block_on(real_input::run(options)),
+        Bench::Replay(options) => runtime.block_on(replay::run(options)),
         Bench::Travel(options) => runtime.block_on(travel::run(options)),
     };
     println!("{printed:#}");

@@ -13,10 +13,10 @@ use super::ticket::Ticket;
 use super::{Lease, OpenDb, idempotency};
 use crate::engine::Database;
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::jobs::Job;
 use crate::request::{Request, Response};
 use crate::settings::Durability;
-use crate::ship::blocking;
 use crate::sql::connection::Sqlite;
 use crate::sql::own::tenant_text;
 use crate::sql::policy::Permission;
@@ -63,7 +63,7 @@ pub(crate) async fn execute(
             try_reading(&lease, &request, database.worker().await?).await?
     {
         let database = Arc::clone(&lease);
-        let head = blocking(move || database.capture_now()).await?;
+        let head = blocking(lease.core.executor(), move || database.capture_now()).await?;
         return Ok(answer(&lease, results, head.position(), (false, false)));
     }
     bounds.writes?;
@@ -77,12 +77,12 @@ pub(crate) async fn execute(
                 lease.wait_durable(lease.last_lsn(), durability).await?;
             }
             let database = Arc::clone(&lease);
-            let head = blocking(move || database.capture_now()).await?;
+            let head = blocking(lease.core.executor(), move || database.capture_now()).await?;
             head.position()
         }
         Some(ticket) => {
             let database = Arc::clone(&lease);
-            let captured = blocking(move || database.capture_now()).await;
+            let captured = blocking(lease.core.executor(), move || database.capture_now()).await;
             captured.map_err(super::write::after_commit)?;
             acknowledge(&lease, &ticket, durability).await?
         }
@@ -134,7 +134,7 @@ async fn try_reading(lease: &Lease, request: &Arc<Request>, job: Job) -> Result<
     let request = Arc::clone(request);
     let (turns, tenant) = (Arc::clone(&lease.core.turns), lease.meta.namespace);
     let deadline = lease.core.deadline(request.limits.deadline);
-    blocking(move || {
+    blocking(lease.core.executor(), move || {
         let _job = job;
         reader.transaction(Some(deadline), |sqlite| {
             if !all_read_only(sqlite, &request)? {
@@ -184,7 +184,7 @@ async fn write(
     let now = lease.core.parts.clock.wall();
     let core = Arc::clone(&lease.core);
     let tenant = lease.meta.namespace;
-    blocking(move || {
+    blocking(lease.core.executor(), move || {
         let begin = || core.turns.begin(tenant, deadline);
         // Waiting for the disk or the store, later, takes no worker.
         let _job = job;

@@ -16,6 +16,7 @@ use tidelog_archive::env::Clock;
 use tidelog_wal::PageSize;
 
 use super::policy::{Permission, Policy};
+use crate::rules::rule;
 use crate::turns::Pace;
 
 /// The oldest SQLite without the WAL-reset race (HAZARDS W13).
@@ -149,7 +150,7 @@ fn configure(
         return Err(refused("automatic checkpoints could not be switched off"));
     }
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-    let defensive = purpose != Purpose::RawPages;
+    let defensive = purpose != Purpose::RawPages || !rule!("rewind.defensive_off");
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, defensive)?;
     connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);

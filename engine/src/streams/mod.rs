@@ -37,7 +37,6 @@ use crate::database::OpenDb;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::settings::Settings;
-use crate::ship::blocking;
 
 pub use program::{Condition, Described, Results, Sink, Step, StepEnd};
 use session::Session;
@@ -303,7 +302,8 @@ impl Streams {
             {
                 // The guard goes along: a request that comes meanwhile waits for the end of it.
                 let one = Arc::clone(one);
-                tokio::task::spawn_blocking(move || {
+                let executor = self.core.executor();
+                executor.run(Box::new(move || {
                     if let Some(session) = &mut own.session {
                         session.lose_transaction();
                     }
@@ -312,7 +312,7 @@ impl Streams {
                     if one.ended().is_some() {
                         own.session = None;
                     }
-                });
+                }));
             }
         }
         !all.is_empty()
@@ -355,7 +355,8 @@ fn drop_session(one: &Shared) {
 /// Closes a connection away from the runtime's threads: rolling back may read and write.
 fn discard(session: Option<Session>) {
     if let Some(session) = session {
-        tokio::task::spawn_blocking(move || drop(session));
+        let executor = session.lease().core.executor();
+        executor.run(Box::new(move || drop(session)));
     }
 }
 

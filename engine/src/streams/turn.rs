@@ -10,12 +10,13 @@ use tokio::sync::OwnedMutexGuard;
 use super::program::{Flow, StepRows, is_cancelled};
 use super::session::{Session, Stepped, Terms};
 use super::split::statements;
-use super::{Described, Own, Running, Sink, Step, StepEnd, Stream, blocking, cancelled, lock};
+use super::{Described, Own, Running, Sink, Step, StepEnd, Stream, cancelled, lock};
 use crate::boxed;
 use crate::database::write::after_commit;
 use crate::database::{OpenDb, Ticket, execute};
 use crate::engine::Database;
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::request::Access;
 use crate::settings::Durability;
 use crate::sql::run::{Collected, Column, Limits, Params, Statement, Tally, Value, check};
@@ -153,7 +154,7 @@ impl Turn {
             return Ok(session);
         }
         let lease = self.terms.database.lease().await?;
-        let session = blocking(move || Session::open(lease)).await?;
+        let session = blocking(lease.core.executor(), move || Session::open(lease)).await?;
         *lock(&self.stream.0.running) = Some(Running {
             interrupt: session.interrupt_handle(),
             database: Arc::downgrade(session.lease()),
@@ -235,11 +236,14 @@ impl Turn {
         loop {
             // No worker is held while the gate is waited for: whoever holds the gate may need one to go on.
             run.flow.job = Some(self.terms.database.worker().await?);
-            let (back, pause) = blocking(move || {
-                let pause = run.advance();
-                run.flow.job = None;
-                Ok((run, pause))
-            })
+            let (back, pause) = blocking(
+                self.terms.database.engine().inner.core.executor(),
+                move || {
+                    let pause = run.advance();
+                    run.flow.job = None;
+                    Ok((run, pause))
+                },
+            )
             .await?;
             run = back;
             match pause {
@@ -262,11 +266,14 @@ impl Turn {
                 Pause::Committed(ticket, tally, held, began) => {
                     let database = Arc::clone(run.session.lease());
                     acknowledge(&database, &ticket, self.durability).await?;
-                    let (back, outcome) = blocking(move || {
-                        let outcome = run.succeed(tally, held, began);
-                        run.flow.job = None;
-                        Ok((run, outcome))
-                    })
+                    let (back, outcome) = blocking(
+                        self.terms.database.engine().inner.core.executor(),
+                        move || {
+                            let outcome = run.succeed(tally, held, began);
+                            run.flow.job = None;
+                            Ok((run, outcome))
+                        },
+                    )
                     .await?;
                     run = back;
                     outcome?;
@@ -281,16 +288,19 @@ impl Turn {
         let mut session = self.session().await?;
         let job = self.terms.database.worker().await?;
         let (sql, terms) = (sql.to_owned(), Arc::clone(&self.terms));
-        let (session, described) = blocking(move || {
-            let _job = job;
-            let statement = Statement {
-                sql,
-                params: Params::None,
-            };
-            let described = check(&statement, &terms.limits)
-                .and_then(|()| session.describe(&statement.sql, &terms));
-            Ok((session, described))
-        })
+        let (session, described) = blocking(
+            self.terms.database.engine().inner.core.executor(),
+            move || {
+                let _job = job;
+                let statement = Statement {
+                    sql,
+                    params: Params::None,
+                };
+                let described = check(&statement, &terms.limits)
+                    .and_then(|()| session.describe(&statement.sql, &terms));
+                Ok((session, described))
+            },
+        )
         .await?;
         self.put_back(session);
         Ok(described)
@@ -318,7 +328,7 @@ impl Turn {
             }
         };
         let capturing = Arc::clone(&database);
-        let captured = blocking(move || capturing.capture_now()).await;
+        let captured = blocking(database.core.executor(), move || capturing.capture_now()).await;
         let bookmark = match self.committed.take() {
             None => captured?.position(),
             Some(ticket) => {
@@ -349,7 +359,7 @@ async fn acknowledge(
     durability: Durability,
 ) -> Result<(), Error> {
     let captured = Arc::clone(database);
-    let captured = blocking(move || captured.capture_now()).await;
+    let captured = blocking(database.core.executor(), move || captured.capture_now()).await;
     captured.map_err(after_commit)?;
     execute::acknowledge(database, ticket, durability).await?;
     Ok(())

@@ -27,9 +27,9 @@ use tidelog_wal::{DatabaseId, NamespaceId};
 use crate::core::Core;
 use crate::database::Lease;
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::registry::Registry;
 use crate::settings::Durability;
-use crate::ship::blocking;
 use crate::sql::policy::Permission;
 use crate::sql::run::sql_error;
 
@@ -149,7 +149,7 @@ impl System {
     {
         let lease = self.lease().await?;
         let reader = lease.reader().await?;
-        blocking(move || {
+        blocking(lease.core.executor(), move || {
             reader.transaction(None, |sqlite| {
                 sqlite
                     .as_engine(work)
@@ -167,7 +167,7 @@ impl System {
     {
         let lease = self.lease().await?;
         let gate = lease.gate().await?;
-        let written = blocking(move || {
+        let written = blocking(lease.core.executor(), move || {
             gate.transaction(Permission::ENGINE, None, Vec::new(), |sqlite| {
                 sqlite
                     .as_engine(work)

@@ -51,10 +51,10 @@ use crate::core::Core;
 use crate::crash_point;
 use crate::engine::Database;
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::operations::{Handle, NewOperation, OperationType, Task};
 use crate::request::IdempotencyKey;
 use crate::scratch;
-use crate::ship::blocking;
 use crate::system::{Page, PageOf};
 
 pub use decrypt::{Decrypted, decrypt, owner};
@@ -325,7 +325,10 @@ impl Maker {
         }
         task.phase("checking", 0)?;
         let (looked, watched) = (file.clone(), task.clone());
-        let inspection = blocking(move || inspect(&looked, Check::Quick, &watched)).await?;
+        let inspection = blocking(core.executor(), move || {
+            inspect(&looked, Check::Quick, &watched)
+        })
+        .await?;
         let bytes = plain_bytes(plan);
         task.phase("storing", bytes)?;
         crash_point!("archive.before_object");

@@ -38,9 +38,9 @@ use crate::boxed;
 use crate::crash_point;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::node::start::store_error;
 use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
-use crate::ship::blocking;
 use crate::system::databases::{DatabaseRow, UNDELETE_MICROS};
 use crate::system::requests::Record;
 
@@ -371,7 +371,7 @@ impl Engine {
         let core = &self.inner.core;
         core.pass_over(id).await?;
         let collecting = Arc::clone(core);
-        blocking(move || {
+        blocking(core.executor(), move || {
             let io = |e| Error::io("remove the files of a purged database", e);
             match std::fs::remove_dir_all(collecting.database_folder(id)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -23,6 +23,7 @@ use crate::bucket::At;
 use crate::capture::CommitNote;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::journal::ChunkId;
 use crate::journal::replay::{FoundRecord, Replay, replay};
 use crate::journal::tail::pages_in;
@@ -30,7 +31,6 @@ use crate::node::inherit::unify;
 use crate::node::terms::term_error;
 use crate::operations::OperationState;
 use crate::settings::Durability;
-use crate::ship::blocking;
 use crate::system::Page;
 use crate::travel::forks::Fork;
 use crate::travel::rewind::{PageXors, Source, Wanted, put_in_place};
@@ -116,7 +116,10 @@ impl Engine {
     async fn replay_aside(&self, folder: &Path) -> Result<Replay, Error> {
         let core = Arc::clone(&self.inner.core);
         let journal = folder.join("journal");
-        blocking(move || replay(&core.parts.disk, &journal, core.journal.cluster())).await
+        blocking(self.inner.core.executor(), move || {
+            replay(&core.parts.disk, &journal, core.journal.cluster())
+        })
+        .await
     }
 
     /// The first missing number of each term that has a chunk there.
@@ -209,7 +212,7 @@ async fn apply(child: &Database, folder: &Path, remainder: Remainder) -> Result<
     if (head.pages, head.digest) != (wanted.n, wanted.digest) {
         let gate = lease.gate().await?;
         let (database, journal) = (Arc::clone(&lease), folder.join("journal"));
-        let ticket = blocking(move || {
+        let ticket = blocking(lease.core.executor(), move || {
             let core = &database.core;
             let size = database.meta().page_size;
             let mut xors = PageXors::new(size, core.settings.data.join("scratch"));

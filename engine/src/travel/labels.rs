@@ -359,7 +359,9 @@ impl Database {
     async fn named(&self, at: &At) -> Result<(Position, Timestamp, PageCount), Error> {
         let lease = self.lease().await?;
         let capturing = std::sync::Arc::clone(&lease);
-        let head = crate::ship::blocking(move || capturing.capture_now()).await?;
+        let head =
+            crate::executor::blocking(lease.core.executor(), move || capturing.capture_now())
+                .await?;
         if *at == At::Latest || *at == At::Bookmark(head.position()) {
             return Ok((head.position(), head.time, head.pages));
         }

@@ -26,11 +26,11 @@ use crate::database::Lease;
 use crate::database::idempotency::KEEP_MICROS;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::import::prove_at;
 use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
 use crate::scratch;
 use crate::settings::Durability;
-use crate::ship::blocking;
 use crate::system::Page;
 
 /// Bytes of a database header that say what every connection keeps in memory: offset, length, what it is.
@@ -104,7 +104,7 @@ impl Database {
         let ours = page_one(lease).await?;
         let database = Arc::clone(lease);
         let copy = to.clone();
-        let wanted = blocking(move || {
+        let wanted = blocking(lease.core.executor(), move || {
             let (size, pages) = prove_at(&from, &copy)?;
             let meta = database.meta();
             if size != meta.page_size {
@@ -141,7 +141,7 @@ fn check_place(only_at: Option<Position>, now: Position) -> Result<(), Error> {
 /// The first page of the live database.
 async fn page_one(lease: &Lease) -> Result<Vec<u8>, Error> {
     let reader = lease.reader().await?;
-    blocking(move || {
+    blocking(lease.core.executor(), move || {
         reader.transaction(None, |sqlite| {
             let sql = "SELECT data FROM sqlite_dbpage WHERE pgno = 1";
             sqlite
@@ -204,7 +204,7 @@ async fn run(
     };
     let (open, progressing) = (Arc::clone(&lease), task.clone());
     crash_point!("replace.before_commit");
-    let done = blocking(move || {
+    let done = blocking(lease.core.executor(), move || {
         let head = open.capture_now()?;
         check_place(only_at, head.position())?;
         let source = Source::open(&fitting.file)?;

@@ -11,9 +11,9 @@ use tidelog_wal::{DatabaseId, PageSize};
 use super::forks::{Fork, row_of};
 use crate::engine::{Database, NewDatabase};
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::operations::Task;
 use crate::settings::Durability;
-use crate::ship::blocking;
 use crate::sql::connection::AutoVacuum;
 use crate::sql::policy::Permission;
 use crate::sql::run::sql_error;
@@ -46,7 +46,7 @@ pub(super) async fn make(
     let file = scratch.path().join("database");
     task.unless_stopped(database.export(fork.at.clone(), &file))
         .await?;
-    let schema = blocking(move || {
+    let schema = blocking(engine.inner.core.executor(), move || {
         let read = read(&file);
         read.map_err(|e| Error::new(Code::DatabaseCorrupt, "read a schema").caused_by(e))
     })
@@ -63,7 +63,7 @@ pub(super) async fn make(
     let meta = engine.make_database(namespace, id, &new).await?;
     let lease = engine.inner.registry.lease(namespace, id).await?;
     let gate = lease.gate().await?;
-    let written = blocking(move || {
+    let written = blocking(lease.core.executor(), move || {
         gate.transaction(Permission::ENGINE, None, Vec::new(), |sqlite| {
             let run = |sql: &String| sqlite.raw().execute_batch(sql);
             let ran = schema.statements.iter().try_for_each(run);

@@ -15,6 +15,7 @@ use tidelog_archive::env::{Clock, SystemEntropy};
 use tidelog_archive::store::{Store, StoreOptions};
 use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::disk::StdDisk;
+use tidelog_engine::executor::Threads;
 use tidelog_engine::operations::{Handle, Operation, OperationState};
 use tidelog_engine::system::databases::DatabasePatch;
 use tidelog_engine::travel::archives::{Format, NewArchive};
@@ -117,6 +118,7 @@ fn parts(clock: &Arc<ShiftedClock>) -> Parts {
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         entropy: Arc::new(SystemEntropy),
         disk: Arc::new(StdDisk),
+        executor: Arc::new(Threads),
         boot: None,
     }
 }

@@ -22,11 +22,11 @@ use crate::boxed;
 use crate::core::Core;
 use crate::engine::Database;
 use crate::error::{Code, Error};
+use crate::executor::{blocking, piped};
 use crate::node::start::store_error;
 use crate::operations::{Handle, NewOperation, OperationType, Task};
 use crate::scratch;
 use crate::sealing::{key_error, refused};
-use crate::ship::blocking;
 use crate::travel::inspect::{Check, hex, integrity};
 use crate::travel::verify::Outcome;
 
@@ -214,7 +214,7 @@ pub(crate) async fn unpack(
         taken,
         at: Bytes::new(),
     };
-    let writing = blocking(move || Ok(write_plain(reader, &document, &file, &watched)));
+    let writing = piped(move || Ok(write_plain(reader, &document, &file, &watched)));
     let ((), unpacked) = futures::join!(fetching, writing);
     task.check()?;
     match unpacked? {
@@ -412,7 +412,7 @@ async fn prove(
     task.phase("checking", 0)?;
     covers.extend(["state digest", "integrity_check"]);
     let (document, watched) = (archive.document.clone(), task.clone());
-    blocking(move || look(&file, &document, &watched)).await
+    blocking(core.executor(), move || look(&file, &document, &watched)).await
 }
 
 fn look(file: &Path, document: &super::Document, task: &Task) -> Result<Option<Wrong>, Error> {

@@ -218,15 +218,17 @@ impl Run<'_> {
         }
     }
 
-    /// Writes the manifest and reads when the store says that this was: the earlier and the later of its time
-    /// and ours.
+    /// Writes the manifest and reads when the store says that this was: the earliest and the latest of its time
+    /// and ours before and after. Clocks that are set one after the other are then never both wrong for one look.
     async fn touch(&self, ours: Timestamp) -> Result<(Loaded, Timestamp, Timestamp), Error> {
         let remote = &self.core.remote;
         let touched = remote
             .change_of(self.namespace, self.id, "touch a manifest", |_| Ok(()))
             .await?;
         let theirs = self.written_at(&self.key(DatabaseObject::Manifest)).await?;
-        Ok((touched, ours.min(theirs), ours.max(theirs)))
+        let after = self.core.parts.clock.wall();
+        let (earliest, latest) = (ours.min(after), ours.max(after));
+        Ok((touched, earliest.min(theirs), latest.max(theirs)))
     }
 
     async fn written_at(&self, key: &str) -> Result<Timestamp, Error> {

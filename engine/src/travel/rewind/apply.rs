@@ -25,6 +25,7 @@ use tidelog_wal::{Digest, DigestSeed, PageCount, PageNo, PageSize};
 use super::xors::PageXors;
 use crate::capture::Head;
 use crate::error::{Code, Error};
+use crate::rules::rule;
 
 /// Pages between two reports of progress.
 const PROGRESS_EVERY: u64 = 1024;
@@ -84,8 +85,10 @@ impl Change<'_> {
         let mut present = vec![0; self.size.bytes()];
         self.read(PageNo::ONE, &mut present)?;
         let present_page1 = present.clone();
-        c.execute_batch("PRAGMA auto_vacuum=INCREMENTAL")
-            .map_err(sql)?;
+        if rule!("rewind.no_vacuum") {
+            c.execute_batch("PRAGMA auto_vacuum=INCREMENTAL")
+                .map_err(sql)?;
+        }
         let mut digest = self
             .from
             .digest
@@ -105,19 +108,24 @@ impl Change<'_> {
             }
             let old = self.hash(page, &present, self.from.pages);
             self.target(source, page, &present, &mut target)?;
+            if !rule!("rewind.sound_source")
+                && let Some(byte) = target.last_mut()
+            {
+                *byte ^= 1;
+            }
             let new = self.hash(page, &target, self.to.n);
             digest = digest.replace(old, new);
             if page == PageNo::ONE {
                 page1 = Some(target.clone());
                 continue;
             }
-            let grown = !self.from.pages.contains(page);
+            let grown = rule!("rewind.grown_pages") && !self.from.pages.contains(page);
             if self.to.n.contains(page) && (grown || present != target) {
                 self.write(page, &target)?;
                 changed += 1;
             }
         }
-        if digest != self.to.digest {
+        if rule!("rewind.base_proven") && digest != self.to.digest {
             let what = format!(
                 "the present state and the log do not lead to the state asked for: digest {digest}, \
                  recorded is {}; nothing was changed",
@@ -126,25 +134,48 @@ impl Change<'_> {
             return Err(Error::new(Code::DatabaseCorrupt, what));
         }
         let mut page1 = page1.unwrap_or_else(|| present_page1.clone());
-        for range in MASKED_PAGE1.into_iter().chain([SCHEMA_COOKIE]) {
+        let mut next = cookie.wrapping_add(1);
+        if !rule!("rewind.cookie_is_new")
+            && let Some(Ok(of_target)) = page1.get(SCHEMA_COOKIE).map(<[u8; 4]>::try_from)
+        {
+            next = u32::from_be_bytes(of_target);
+        }
+        let cookie_kept = rule!("rewind.present_cookie").then_some(SCHEMA_COOKIE);
+        for range in MASKED_PAGE1.into_iter().chain(cookie_kept) {
             if let (Some(to), Some(from)) = (page1.get_mut(range.clone()), present_page1.get(range))
             {
                 to.copy_from_slice(from);
             }
         }
-        // Always, for the same reason.
-        self.write(PageNo::ONE, &page1)?;
-        changed += 1;
-        if self.to.n < self.from.pages {
-            let above = i64::from(self.to.n.get()) + 1;
-            c.prepare_cached("INSERT INTO sqlite_dbpage(pgno, data) VALUES(?1, NULL)")
+        // Page 1 always, for the same reason.
+        self.last_pages(&page1)?;
+        changed += 1 + u64::from(self.from.pages.get().saturating_sub(self.to.n.get()));
+        if rule!("rewind.cookie_moves_on") {
+            c.pragma_update(None, "schema_version", next).map_err(sql)?;
+        }
+        Ok(changed)
+    }
+
+    /// Page 1, then the end of a database that shrinks: two statements.
+    fn last_pages(&self, page1: &[u8]) -> Result<(), Error> {
+        let above = self.to.n.get().saturating_add(1);
+        let shrinks = self.to.n < self.from.pages;
+        if shrinks && !rule!("rewind.truncation_alone") {
+            return self
+                .connection
+                .prepare_cached("INSERT INTO sqlite_dbpage(pgno, data) VALUES(1, ?1), (?2, NULL)")
+                .and_then(|mut insert| insert.execute(params![page1, above]))
+                .map_err(sql)
+                .map(drop);
+        }
+        self.write(PageNo::ONE, page1)?;
+        if shrinks {
+            self.connection
+                .prepare_cached("INSERT INTO sqlite_dbpage(pgno, data) VALUES(?1, NULL)")
                 .and_then(|mut insert| insert.execute([above]))
                 .map_err(sql)?;
-            changed += u64::from(self.from.pages.get() - self.to.n.get());
         }
-        c.pragma_update(None, "schema_version", cookie.wrapping_add(1))
-            .map_err(sql)?;
-        Ok(changed)
+        Ok(())
     }
 
     /// Every page that may change, ascending: those that differ and those between the two sizes.

@@ -32,7 +32,7 @@ pub(super) async fn read(lease: &Lease, copy: Option<PathBuf>, task: &Task) -> R
     let (size, seed) = (lease.meta().page_size, lease.meta().seed);
     task.phase("reading the live database", head.pages.bytes(size))?;
     let task = task.clone();
-    crate::ship::blocking(move || {
+    crate::executor::blocking(lease.core.executor(), move || {
         let io = |e| Error::io("copy the live database", e);
         let sql = |e| Error::new(Code::DatabaseCorrupt, "read the live database").caused_by(e);
         let copy = copy.map(File::create_new).transpose().map_err(io)?;

@@ -1,0 +1,265 @@
+//! Each rule of a change by raw pages (DESIGN 5.7) prevents something: a scenario passes while the rule holds and
+//! fails as soon as it is switched off.
+//!
+//! Two rules have no switch. That the lock page is never written would need a database of more than 1 GiB. That
+//! present pages are read through SQLite and not from the WAL by an index of ours is so because no such index exists.
+//! `rewind.sound_source` is no rule but the damage that the proofs are there for.
+
+mod rig;
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+
+use rig::{PATIENCE, numbers, run, try_run};
+use tidelog_engine::bucket::At;
+use tidelog_engine::operations::OperationState;
+use tidelog_engine::rules::{RULES, switch_off};
+use tidelog_engine::sql::connection::AutoVacuum;
+use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
+use tidelog_engine::{Database, Durability, Engine, NewDatabase, Parts};
+use tidelog_wal::Position;
+
+use Durability::Memory;
+
+/// What one scenario found: nothing wrong, or what.
+type Found = Result<(), String>;
+
+async fn node(folder: &Path, auto_vacuum: AutoVacuum) -> (Engine, Database) {
+    let engine = Engine::start(rig::settings(folder), Parts::production())
+        .await
+        .expect("start");
+    let namespace = engine.namespace_create("acme").await.expect("namespace");
+    let new = NewDatabase {
+        auto_vacuum,
+        ..NewDatabase::named("orders")
+    };
+    let database = engine.database_create(namespace.id, new).await;
+    (engine, database.expect("create"))
+}
+
+async fn rewind(database: &Database, at: Position) -> Found {
+    let to = RestoreTarget::At(At::Bookmark(at));
+    let handle = database.rewind(Rewind::to(to)).await;
+    let ended = handle.expect("accepted").wait(PATIENCE).await;
+    match ended.state {
+        OperationState::Succeeded => Ok(()),
+        _ => Err(format!("{:?}", ended.error)),
+    }
+}
+
+fn equal(found: &[i64], wanted: &[i64], what: &str) -> Found {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(format!("{what}: {found:?}, not {wanted:?}"))
+}
+
+/// The statement must fail for want of the table, and for nothing else.
+async fn knows_no(database: &Database, sql: &str, table: &str) -> Found {
+    match try_run(database, sql, Memory).await {
+        Ok(_) => Err(format!("{sql} found a table that is gone")),
+        Err(error)
+            if error
+                .to_string()
+                .contains(&format!("no such table: {table}")) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(format!("{sql}: {error}")),
+    }
+}
+
+/// Rows of a table come and go.
+async fn any_rewind(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    run(&database, "CREATE TABLE t(a)", Memory).await;
+    let one = run(&database, "INSERT INTO t VALUES(1)", Memory).await;
+    run(&database, "INSERT INTO t VALUES(2)", Memory).await;
+    rewind(&database, one).await?;
+    equal(
+        &numbers(&database, "SELECT sum(a) FROM t").await,
+        &[1],
+        "rows",
+    )?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
+/// A state with free pages that may stay comes over one that gives its free pages back with every commit.
+async fn free_pages_stay(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::Full).await;
+    run(&database, "CREATE TABLE t(a)", Memory).await;
+    let file = folder.join("incremental.db");
+    let plain = rusqlite::Connection::open(&file).expect("open");
+    plain
+        .execute_batch(
+            "PRAGMA auto_vacuum=INCREMENTAL; VACUUM; CREATE TABLE u(x); \
+             INSERT INTO u VALUES(zeroblob(40000)), (1); DELETE FROM u WHERE x <> 1; CREATE TABLE v(x)",
+        )
+        .expect("fill");
+    let free: i64 = plain
+        .query_row("PRAGMA freelist_count", [], |row| row.get(0))
+        .expect("free pages");
+    assert!(free > 4, "{free} free pages");
+    drop(plain);
+    let handle = database.replace(&file, None, None).await;
+    let ended = handle.expect("accepted").wait(PATIENCE).await;
+    if ended.state != OperationState::Succeeded {
+        return Err(format!("{:?}", ended.error));
+    }
+    equal(&numbers(&database, "SELECT x FROM u").await, &[1], "rows")?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
+/// The last page of a large zeroblob holds zeros only.
+async fn grows_by_zeros(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    run(&database, "CREATE TABLE t(a)", Memory).await;
+    let large = run(&database, "INSERT INTO t VALUES(zeroblob(20000))", Memory).await;
+    run(&database, "DELETE FROM t", Memory).await;
+    run(&database, "VACUUM", Memory).await;
+    rewind(&database, large).await?;
+    let length = numbers(&database, "SELECT length(a) FROM t").await;
+    equal(&length, &[20000], "bytes")?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
+async fn shrinks(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    let small = run(&database, "CREATE TABLE t(a)", Memory).await;
+    run(
+        &database,
+        "INSERT INTO t VALUES(randomblob(200000))",
+        Memory,
+    )
+    .await;
+    rewind(&database, small).await?;
+    equal(
+        &numbers(&database, "SELECT count(*) FROM t").await,
+        &[0],
+        "rows",
+    )?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
+/// An idle connection knows a table; the table is taken back, and a DDL brings the cookie to where it was
+/// (HAZARDS W0d).
+async fn cookie_comes_again(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    let before = run(&database, "CREATE TABLE t(a)", Memory).await;
+    run(&database, "CREATE TABLE u(x)", Memory).await;
+    run(&database, "INSERT INTO u VALUES(1)", Memory).await;
+    // The pooled reader and the writer have the schema now.
+    equal(&numbers(&database, "SELECT x FROM u").await, &[1], "rows")?;
+    rewind(&database, before).await?;
+    // The writer makes another table; the reader sleeps, since no request is looked at first.
+    let writer = database.writer().await.expect("a writer");
+    let made = tokio::task::spawn_blocking(move || {
+        writer.transaction(|connection| {
+            connection.execute_batch("CREATE TABLE v(y); INSERT INTO v VALUES(7)")
+        })
+    });
+    let made = made.await.expect("a thread");
+    made.map_err(|error| error.to_string())?;
+    knows_no(&database, "SELECT x FROM u", "u").await?;
+    knows_no(&database, "INSERT INTO u VALUES(2)", "u").await?;
+    equal(
+        &numbers(&database, "SELECT count(*) FROM v").await,
+        &[1],
+        "rows",
+    )?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
+/// An idle connection knows a table that a rewind takes back; nothing else happens.
+async fn cookie_stays(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    let before = run(&database, "CREATE TABLE t(a)", Memory).await;
+    run(&database, "CREATE TABLE u(x)", Memory).await;
+    equal(
+        &numbers(&database, "SELECT count(*) FROM u").await,
+        &[0],
+        "rows",
+    )?;
+    rewind(&database, before).await?;
+    knows_no(&database, "SELECT x FROM u", "u").await?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
+/// A log that is not what it says: it must change nothing, or all is lost.
+async fn wrong_pages_change_nothing(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    run(&database, "CREATE TABLE t(a)", Memory).await;
+    let one = run(&database, "INSERT INTO t VALUES(1)", Memory).await;
+    let two = run(&database, "INSERT INTO t VALUES(2)", Memory).await;
+    let off = switch_off(&["rewind.sound_source"]);
+    let rewound = rewind(&database, one).await;
+    drop(off);
+    if rewound.is_ok() {
+        return Err("wrong pages were written".to_owned());
+    }
+    let now = database
+        .bookmark()
+        .await
+        .map_err(|error| error.to_string())?;
+    if now.bookmark != two {
+        return Err(format!("the database is at {}", now.bookmark));
+    }
+    try_run(&database, "INSERT INTO t VALUES(3)", Memory)
+        .await
+        .map_err(|error| error.to_string())?;
+    let rows = numbers(&database, "SELECT count(*), sum(a) FROM t").await;
+    equal(&rows, &[3, 6], "rows")?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
+type Scenario = fn(std::path::PathBuf) -> Pin<Box<dyn Future<Output = Found>>>;
+
+macro_rules! scenario {
+    ($name:ident) => {
+        (|folder| Box::pin(async move { $name(&folder).await })) as Scenario
+    };
+}
+
+/// Rules, what happens without them all, and what they prevent together.
+const TABLE: &[(&[&str], Scenario)] = &[
+    (&["rewind.defensive_off"], scenario!(any_rewind)),
+    (&["rewind.no_vacuum"], scenario!(free_pages_stay)),
+    (&["rewind.grown_pages"], scenario!(grows_by_zeros)),
+    (&["rewind.truncation_alone"], scenario!(shrinks)),
+    (&["rewind.cookie_moves_on"], scenario!(cookie_stays)),
+    (&["rewind.cookie_is_new"], scenario!(cookie_comes_again)),
+    (&["rewind.present_cookie"], scenario!(cookie_comes_again)),
+    (
+        &["rewind.base_proven"],
+        scenario!(wrong_pages_change_nothing),
+    ),
+    (
+        &["rewind.base_proven", "rewind.state_proven"],
+        scenario!(wrong_pages_change_nothing),
+    ),
+];
+
+/// One test and no more: a rule is switched off for the whole process.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_rule_prevents_what_it_is_there_for() {
+    let mut named = vec!["rewind.sound_source"];
+    for (rules, scenario) in TABLE {
+        named.extend(*rules);
+        let folder = tempfile::tempdir().expect("tempdir");
+        let held = scenario(folder.path().to_owned()).await;
+        assert_eq!(held, Ok(()), "{rules:?} hold");
+        let folder = tempfile::tempdir().expect("tempdir");
+        let off = switch_off(rules);
+        let without = scenario(folder.path().to_owned()).await;
+        drop(off);
+        let seen = without.expect_err(&format!("nothing happens without {rules:?}"));
+        println!("without {rules:?}: {seen}");
+    }
+    for rule in RULES {
+        assert!(
+            named.contains(rule),
+            "{rule} is not switched off by any scenario"
+        );
+    }
+}
