@@ -20,6 +20,8 @@
 mod program;
 mod session;
 mod split;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::collections::HashMap;
@@ -232,6 +234,11 @@ impl Streams {
                 settings.streams_per_database,
                 "database",
                 Box::new(|one: &Shared| one.database == row.id),
+            ),
+            (
+                settings.streams_per_tenant,
+                "tenant",
+                Box::new(|one: &Shared| one.namespace == row.namespace),
             ),
             (settings.streams_max, "node", Box::new(|_| true)),
         ] {

@@ -218,7 +218,7 @@ impl Turn {
             database: self.terms.database.clone(),
             shared: Arc::clone(&self.stream.0),
             runtime: Handle::current(),
-            deadline: session.deadline(),
+            timing: session.timing(),
         };
         let mut run = Run {
             session,
@@ -294,6 +294,11 @@ impl Turn {
         .await?;
         self.put_back(session);
         Ok(described)
+    }
+
+    /// Whether a commit of the request has changed the schema so far.
+    pub const fn schema_changed(&self) -> bool {
+        self.schema_changed
     }
 
     /// Whether no transaction is open.

@@ -7,6 +7,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value as Json, json};
 use tidelog_server::config::Preset;
 
+use crate::records::lines;
 use crate::world::{Got, World, read};
 
 const PIPELINE: &str = "/default/orders/v3/pipeline";
@@ -404,6 +405,107 @@ async fn failures_of_statements_have_the_codes_that_clients_know() {
     ] {
         let (results, _) = world.piped(&Json::Null, requests).await;
         assert_eq!(error_code(&results[0]), "BLOCKED");
+    }
+    world.stop().await;
+}
+
+/// Goal: what is refused inside an answer of 200 is on record as if the call had been refused, and so is a change of
+/// the schema, whatever way the statement took.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_inside_an_answer_is_on_record() {
+    let world = started().await;
+    let reader = world
+        .token(json!({ "kind": "live", "scopes": ["read"] }))
+        .await;
+    let batch = |sql: &str| json!({ "steps": [{ "stmt": { "sql": "select 1" } }, { "stmt": { "sql": sql } }] });
+    let ways = |sql: &str| {
+        [
+            (PIPELINE, json!({ "requests": [execute(sql), close()] })),
+            (
+                PIPELINE,
+                json!({ "requests": [execute("select 1"), execute(sql), execute(sql), close()] }),
+            ),
+            (
+                PIPELINE,
+                json!({ "requests": [{ "type": "batch", "batch": batch(sql) }, close()] }),
+            ),
+            (
+                PIPELINE,
+                json!({ "requests": [{ "type": "sequence", "sql": sql }, close()] }),
+            ),
+            (
+                PIPELINE,
+                json!({ "requests": [{ "type": "describe", "sql": sql }, close()] }),
+            ),
+            (CURSOR, json!({ "batch": batch(sql) })),
+        ]
+    };
+    let told = async |event: &str, code: &str| {
+        let all = lines(&world, &format!("&action={event}")).await;
+        all.iter()
+            .filter(|line| line["error_code"].as_str().unwrap_or_default() == code)
+            .count()
+    };
+    let ask = async |token: &str, (path, body): (&str, Json)| {
+        let url = format!("{}{path}", world.base);
+        let sent = world.client.post(url).bearer_auth(token).json(&body).send();
+        let response = sent.await.expect("an answer");
+        assert_eq!(response.status(), 200, "{body}");
+        response.text().await.expect("whole")
+    };
+    for (token, sql, event, code) in [
+        (
+            &reader,
+            "delete from t",
+            "authz.denied",
+            "insufficient-permissions",
+        ),
+        (
+            &world.owner,
+            "attach 'x' as y",
+            "security.sql_denied",
+            "sql-error",
+        ),
+    ] {
+        for (done, way) in ways(sql).into_iter().enumerate() {
+            assert_eq!(told(event, code).await, done, "{way:?}");
+            let text = ask(token, way.clone()).await;
+            assert!(text.contains("error"), "{text}");
+            assert_eq!(told(event, code).await, done + 1, "{way:?}");
+        }
+    }
+    for (way, name) in [(0, "u"), (1, "v"), (2, "w"), (3, "x"), (5, "y")] {
+        let before = told("admin.schema_change", "").await;
+        let made = ways(&format!("create table if not exists {name}(a)"));
+        ask(&world.owner, made[way].clone()).await;
+        assert_eq!(told("admin.schema_change", "").await, before + 1, "{way}");
+    }
+    // What ran before a request failed whole stands, and is on record all the same.
+    let late = json!({ "requests": [execute("attach 'x' as y"), { "type": "batch", "batch": { "steps": [
+        { "condition": { "type": "ok", "step": 5 }, "stmt": { "sql": "select 1" } }] } }] });
+    let count = told("security.sql_denied", "sql-error").await;
+    let got = read(world.ask(Method::POST, PIPELINE).json(&late)).await;
+    failed(&got, 400, "INVALID_REQUEST");
+    assert_eq!(told("security.sql_denied", "sql-error").await, count + 1);
+    let patch = world.ask(Method::PATCH, "/v1/namespaces/default/databases/orders");
+    assert_eq!(
+        read(patch.json(&json!({ "block_writes": true })))
+            .await
+            .status,
+        200
+    );
+    for (done, way) in ways("delete from t").into_iter().enumerate() {
+        if done == 4 {
+            // Describing runs nothing.
+            continue;
+        }
+        let before = told("authz.denied", "database-read-only").await;
+        ask(&world.owner, way.clone()).await;
+        assert_eq!(
+            told("authz.denied", "database-read-only").await,
+            before + 1,
+            "{way:?}"
+        );
     }
     world.stop().await;
 }

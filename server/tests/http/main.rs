@@ -1,5 +1,6 @@
 //! The HTTP surface over a real listener: a server in this process, requests from outside of it.
 
+mod aliases;
 mod archives;
 mod contract;
 mod credentials;

@@ -228,6 +228,7 @@ pub(crate) async fn read(request: RequestBuilder) -> Got {
 pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
     path.replace("{ns}", namespace)
         .replace("{db}", database)
+        .replace("{to}", "none")
         .replace("{token}", "tok_none")
         .replace("{operation}", "op_none")
         .replace("{principal}", "nobody")
