@@ -2,6 +2,7 @@
 
 mod big_transaction;
 mod dump;
+mod hrana;
 mod idle;
 mod memory;
 mod oltp;
@@ -23,6 +24,8 @@ enum Bench {
     Oltp(oltp::Options),
     /// Memory that one large transaction takes, from COMMIT to a restore on an empty disk.
     BigTransaction(big_transaction::Options),
+    /// Requests a second by a Hrana pipeline, beside sqld.
+    Hrana(hrana::Options),
     /// Store requests and descriptors of databases that nobody uses.
     Idle(idle::Options),
     /// A real SQLite file, changed and restored at random bookmarks beside a plain twin.
@@ -37,6 +40,7 @@ fn main() {
     let printed = match Cli::parse().bench {
         Bench::Oltp(options) => runtime.block_on(oltp::run(options)),
         Bench::BigTransaction(options) => runtime.block_on(big_transaction::run(options)),
+        Bench::Hrana(options) => runtime.block_on(hrana::run(options)),
         Bench::Idle(options) => runtime.block_on(idle::run(options)),
         Bench::RealInput(options) => runtime.block_on(real_input::run(options)),
         Bench::Travel(options) => runtime.block_on(travel::run(options)),

@@ -376,6 +376,13 @@ impl Database {
 }
 
 impl Engine {
+    /// Ends a stream that its client has no more use for, and rolls back what is open on it.
+    pub fn end_stream(&self, stream: &Stream) {
+        self.inner.registry.streams.remove(stream.id());
+        stream.0.end(Ended::Closed);
+        drop_session(&stream.0);
+    }
+
     /// How many streams are open.
     pub fn stream_count(&self) -> usize {
         self.inner.registry.streams.count()

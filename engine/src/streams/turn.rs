@@ -12,6 +12,7 @@ use super::session::{Session, Stepped, Terms};
 use super::split::statements;
 use super::{Described, Own, Running, Sink, Step, StepEnd, Stream, blocking, cancelled, lock};
 use crate::boxed;
+use crate::capture::Head;
 use crate::database::write::after_commit;
 use crate::database::{OpenDb, Ticket, execute};
 use crate::engine::Database;
@@ -28,6 +29,8 @@ pub struct Turn {
     terms: Arc<Terms>,
     durability: Durability,
     committed: Option<Ticket>,
+    /// What was captured when its last program ended.
+    captured: Option<Result<Head, Error>>,
     schema_changed: bool,
     kept: bool,
     _in_use: InUse,
@@ -94,6 +97,7 @@ impl Stream {
             }),
             durability,
             committed: None,
+            captured: None,
             schema_changed: false,
             kept: false,
             _in_use: in_use,
@@ -235,13 +239,16 @@ impl Turn {
         loop {
             // No worker is held while the gate is waited for: whoever holds the gate may need one to go on.
             run.flow.job = Some(self.terms.database.worker().await?);
-            let (back, pause) = blocking(move || {
+            let (back, pause, captured) = blocking(move || {
                 let pause = run.advance();
                 run.flow.job = None;
-                Ok((run, pause))
+                let ended = matches!(pause, Pause::Ended { .. });
+                let captured = ended.then(|| run.session.lease().capture_now());
+                Ok((run, pause, captured))
             })
             .await?;
             run = back;
+            self.captured = captured;
             match pause {
                 Pause::Ended { cancelled: gone } => {
                     self.committed = run.ticket.or(self.committed.take());
@@ -322,8 +329,13 @@ impl Turn {
                 (Arc::clone(&lease), Some(lease))
             }
         };
-        let capturing = Arc::clone(&database);
-        let captured = blocking(move || capturing.capture_now()).await;
+        let captured = match self.captured.take() {
+            Some(captured) => captured,
+            None => {
+                let capturing = Arc::clone(&database);
+                blocking(move || capturing.capture_now()).await
+            }
+        };
         let bookmark = match self.committed.take() {
             None => captured?.position(),
             Some(ticket) => {

@@ -79,7 +79,7 @@ fn held(call: &Call, database: &Database, baton: Option<&str>) -> Result<Held, P
     }
 }
 
-/// One request's use of a stream: what is not kept is forgotten, and rolled back by the engine.
+/// One request's use of a stream: what is not kept is forgotten and rolled back, however far the request came.
 struct Use<'a> {
     call: &'a Call,
     held: Option<Held>,
@@ -89,6 +89,7 @@ impl Drop for Use<'_> {
     fn drop(&mut self) {
         if let Some(held) = &self.held {
             self.call.app.hrana.forget(held.stream.id());
+            self.call.app.engine.end_stream(&held.stream);
         }
     }
 }
@@ -100,9 +101,14 @@ impl Use<'_> {
     }
 }
 
-pub(super) async fn pipeline(mut call: Call) -> Result<Answer, Problem> {
+/// What a request asks for beside its body. It is judged with the stream in hand: what is wrong with it ends that.
+fn asked(call: &mut Call) -> Result<Option<Durability>, Problem> {
     call.finish()?;
-    let durability = durability(&call)?;
+    durability(call)
+}
+
+pub(super) async fn pipeline(mut call: Call) -> Result<Answer, Problem> {
+    let asked = asked(&mut call);
     let database = database(&call).await?;
     let PipelineBody { baton, requests } = body(&call)?;
     let parsed: Result<Vec<StreamRequest>, _> =
@@ -110,11 +116,11 @@ pub(super) async fn pipeline(mut call: Call) -> Result<Answer, Problem> {
     let parsed = parsed.map_err(malformed);
     let began = call.app.clock.monotonic_micros();
     if baton.is_none() && parsed.as_ref().is_ok_and(|requests| is_single(requests)) {
-        return single(call, database, parsed?, durability, began).await;
+        return single(call, database, parsed?, asked?, began).await;
     }
     let stream = held(&call, &database, baton.as_deref())?;
     let requests = parsed.map(|requests| requests.into_iter().map(Ready::Request).collect());
-    run(call, database, stream, requests, durability, began).await
+    run(call, database, stream, requests, asked, began).await
 }
 
 /// Whether a pipeline is one statement on a stream that ends with it.
@@ -157,7 +163,7 @@ async fn single(
                     let stream = held(&call, &database, None)?;
                     let stmt = Ready::Statement(statement, want_rows);
                     let requests = Ok(vec![stmt, Ready::Request(StreamRequest::Close {})]);
-                    return run(call, database, stream, requests, durability, began).await;
+                    return run(call, database, stream, requests, Ok(durability), began).await;
                 }
                 Err(error) if is_fatal(&error) => return Err(error.into()),
                 Err(error) => {
@@ -280,11 +286,11 @@ async fn run(
     database: Database,
     stream: Held,
     requests: Result<Vec<Ready>, Problem>,
-    durability: Option<Durability>,
+    asked: Result<Option<Durability>, Problem>,
     began: u64,
 ) -> Result<Answer, Problem> {
     let mut account = Account::of(began);
-    let ran = run_all(&call, &database, stream, requests, durability, &mut account);
+    let ran = run_all(&call, &database, stream, requests, asked, &mut account);
     let answered = ran.await;
     // What ran before a request failed whole stands, and is on record.
     let failed = answered.as_ref().err();
@@ -297,7 +303,7 @@ async fn run_all(
     database: &Database,
     stream: Held,
     requests: Result<Vec<Ready>, Problem>,
-    durability: Option<Durability>,
+    asked: Result<Option<Durability>, Problem>,
     account: &mut Account,
 ) -> Result<Answer, Problem> {
     let mut using = Use {
@@ -308,7 +314,7 @@ async fn run_all(
     let stream = using.held()?.stream.clone();
     let access = call.sql_access()?;
     let mut turn = stream
-        .enter(database.clone(), access, limits, durability)
+        .enter(database.clone(), access, limits, asked?)
         .await?;
     let requests = requests?;
     let close = requests
@@ -505,8 +511,7 @@ fn batched(ran: &Results, wrongs: Vec<Option<Wrong>>, account: &mut Account) -> 
 }
 
 pub(super) async fn cursor(mut call: Call) -> Result<Answer, Problem> {
-    call.finish()?;
-    let durability = durability(&call)?;
+    let asked = asked(&mut call);
     let database = database(&call).await?;
     let CursorBody { baton, batch } = body(&call)?;
     let stream = held(&call, &database, baton.as_deref())?;
@@ -520,7 +525,7 @@ pub(super) async fn cursor(mut call: Call) -> Result<Answer, Problem> {
     let stream = using.held()?.stream.clone();
     let access = call.sql_access()?;
     let turn = stream
-        .enter(database.clone(), access, limits, durability)
+        .enter(database.clone(), access, limits, asked?)
         .await?;
     let batch: wire::Batch = serde_json::from_value(batch).map_err(malformed)?;
     let (steps, wrongs) = steps(batch.steps, using.held()?)?;

@@ -8,6 +8,7 @@ mod deletion;
 mod edge;
 mod forks;
 mod hrana;
+mod hrana_bad;
 mod keys;
 mod limits;
 mod neighbours;
