@@ -4,6 +4,8 @@
 //! The servers run on one core and this program on another; while one is measured the other is stopped (SIGSTOP), so
 //! that neither pays for what the other has left to do. Rounds alternate; what is printed are medians.
 
+#![expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
