@@ -141,7 +141,10 @@ pub struct Settings {
     pub streams_per_principal: usize,
     /// Streams of one database at once.
     pub streams_per_database: usize,
-    /// Streams of the node at once.
+    /// Streams of one tenant at once. More: less is left for the others.
+    pub streams_per_tenant: usize,
+    /// Streams of the node at once. A stream whose client reads a result slowly holds one of the runtime's blocking
+    /// threads: it must have more of them than this.
     pub streams_max: usize,
     /// A stream whose read transaction is older than this ends once the WAL is longer than `wal_hard_bytes`: it
     /// keeps the WAL from starting anew.
@@ -199,6 +202,7 @@ impl Default for Settings {
             stream_gate_idle: Duration::from_secs(5),
             streams_per_principal: 128,
             streams_per_database: 256,
+            streams_per_tenant: 1024,
             streams_max: 2048,
             reader_max_age: Duration::from_mins(1),
             wal_hard_bytes: 64 << 20,

@@ -8,7 +8,8 @@
 //! - of all long ones together at most as many, each for [`TURN_US`], the tenant that was served longest ago first;
 //! - a tenant that is alone waits for nothing.
 //!
-//! A turn is held while statements run and no longer: not for COMMIT, not for durability. Whoever holds one waits for
+//! A turn is held while statements run and no longer: not for COMMIT, not for durability, not while a client is
+//! waited for that reads its rows slowly. Whoever holds one waits for
 //! nothing but the processor; so nobody waits for a turn longer than those in front of them run, and never beyond
 //! their deadline.
 
@@ -221,6 +222,18 @@ impl Pace {
         self.wait(is_long, had_one, now, until)
     }
 
+    /// The statement waits for something else than the processor: its turn is over.
+    pub(crate) fn rest(&mut self) {
+        self.end_turn();
+    }
+
+    /// It goes on after so many microseconds, which do not make it a long one. Its next step waits for a turn where
+    /// one is due.
+    pub(crate) fn go_on(&mut self, rested: u64) {
+        self.began = self.began.saturating_add(rested);
+        self.look_at = 0;
+    }
+
     fn wait(&mut self, is_long: bool, mut had_one: bool, mut now: u64, until: u64) -> bool {
         while self.turns.lock().is_shared(self.tenant, now) {
             let taken = self.turns.take(self.tenant, is_long, had_one);
@@ -351,6 +364,26 @@ mod tests {
         drop(first);
         assert!(!second.step(now, now) && second.turn.is_some());
         drop(second);
+        assert!(is_empty(&turns));
+    }
+
+    #[test]
+    fn who_rests_holds_no_turn_and_its_rest_does_not_make_it_long() {
+        let (clock, turns) = world();
+        turns.asked(tenant(2));
+        let other = turns.begin(tenant(2), 0);
+        let mut reads = turns.begin(tenant(1), 0);
+        reads.rest();
+        let sibling = turns.begin(tenant(1), 0);
+        assert!(sibling.turn.is_some(), "the turn is free meanwhile");
+        let now = clock.set(SHORT_US * 3);
+        reads.go_on(SHORT_US * 3);
+        assert!(reads.step(now, now), "its next step waits for a turn");
+        drop(sibling);
+        reads.go_on(0);
+        assert!(!reads.step(now, now));
+        assert!(reads.turn.is_some_and(|turn| !turn.is_long));
+        drop((reads, other));
         assert!(is_empty(&turns));
     }
 

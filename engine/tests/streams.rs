@@ -601,6 +601,32 @@ async fn the_idlest_clean_stream_makes_place() {
     engine.shutdown().await.expect("stops");
 }
 
+/// Goal: a tenant with many tokens and databases leaves streams for the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_so_many_streams_and_others_have_theirs() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let (engine, database) = node(folder.path(), |settings| settings.streams_per_tenant = 2).await;
+    let other = engine.namespace_create("other").await.expect("made");
+    let make = |namespace, name| {
+        let new = tidelog_engine::NewDatabase::named(name);
+        engine.database_create(namespace, new)
+    };
+    let second = make(database.row().namespace, "second")
+        .await
+        .expect("made");
+    let theirs = make(other.id, "theirs").await.expect("made");
+    let (first, next) = (
+        database.stream(CLIENT).expect("a stream"),
+        second.stream([8; 16]).expect("a stream"),
+    );
+    must(&first, &database, "BEGIN").await;
+    must(&next, &second, "BEGIN").await;
+    let refused = second.stream([9; 16]).expect_err("both hold something");
+    assert_eq!(refused.code(), Code::Overloaded);
+    assert!(theirs.stream(CLIENT).is_ok(), "another tenant");
+    engine.shutdown().await.expect("stops");
+}
+
 /// Goal: a snapshot that nobody lets go does not keep the WAL growing for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_reader_ends_when_the_wal_is_long() {

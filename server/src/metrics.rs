@@ -136,6 +136,12 @@ pub(crate) async fn scrape(app: &App) -> String {
     verifications(&mut out, app.engine.proof_status(), app.engine.now());
     gauge(
         &mut out,
+        "client_streams",
+        "Streams of clients of libSQL that are open.",
+        u64::try_from(app.engine.stream_count()).unwrap_or(u64::MAX),
+    );
+    gauge(
+        &mut out,
         "term",
         "Number of this process life.",
         u64::from(app.engine.term().get()),

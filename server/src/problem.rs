@@ -209,6 +209,11 @@ impl Problem {
         self.title
     }
 
+    /// Whether role, scope, a block or the rules of SQL refused it: that goes on record.
+    pub(crate) fn is_denial(&self) -> bool {
+        self.status == StatusCode::FORBIDDEN || self.is_sql_denied()
+    }
+
     /// Whether SQL asked for what no SQL may do here.
     pub(crate) fn is_sql_denied(&self) -> bool {
         self.members.get("sqlite_code").and_then(Value::as_str) == Some("SQLITE_AUTH")
@@ -266,6 +271,13 @@ impl From<tidelog_engine::Error> for Problem {
             let cause = causes(&error);
             tracing::warn!(code = error.code().as_str(), %error, cause, "engine refused a request");
         }
+        Self::from(&error)
+    }
+}
+
+impl From<&tidelog_engine::Error> for Problem {
+    fn from(error: &tidelog_engine::Error) -> Self {
+        let status = status_of_kind(error.kind());
         let mut problem = match Code::parse(error.code().as_str()) {
             Some(code) => Self::new(code, error.to_string()),
             None => Self {

@@ -2,6 +2,7 @@
 
 mod big_transaction;
 mod dump;
+mod hrana;
 mod idle;
 mod many;
 mod memory;
@@ -26,6 +27,8 @@ enum Bench {
     Oltp(oltp::Options),
     /// Memory that one large transaction takes, from COMMIT to a restore on an empty disk.
     BigTransaction(big_transaction::Options),
+    /// Requests a second by a Hrana pipeline, beside sqld.
+    Hrana(hrana::Options),
     /// Store requests and descriptors of databases that nobody uses.
     Idle(idle::Options),
     /// Memory and store requests of many databases of which some are written.
@@ -46,6 +49,7 @@ fn main() {
     let printed = match Cli::parse().bench {
         Bench::Oltp(options) => runtime.block_on(oltp::run(options)),
         Bench::BigTransaction(options) => runtime.block_on(big_transaction::run(options)),
+        Bench::Hrana(options) => runtime.block_on(hrana::run(options)),
         Bench::Idle(options) => runtime.block_on(idle::run(options)),
         Bench::Many(options) => runtime.block_on(many::run(options)),
         Bench::Throughput(options) => runtime.block_on(throughput::run(options)),

@@ -6,11 +6,13 @@
 
 use std::sync::Arc;
 
-use tidelog_wal::Position;
+use tidelog_wal::{DatabaseId, Position, Timestamp};
 
 use super::growth::Growth;
 use super::ticket::Ticket;
 use super::{Lease, OpenDb, idempotency};
+use crate::capture::Head;
+use crate::core::Core;
 use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::executor::blocking;
@@ -28,7 +30,8 @@ const STATEMENTS_MAX: usize = 100;
 
 /// How a read attempt ended.
 enum Attempt {
-    Read(Vec<StatementResult>),
+    /// The results, and what is captured after them.
+    Read(Vec<StatementResult>, Head),
     NeedsWriter,
 }
 
@@ -59,30 +62,26 @@ pub(crate) async fn execute(
     }
     let request = Arc::new(request);
     if request.idempotency.is_none()
-        && let Attempt::Read(results) =
+        && !is_known_to_write(&lease, &request)
+        && let Attempt::Read(results, head) =
             try_reading(&lease, &request, database.worker().await?).await?
     {
-        let database = Arc::clone(&lease);
-        let head = blocking(lease.core.executor(), move || database.capture_now()).await?;
         return Ok(answer(&lease, results, head.position(), (false, false)));
     }
     bounds.writes?;
     let durability = request.durability.unwrap_or(durability);
-    let (results, ticket, (replayed, schema_changed)) =
+    let ((results, ticket, (replayed, schema_changed)), captured) =
         write(&lease, &request, bounds.size_max, database).await?;
     let position = match ticket {
         None => {
+            let head = captured?;
             // Its answer counts as its commit's: a retry must not hear of more than is durable.
             if replayed {
                 lease.wait_durable(lease.last_lsn(), durability).await?;
             }
-            let database = Arc::clone(&lease);
-            let head = blocking(lease.core.executor(), move || database.capture_now()).await?;
             head.position()
         }
         Some(ticket) => {
-            let database = Arc::clone(&lease);
-            let captured = blocking(lease.core.executor(), move || database.capture_now()).await;
             captured.map_err(super::write::after_commit)?;
             acknowledge(&lease, &ticket, durability).await?
         }
@@ -129,16 +128,27 @@ fn answer(
     }
 }
 
+/// Whether a statement of the request was found to write before: it need not be tried on a reader again.
+fn is_known_to_write(database: &OpenDb, request: &Request) -> bool {
+    // Who may not write hears of it from the reader, without waiting for the gate.
+    request.access.permission().allows(Permission::WRITE)
+        && request
+            .statements
+            .iter()
+            .any(|statement| database.write_texts.holds(&statement.sql))
+}
+
 async fn try_reading(lease: &Lease, request: &Arc<Request>, job: Job) -> Result<Attempt, Error> {
     let reader = lease.reader().await?;
     let request = Arc::clone(request);
     let (turns, tenant) = (Arc::clone(&lease.core.turns), lease.meta.namespace);
     let deadline = lease.core.deadline(request.limits.deadline);
+    let database = Arc::clone(lease);
     blocking(lease.core.executor(), move || {
-        let _job = job;
-        reader.transaction(Some(deadline), |sqlite| {
-            if !all_read_only(sqlite, &request)? {
-                return Ok(Attempt::NeedsWriter);
+        let permission = request.access.permission();
+        let results = reader.transaction(permission, Some(deadline), |sqlite| {
+            if !all_read_only(sqlite, &request, &database)? {
+                return Ok(None);
             }
             let _paced = sqlite.paced(turns.begin(tenant, deadline));
             let mut budget = request.limits.result_bytes_max;
@@ -146,13 +156,19 @@ async fn try_reading(lease: &Lease, request: &Arc<Request>, job: Job) -> Result<
             for statement in &request.statements {
                 results.push(run(sqlite, statement, &request.limits, &mut budget)?);
             }
-            Ok(Attempt::Read(results))
-        })
+            Ok(Some(results))
+        })?;
+        let Some(results) = results else {
+            return Ok(Attempt::NeedsWriter);
+        };
+        // Neither is needed to capture.
+        drop((reader, job));
+        Ok(Attempt::Read(results, database.capture_now()?))
     })
     .await
 }
 
-fn all_read_only(sqlite: &Sqlite, request: &Request) -> Result<bool, Error> {
+fn all_read_only(sqlite: &Sqlite, request: &Request, database: &OpenDb) -> Result<bool, Error> {
     let permission = request.access.permission();
     for statement in &request.statements {
         sqlite.permit(permission);
@@ -160,7 +176,11 @@ fn all_read_only(sqlite: &Sqlite, request: &Request) -> Result<bool, Error> {
             Ok(prepared) if prepared.readonly() => {}
             // What a single statement is refused for, or is wrong with it, the caller hears at once.
             Err(error) if request.statements.len() == 1 => return Err(sql_error(sqlite, error)),
-            Ok(_) | Err(_) => return Ok(false),
+            Ok(_) => {
+                database.write_texts.note(&statement.sql);
+                return Ok(false);
+            }
+            Err(_) => return Ok(false),
         }
     }
     Ok(true)
@@ -169,14 +189,16 @@ fn all_read_only(sqlite: &Sqlite, request: &Request) -> Result<bool, Error> {
 /// Results, the ticket, and whether they were replayed and the schema was changed.
 type Done = (Vec<StatementResult>, Option<Ticket>, (bool, bool));
 
+/// Runs the request as a writer. Answers what it did, and what is captured after it.
 async fn write(
     lease: &Lease,
     request: &Arc<Request>,
     size_max: Option<u64>,
     database: &Database,
-) -> Result<Done, Error> {
+) -> Result<(Done, Result<Head, Error>), Error> {
     // No worker is held while the gate is waited for: whoever holds the gate may need one to go on.
-    let gate = lease.gate().await?;
+    let mut gate = lease.gate().await?;
+    let owed = gate.owing();
     let job = database.worker().await?;
     let pages_max = size_max.map(|bytes| bytes / u64::from(lease.meta.page_size.get()));
     let deadline = lease.core.deadline(request.limits.deadline);
@@ -186,53 +208,74 @@ async fn write(
     let tenant = lease.meta.namespace;
     blocking(lease.core.executor(), move || {
         let begin = || core.turns.begin(tenant, deadline);
-        // Waiting for the disk or the store, later, takes no worker.
-        let _job = job;
-        let mut budget = request.limits.result_bytes_max;
-        if !request.transaction && request.idempotency.is_none() {
-            return one_by_one(&gate, &request, deadline, &mut budget, pages_max, &begin);
-        }
-        let permission = request.access.permission();
-        let written = gate.transaction(
-            permission,
-            Some(deadline),
-            request.access.annotations(),
-            |sqlite| {
-                if let Some(key) = &request.idempotency {
-                    if let Some(stored) = idempotency::find(sqlite, id, key, now)? {
-                        return Ok((stored, (true, false)));
-                    }
-                    core.rolled_back.check(id, &idempotency::row_key(key))?;
-                }
-                let growth = Growth::begin(sqlite, pages_max, request.limits.tables_max)?;
-                sqlite.permit(permission);
-                let paced = sqlite.paced(begin());
-                let mut results = Vec::with_capacity(request.statements.len());
-                for (at, statement) in request.statements.iter().enumerate() {
-                    let result = run(sqlite, statement, &request.limits, &mut budget);
-                    results.push(
-                        growth
-                            .judge(result)
-                            .map_err(|error| error.with("statement", at))?,
-                    );
-                }
-                drop(paced);
-                let changed = growth.end(sqlite)?;
-                if let Some(key) = &request.idempotency {
-                    idempotency::store(sqlite, id, key, now, &results)?;
-                }
-                Ok((results, (false, changed)))
-            },
+        let done = write_behind(
+            &gate,
+            &request,
+            deadline,
+            pages_max,
+            (&core, id, now),
+            &begin,
         );
-        match written {
-            Ok(written) => Ok((written.value.0, written.ticket, written.value.1)),
-            Err(error) if request.statements.len() == 1 && is_vacuum(&error) => {
-                vacuum(&gate, &request, deadline, &begin)
-            }
-            Err(error) => Err(error),
-        }
+        // Others may write and run meanwhile; waiting for the disk or the store, later, takes no worker either.
+        drop((gate, job));
+        let captured = owed.pay();
+        Ok((done?, captured))
     })
     .await
+}
+
+/// Runs the request behind the gate. Blocks.
+fn write_behind(
+    gate: &super::write::Gate,
+    request: &Request,
+    deadline: u64,
+    pages_max: Option<u64>,
+    (core, id, now): (&Core, DatabaseId, Timestamp),
+    begin: &dyn Fn() -> Pace,
+) -> Result<Done, Error> {
+    let mut budget = request.limits.result_bytes_max;
+    if !request.transaction && request.idempotency.is_none() {
+        return one_by_one(gate, request, deadline, &mut budget, pages_max, begin);
+    }
+    let permission = request.access.permission();
+    let written = gate.transaction(
+        permission,
+        Some(deadline),
+        request.access.annotations(),
+        |sqlite| {
+            if let Some(key) = &request.idempotency {
+                if let Some(stored) = idempotency::find(sqlite, id, key, now)? {
+                    return Ok((stored, (true, false)));
+                }
+                core.rolled_back.check(id, &idempotency::row_key(key))?;
+            }
+            let growth = Growth::begin(sqlite, pages_max, request.limits.tables_max)?;
+            sqlite.permit(permission);
+            let paced = sqlite.paced(begin());
+            let mut results = Vec::with_capacity(request.statements.len());
+            for (at, statement) in request.statements.iter().enumerate() {
+                let result = run(sqlite, statement, &request.limits, &mut budget);
+                results.push(
+                    growth
+                        .judge(result)
+                        .map_err(|error| error.with("statement", at))?,
+                );
+            }
+            drop(paced);
+            let changed = growth.end(sqlite)?;
+            if let Some(key) = &request.idempotency {
+                idempotency::store(sqlite, id, key, now, &results)?;
+            }
+            Ok((results, (false, changed)))
+        },
+    );
+    match written {
+        Ok(written) => Ok((written.value.0, written.ticket, written.value.1)),
+        Err(error) if request.statements.len() == 1 && is_vacuum(&error) => {
+            vacuum(gate, request, deadline, begin)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Each statement in a transaction of its own; the first error ends the request, what came before stays.

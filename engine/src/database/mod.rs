@@ -16,6 +16,7 @@ pub mod read;
 mod roll;
 pub(crate) mod rolled_back;
 pub mod state;
+mod texts;
 pub mod ticket;
 pub mod write;
 
@@ -39,6 +40,7 @@ use crate::settings::Durability;
 use crate::spool::Spooled;
 use crate::sql::connection::Sqlite;
 
+use texts::WriteTexts;
 use ticket::Pending;
 pub use ticket::Ticket;
 
@@ -177,6 +179,8 @@ pub struct OpenDb {
     gate: Arc<Semaphore>,
     gate_queue: AtomicUsize,
     reader_slots: Arc<Semaphore>,
+    /// Texts of statements that were found to write.
+    write_texts: WriteTexts,
     capture: Mutex<CaptureSlot>,
     /// TxId and change counter when it was opened: they go in step from there.
     base: (TxId, u32),

@@ -29,6 +29,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::roll::roll_forward;
 use super::state::{DbState, Stamp};
+use super::texts::WriteTexts;
 use super::ticket::Pending;
 use super::{CaptureSlot, Connections, LEASES_MAX, Ledger, Made, OpenDb, READERS_MAX};
 use crate::capture::{Capture, CaptureError, Head, Scratch, salt_words};
@@ -312,6 +313,7 @@ fn assemble(
         gate: Arc::new(Semaphore::new(1)),
         gate_queue: AtomicUsize::new(0),
         reader_slots: Arc::new(Semaphore::new(READERS_MAX)),
+        write_texts: WriteTexts::default(),
         capture: Mutex::new(CaptureSlot {
             capture,
             // Earlier uses in this life may have journaled what is not synced yet.

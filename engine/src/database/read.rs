@@ -37,8 +37,11 @@ impl OpenDb {
 
 impl ReaderPermit {
     /// Runs `work` inside one read transaction: all its statements see one state. Blocks.
+    ///
+    /// Statements stay prepared from one transaction to the next as long as they come with one permission.
     pub(crate) fn transaction<T>(
         &self,
+        permission: Permission,
         deadline: Option<u64>,
         work: impl FnOnce(&Sqlite) -> Result<T, Error>,
     ) -> Result<T, Error> {
@@ -62,7 +65,7 @@ impl ReaderPermit {
                     c.prepare_cached(own::TOUCH)?.exists([])
                 })
                 .map_err(|error| sql_error(&sqlite, error))?;
-            sqlite.permit(Permission::READ);
+            sqlite.permit(permission);
             sqlite.set_deadline(deadline);
             let outcome = work(&sqlite);
             sqlite.set_deadline(None);

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::OpenDb;
 use super::ticket::Ticket;
-use crate::capture::CommitNote;
+use crate::capture::{CommitNote, Head};
 use crate::crash_point;
 use crate::error::{Code, Error};
 use crate::sql::connection::{Purpose, Sqlite, open};
@@ -25,7 +25,34 @@ use crate::sql::run::sql_error;
 #[derive(Debug)]
 pub(crate) struct Gate {
     database: Arc<OpenDb>,
+    /// Whoever holds it captures what it commits.
+    own_capture: bool,
     _permit: OwnedSemaphorePermit,
+}
+
+/// Capture that is owed for commits behind a gate, by whoever took it with [`Gate::owing`]. What is not paid is left
+/// to the pump.
+#[derive(Debug)]
+pub(crate) struct Owed {
+    database: Arc<OpenDb>,
+    paid: bool,
+}
+
+impl Owed {
+    /// Captures, on this thread.
+    pub(crate) fn pay(mut self) -> Result<Head, Error> {
+        self.paid = true;
+        // Where it fails the database is poisoned, and the pump could do no more.
+        self.database.capture_now()
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if !self.paid {
+            self.database.mark_dirty();
+        }
+    }
 }
 
 impl OpenDb {
@@ -71,6 +98,7 @@ impl OpenDb {
         self.check()?;
         Ok(Gate {
             database: Arc::clone(self),
+            own_capture: false,
             _permit: permit,
         })
     }
@@ -85,6 +113,16 @@ pub(crate) struct Written<T> {
 }
 
 impl Gate {
+    /// From now on the caller captures what is committed, who is about to wait for it anyway: the pump is not woken
+    /// for every commit.
+    pub(crate) fn owing(&mut self) -> Owed {
+        self.own_capture = true;
+        Owed {
+            database: Arc::clone(&self.database),
+            paid: false,
+        }
+    }
+
     /// Runs `work` in one IMMEDIATE transaction and commits it. An error of `work` rolls back. Blocks.
     pub(crate) fn transaction<T>(
         &self,
@@ -296,7 +334,7 @@ impl Gate {
             }
         } else if behind > RUN_AHEAD_COMMITS {
             database.capture_now().map_err(after_commit)?;
-        } else {
+        } else if !self.own_capture {
             database.mark_dirty();
         }
         Ok(Some(ticket))

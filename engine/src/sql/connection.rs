@@ -66,18 +66,33 @@ impl Drop for Paced<'_> {
     }
 }
 
-/// The deadline of a connection's statements, for whoever makes one of them wait.
+/// The time of a connection's statements, for whoever makes one of them wait between two rows.
 #[derive(Debug, Clone)]
-pub(crate) struct Deadline(Arc<AtomicU64>);
+pub(crate) struct Timing {
+    deadline: Arc<AtomicU64>,
+    pace: Arc<Mutex<Option<Pace>>>,
+}
 
-impl Deadline {
-    /// Puts it off by so many microseconds.
-    pub(crate) fn put_off(&self, micros: u64) {
-        let later = |until: u64| (until != u64::MAX).then(|| until.saturating_add(micros));
+impl Timing {
+    /// The statement waits for somebody: others have its turn meanwhile.
+    pub(crate) fn rest(&self) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pace) = pace.as_mut() {
+            pace.rest();
+        }
+    }
+
+    /// It goes on after so many microseconds, which are not its own.
+    pub(crate) fn go_on(&self, rested: u64) {
+        let later = |until: u64| (until != u64::MAX).then(|| until.saturating_add(rested));
         // Nobody else sets it while a statement runs; without one there is nothing to put off.
         let _ = self
-            .0
+            .deadline
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pace) = pace.as_mut() {
+            pace.go_on(rested);
+        }
     }
 }
 
@@ -253,9 +268,12 @@ impl Sqlite {
         Paced(&self.pace)
     }
 
-    /// The deadline, to be put off from elsewhere.
-    pub(crate) fn deadline(&self) -> Deadline {
-        Deadline(Arc::clone(&self.deadline))
+    /// The time of its statements, to be seen to from elsewhere.
+    pub(crate) fn timing(&self) -> Timing {
+        Timing {
+            deadline: Arc::clone(&self.deadline),
+            pace: Arc::clone(&self.pace),
+        }
     }
 
     /// Closes the connection, saying why it could not.

@@ -20,6 +20,8 @@
 mod program;
 mod session;
 mod split;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::collections::HashMap;
@@ -232,6 +234,11 @@ impl Streams {
                 "database",
                 Box::new(|one: &Shared| one.database == row.id),
             ),
+            (
+                settings.streams_per_tenant,
+                "tenant",
+                Box::new(|one: &Shared| one.namespace == row.namespace),
+            ),
             (settings.streams_max, "node", Box::new(|_| true)),
         ] {
             if open.values().filter(|one| of(one)).count() < limit {
@@ -370,6 +377,13 @@ impl Database {
 }
 
 impl Engine {
+    /// Ends a stream that its client has no more use for, and rolls back what is open on it.
+    pub fn end_stream(&self, stream: &Stream) {
+        self.inner.registry.streams.remove(stream.id());
+        stream.0.end(Ended::Closed);
+        drop_session(&stream.0);
+    }
+
     /// How many streams are open.
     pub fn stream_count(&self) -> usize {
         self.inner.registry.streams.count()

@@ -10,7 +10,7 @@ use super::Shared;
 use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::jobs::Job;
-use crate::sql::connection::Deadline;
+use crate::sql::connection::Timing;
 use crate::sql::run::{Collected, Column, Limits, Rows, Statement, StatementResult, Tally, Value};
 
 /// When a step runs.
@@ -107,15 +107,16 @@ pub(super) struct Flow {
     pub(super) database: Database,
     pub(super) shared: Arc<Shared>,
     pub(super) runtime: Handle,
-    pub(super) deadline: Deadline,
+    pub(super) timing: Timing,
 }
 
 impl Flow {
-    /// Waits for a slow reader: without a worker, and without counting it as the statement's time.
+    /// Waits for a slow reader: without a worker or a turn, and without counting it as the statement's time.
     fn wait(&mut self, stall: BoxFuture<'static, Result<(), Error>>) -> Result<(), Error> {
         let clock = Arc::clone(&self.database.engine().inner.core.parts.clock);
         let began = clock.monotonic_micros();
         self.job = None;
+        self.timing.rest();
         let mut ended = self.shared.ended.subscribe();
         let waited = async {
             let gone = std::pin::pin!(ended.wait_for(Option::is_some));
@@ -126,8 +127,8 @@ impl Flow {
             self.database.worker().await
         };
         self.job = Some(self.runtime.block_on(waited)?);
-        self.deadline
-            .put_off(clock.monotonic_micros().saturating_sub(began));
+        self.timing
+            .go_on(clock.monotonic_micros().saturating_sub(began));
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ use crate::database::{Lease, Ticket};
 use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::request::Access;
-use crate::sql::connection::{Deadline, Purpose, Sqlite, open};
+use crate::sql::connection::{Purpose, Sqlite, Timing, open};
 use crate::sql::own::{self, tenant_text};
 use crate::sql::policy::{Control, Permission, Seen};
 use crate::sql::run::{
@@ -170,8 +170,8 @@ impl Session {
         self.is_autocommit() && !self.lost && !self.marked && self.writing.is_none()
     }
 
-    pub(crate) fn deadline(&self) -> Deadline {
-        self.sqlite.deadline()
+    pub(crate) fn timing(&self) -> Timing {
+        self.sqlite.timing()
     }
 
     pub(crate) fn interrupt_handle(&self) -> rusqlite::InterruptHandle {
@@ -316,7 +316,7 @@ impl Session {
         ))
     }
 
-    /// Runs a plain statement within its time.
+    /// Runs a plain statement within its time, taking turns with others'.
     fn bounded(
         &self,
         statement: &Statement,
@@ -326,18 +326,20 @@ impl Session {
     ) -> Result<Tally, Error> {
         let sqlite = &self.sqlite;
         sqlite.permit(terms.permission());
-        sqlite.set_deadline(Some(self.lease.core.deadline(terms.limits.deadline)));
+        let deadline = self.lease.core.deadline(terms.limits.deadline);
+        sqlite.set_deadline(Some(deadline));
+        let paced = sqlite.paced(self.pace(deadline));
         let ran = if plain {
             run_into(sqlite, statement, rows)
         } else {
             run_anew(sqlite, statement, rows)
         };
+        drop(paced);
         sqlite.set_deadline(None);
         ran
     }
 
-    /// A turn among the tenants' statements, for those that wait for nobody: rows that go to the client as they come
-    /// would have others wait for it.
+    /// A turn among the tenants' statements.
     fn pace(&self, deadline: u64) -> Pace {
         let turns = &self.lease.core.turns;
         turns.begin(self.lease.meta().namespace, deadline)

@@ -12,6 +12,7 @@ use super::session::{Session, Stepped, Terms};
 use super::split::statements;
 use super::{Described, Own, Running, Sink, Step, StepEnd, Stream, cancelled, lock};
 use crate::boxed;
+use crate::capture::Head;
 use crate::database::write::after_commit;
 use crate::database::{OpenDb, Ticket, execute};
 use crate::engine::Database;
@@ -29,6 +30,8 @@ pub struct Turn {
     terms: Arc<Terms>,
     durability: Durability,
     committed: Option<Ticket>,
+    /// What was captured when its last program ended.
+    captured: Option<Result<Head, Error>>,
     schema_changed: bool,
     kept: bool,
     _in_use: InUse,
@@ -95,6 +98,7 @@ impl Stream {
             }),
             durability,
             committed: None,
+            captured: None,
             schema_changed: false,
             kept: false,
             _in_use: in_use,
@@ -219,7 +223,7 @@ impl Turn {
             database: self.terms.database.clone(),
             shared: Arc::clone(&self.stream.0),
             runtime: Handle::current(),
-            deadline: session.deadline(),
+            timing: session.timing(),
         };
         let mut run = Run {
             session,
@@ -236,16 +240,19 @@ impl Turn {
         loop {
             // No worker is held while the gate is waited for: whoever holds the gate may need one to go on.
             run.flow.job = Some(self.terms.database.worker().await?);
-            let (back, pause) = blocking(
+            let (back, pause, captured) = blocking(
                 self.terms.database.engine().inner.core.executor(),
                 move || {
                     let pause = run.advance();
                     run.flow.job = None;
-                    Ok((run, pause))
+                    let ended = matches!(pause, Pause::Ended { .. });
+                    let captured = ended.then(|| run.session.lease().capture_now());
+                    Ok((run, pause, captured))
                 },
             )
             .await?;
             run = back;
+            self.captured = captured;
             match pause {
                 Pause::Ended { cancelled: gone } => {
                     self.committed = run.ticket.or(self.committed.take());
@@ -306,6 +313,11 @@ impl Turn {
         Ok(described)
     }
 
+    /// Whether a commit of the request has changed the schema so far.
+    pub const fn schema_changed(&self) -> bool {
+        self.schema_changed
+    }
+
     /// Whether no transaction is open.
     pub fn is_autocommit(&self) -> bool {
         self.own.session.as_ref().is_none_or(Session::is_autocommit)
@@ -327,8 +339,13 @@ impl Turn {
                 (Arc::clone(&lease), Some(lease))
             }
         };
-        let capturing = Arc::clone(&database);
-        let captured = blocking(database.core.executor(), move || capturing.capture_now()).await;
+        let captured = match self.captured.take() {
+            Some(captured) => captured,
+            None => {
+                let capturing = Arc::clone(&database);
+                blocking(database.core.executor(), move || capturing.capture_now()).await
+            }
+        };
         let bookmark = match self.committed.take() {
             None => captured?.position(),
             Some(ticket) => {

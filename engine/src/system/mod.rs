@@ -150,7 +150,7 @@ impl System {
         let lease = self.lease().await?;
         let reader = lease.reader().await?;
         blocking(lease.core.executor(), move || {
-            reader.transaction(None, |sqlite| {
+            reader.transaction(Permission::READ, None, |sqlite| {
                 sqlite
                     .as_engine(work)
                     .map_err(|error| sql_error(sqlite, error))

@@ -31,6 +31,7 @@ use crate::import::prove_at;
 use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
 use crate::scratch;
 use crate::settings::Durability;
+use crate::sql::policy::Permission;
 use crate::system::Page;
 
 /// Bytes of a database header that say what every connection keeps in memory: offset, length, what it is.
@@ -142,7 +143,7 @@ fn check_place(only_at: Option<Position>, now: Position) -> Result<(), Error> {
 async fn page_one(lease: &Lease) -> Result<Vec<u8>, Error> {
     let reader = lease.reader().await?;
     blocking(lease.core.executor(), move || {
-        reader.transaction(None, |sqlite| {
+        reader.transaction(Permission::READ, None, |sqlite| {
             let sql = "SELECT data FROM sqlite_dbpage WHERE pgno = 1";
             sqlite
                 .as_engine(|c| c.query_row(sql, [], |row| row.get(0)))

@@ -32,6 +32,10 @@ use archive::ArchiveCommand;
 use args::{Arguments, Command, ConfigCommand, StoreCommand, TokenCommand};
 use exit::{Exit, Failure};
 use output::Output;
+use tidelog_engine::Settings;
+
+/// Blocking threads beside one for each stream, whose client may read slowly.
+const THREADS_BESIDE_STREAMS: usize = 512;
 
 /// Parses the command line, runs it, and says how it went.
 pub fn main() -> ExitCode {
@@ -49,6 +53,7 @@ pub fn main() -> ExitCode {
     let output = Output::new(arguments.json);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(Settings::default().streams_max + THREADS_BESIDE_STREAMS)
         .build()
     {
         Ok(runtime) => runtime,

@@ -57,6 +57,10 @@ pub struct Config {
     pub durability_timeout_ms: u64,
     /// How long an unused database stays open.
     pub idle_close_ms: u64,
+    /// How long a stream of a client of libSQL lives unused.
+    pub stream_idle_ms: u64,
+    /// How long such a stream may keep other writers waiting while its client does nothing.
+    pub stream_gate_idle_ms: u64,
     /// How often a restore drill proves one database; 0 for never.
     pub drill_every_seconds: u64,
     /// Databases open at once.
@@ -364,6 +368,8 @@ impl Config {
             journal_max_bytes: self.journal_max_bytes,
             durability_timeout: millis(self.durability_timeout_ms),
             idle_close: millis(self.idle_close_ms),
+            stream_idle: millis(self.stream_idle_ms),
+            stream_gate_idle: millis(self.stream_gate_idle_ms),
             drill_interval: Some(self.drill_every_seconds)
                 .filter(|seconds| *seconds > 0)
                 .map(Duration::from_secs),
@@ -392,6 +398,9 @@ impl Config {
         }
         if limits.batch_max == 0 || limits.batch_max > 100 {
             return Err("limits.batch_max is from 1 to 100".to_owned());
+        }
+        if self.stream_idle_ms == 0 || self.stream_gate_idle_ms == 0 {
+            return Err("stream_idle_ms and stream_gate_idle_ms are at least 1".to_owned());
         }
         if limits.connections_max == 0 || self.workers == 0 || self.workers_per_tenant == 0 {
             return Err(

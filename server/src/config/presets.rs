@@ -133,6 +133,8 @@ impl Preset {
             journal_max_bytes: engine.journal_max_bytes,
             durability_timeout_ms: ms(engine.durability_timeout),
             idle_close_ms: ms(engine.idle_close),
+            stream_idle_ms: ms(engine.stream_idle),
+            stream_gate_idle_ms: ms(engine.stream_gate_idle),
             drill_every_seconds: engine.drill_interval.map_or(0, |every| every.as_secs()),
             open_databases_max: engine.open_databases_max,
             workers: engine.workers,

@@ -13,6 +13,7 @@ use tidelog_engine::{Code, Column, Error, Value};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
+use super::account::Failures;
 use super::{errors, wire};
 
 /// Bytes that are written together.
@@ -33,6 +34,8 @@ pub(crate) struct Lines {
     /// What the steps read and wrote so far.
     pub(crate) read: u64,
     pub(crate) written: u64,
+    /// The steps that failed so far.
+    pub(crate) failures: Failures,
 }
 
 fn gone() -> Error {
@@ -40,12 +43,13 @@ fn gone() -> Error {
 }
 
 impl Lines {
-    pub(crate) const fn new(to: mpsc::Sender<Piece>) -> Self {
+    pub(crate) fn new(to: mpsc::Sender<Piece>) -> Self {
         Self {
             to,
             buffer: Vec::new(),
             read: 0,
             written: 0,
+            failures: Failures::default(),
         }
     }
 
@@ -102,6 +106,7 @@ impl Sink for Lines {
     }
 
     fn failed(&mut self, step: usize, error: Error) -> Result<(), Error> {
+        self.failures.add(&error);
         let error = errors::of_statement(&error);
         self.add(&json!({ "type": "step_error", "step": step, "error": error }));
         self.offer()

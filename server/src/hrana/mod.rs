@@ -7,10 +7,12 @@
 //! | [`table`] | the streams that clients hold, with the texts they stored |
 //! | [`errors`] | failures as these clients know them |
 //! | [`cursor`] | results as lines, as fast as the client reads |
+//! | [`account`] | what a request came to, for insights, slow log and audit log |
 //!
 //! What runs is the engine's: a request that needs no stream takes the path of `/query`, everything else a stream
 //! of the engine. Limits, roles, rates, audit and insights are those of every other route.
 
+pub(crate) mod account;
 pub(crate) mod baton;
 pub(crate) mod cursor;
 pub(crate) mod errors;

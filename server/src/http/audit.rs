@@ -4,6 +4,7 @@
 //! A line holds names, counts and codes: no body, no query string, no header but the program's name.
 
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, Method, header};
@@ -11,11 +12,13 @@ use serde_json::json;
 use tidelog_engine::system::audit::{AuditLine, Severity};
 use tidelog_engine::system::tokens::{Principal, token_id_text};
 
-use super::{Answer, Route};
+use super::Route;
+use super::rates::Key;
+use crate::app::App;
 use crate::problem::Problem;
 
 /// Endings of paths, and what happens there: on POST or PUT, and on DELETE.
-const EVENTS: [(&str, &str, &str); 31] = [
+const EVENTS: [(&str, &str, &str); 33] = [
     (
         "/v1/namespaces",
         "admin.namespace_create",
@@ -52,8 +55,10 @@ const EVENTS: [(&str, &str, &str); 31] = [
         "backup.snapshot_delete",
     ),
     ("/restores", "backup.restore", ""),
+    ("/time_travel/restore", "backup.restore", ""),
     ("/undo", "backup.undo", ""),
     ("/forks", "backup.fork", ""),
+    ("/fork/{to}", "backup.fork", ""),
     ("/branches/{ref}", "backup.fork", "backup.fork_delete"),
     ("/detach", "backup.detach", ""),
     ("/archives", "backup.archive", ""),
@@ -134,6 +139,25 @@ pub(crate) struct Known<'a> {
     pub(crate) principal: Option<&'a Principal>,
 }
 
+/// How a call ended, or a statement of one.
+#[derive(Debug)]
+pub(crate) enum Ended<'a> {
+    Done { schema_changed: bool },
+    Refused(&'a Problem),
+}
+
+impl Ended<'_> {
+    fn status(&self) -> u16 {
+        match self {
+            Self::Done { .. } => 200,
+            Self::Refused(problem) => problem.status().as_u16(),
+        }
+    }
+}
+
+/// Audit lines of refusals that one address may cause in a minute.
+const NOISE_PER_MINUTE: u32 = 60;
+
 /// The longest text of a header that is kept.
 const AGENT_CHARS_MAX: usize = 200;
 
@@ -205,17 +229,36 @@ impl Known<'_> {
         line
     }
 
+    /// Counts how a call ended, or a statement of one, and puts it on record where that is due.
+    pub(crate) fn note(&self, app: &App, event: Option<&str>, ended: &Ended<'_>, took: Duration) {
+        let meters = &app.guards.meters;
+        let count = match ended.status() {
+            401 => Some(&meters.auth_failures),
+            403 => Some(&meters.denied),
+            429 => Some(&meters.rate_limited),
+            _ => None,
+        };
+        if let Some(count) = count {
+            count.fetch_add(1, Ordering::Relaxed);
+            // A flood of refusals is counted, not written down line by line.
+            let noise = [(Key::Noise(self.origin), NOISE_PER_MINUTE)];
+            if app.guards.rates.take(&noise, app.clock.wall()).is_err() {
+                return;
+            }
+        }
+        if let Some(line) = self.after(event, ended, took) {
+            app.engine.audit(line);
+        }
+    }
+
     /// The line of an outcome, if there is one to write.
-    pub(crate) fn after(
-        &self,
-        event: Option<&str>,
-        outcome: &Result<Answer, Problem>,
-        took: Duration,
-    ) -> Option<AuditLine> {
-        let event = match outcome {
-            Ok(answer) if answer.schema_changed => "admin.schema_change",
-            Ok(_) => event?,
-            Err(problem) => match problem.status().as_u16() {
+    fn after(&self, event: Option<&str>, ended: &Ended<'_>, took: Duration) -> Option<AuditLine> {
+        let event = match ended {
+            Ended::Done {
+                schema_changed: true,
+            } => "admin.schema_change",
+            Ended::Done { .. } => event?,
+            Ended::Refused(problem) => match problem.status().as_u16() {
                 401 => "auth.failure",
                 403 => "authz.denied",
                 429 => "security.rate_limit",
@@ -225,9 +268,9 @@ impl Known<'_> {
         };
         let mut line = self.line(event);
         line.duration = Some(took);
-        match outcome {
-            Ok(_) => line.success = true,
-            Err(problem) => {
+        match ended {
+            Ended::Done { .. } => line.success = true,
+            Ended::Refused(problem) => {
                 line.severity = Severity::Warning;
                 line.error_code = Some(problem.code().to_owned());
                 // Titles are ours; a detail may quote what the caller sent.

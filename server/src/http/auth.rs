@@ -60,7 +60,10 @@ pub(crate) async fn admit(
         .await
         .map_err(|problem| (None, problem))?;
     let name = |placeholder: &str| names.get(placeholder).map(String::as_str);
-    let implied = principal.namespace_name.clone().filter(|_| route.hrana);
+    let implied = principal
+        .namespace_name
+        .clone()
+        .filter(|_| route.implies_namespace());
     let (namespace, database) = (name("ns").or(implied.as_deref()), name("db"));
     // The namespace first: what the caller may do elsewhere is not looked up.
     let own = namespace.is_some() && principal.namespace_name.as_deref() == namespace;

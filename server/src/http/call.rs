@@ -1,6 +1,7 @@
 //! A request as a handler gets it: checked, bounded, its fields still to be taken.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use tidelog_engine::system::tokens::Principal;
 use tidelog_engine::{Access as SqlAccess, Database, IdempotencyKey};
 use tidelog_wal::{NamespaceId, Position};
 
+use super::Route;
+use super::audit::{Ended, Known};
 use super::idempotency::Recorder;
 use super::staging::Staged;
 use crate::app::App;
@@ -21,6 +24,9 @@ use crate::problem::{Code, Problem};
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) app: Arc<App>,
+    pub(crate) route: Arc<Route>,
+    /// The address that calls.
+    pub(crate) origin: Option<IpAddr>,
     pub(crate) request_id: String,
     /// The path as it came, for links.
     pub(crate) path: String,
@@ -47,6 +53,20 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// Counts, and puts on record, what became of something within the call that its answer does not tell: a
+    /// statement that was refused, a change that came after the head of the answer.
+    pub(crate) fn note(&self, ended: &Ended<'_>, took: Duration) {
+        let known = Known {
+            route: &self.route,
+            request_id: &self.request_id,
+            names: &self.names,
+            headers: &self.headers,
+            origin: self.origin,
+            principal: self.principal.as_ref(),
+        };
+        known.note(&self.app, None, ended, took);
+    }
+
     /// The value of a placeholder of the path.
     pub(crate) fn name(&self, placeholder: &str) -> Result<String, Problem> {
         self.names.get(placeholder).cloned().ok_or_else(|| {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -225,6 +224,7 @@ impl Incoming {
             }
         }
         let outcome = Box::pin(self.admitted(principal.clone(), body)).await;
+        let outcome = outcome.map(self.route.reshape);
         let outcome = outcome.map_err(|problem| if keyed { problem.keyed() } else { problem });
         let place = match &outcome {
             Ok(answer) if answer.bookmark.is_some() || answer.status == StatusCode::NO_CONTENT => {
@@ -269,35 +269,14 @@ impl Incoming {
         outcome: &Result<Answer, Problem>,
         took: Duration,
     ) {
-        let meters = &self.app.guards.meters;
-        let status = outcome
-            .as_ref()
-            .err()
-            .map_or(200, |problem| problem.status().as_u16());
-        let count = match status {
-            401 => Some(&meters.auth_failures),
-            403 => Some(&meters.denied),
-            429 => Some(&meters.rate_limited),
-            _ => None,
-        };
-        if let Some(count) = count {
-            count.fetch_add(1, Ordering::Relaxed);
-            // A flood of refusals is counted, not written down line by line.
-            let noise = [(Key::Noise(self.origin), NOISE_PER_MINUTE)];
-            if self
-                .app
-                .guards
-                .rates
-                .take(&noise, self.app.clock.wall())
-                .is_err()
-            {
-                return;
-            }
-        }
         let event = audit::event(&self.route, self.parts.uri.query());
-        if let Some(line) = self.known(principal).after(event, outcome, took) {
-            self.app.engine.audit(line);
-        }
+        let ended = match outcome {
+            Ok(answer) => audit::Ended::Done {
+                schema_changed: answer.schema_changed,
+            },
+            Err(problem) => audit::Ended::Refused(problem),
+        };
+        self.known(principal).note(&self.app, event, &ended, took);
     }
 
     /// Everything behind authentication.
@@ -357,6 +336,8 @@ impl Incoming {
             .map(|event| self.known(principal.as_ref()).before(event));
         let mut call = Call {
             app: Arc::clone(&self.app),
+            route: Arc::clone(&self.route),
+            origin: self.origin,
             request_id: self.id.clone(),
             path,
             headers: headers.clone(),
@@ -491,9 +472,6 @@ const BODY_PARSED_ASIDE: usize = 256 << 10;
 
 /// The longest that a caller may ask to wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-
-/// Audit lines of refusals that one address may cause in a minute.
-const NOISE_PER_MINUTE: u32 = 60;
 
 /// Whether a refusal of that status still tells where the database stands: one that reached the database does.
 fn says_position(status: StatusCode) -> bool {

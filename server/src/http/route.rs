@@ -54,6 +54,8 @@ pub(crate) struct Route {
     /// Whether it is answered during maintenance although it changes something.
     pub(crate) in_maintenance: bool,
     pub(crate) handler: Handler,
+    /// What becomes of its answers: aliases of a route answer in words of their own.
+    pub(crate) reshape: fn(Answer) -> Answer,
 }
 
 impl Route {
@@ -75,6 +77,7 @@ impl Route {
             hrana: false,
             in_maintenance: false,
             handler,
+            reshape: std::convert::identity,
         }
     }
 
@@ -114,9 +117,20 @@ impl Route {
         self
     }
 
+    /// The same, its answers given another shape.
+    pub(crate) fn reshaped(mut self, reshape: fn(Answer) -> Answer) -> Self {
+        self.reshape = reshape;
+        self
+    }
+
+    /// Whether its path leaves the namespace out: it is the credential's.
+    pub(crate) fn implies_namespace(&self) -> bool {
+        self.hrana || (self.on_database() && !self.path.contains("{ns}"))
+    }
+
     /// Whether maintenance of its namespace refuses it. Of SQL the engine judges which statements write.
     pub(crate) fn pauses(&self) -> bool {
-        let sql = self.keyed_by_handler || !self.path.starts_with("/v1/namespaces/{ns}/");
+        let sql = self.keyed_by_handler || !self.path.starts_with("/v1/namespaces/{");
         self.method != Method::GET && !sql && !self.in_maintenance
     }
 

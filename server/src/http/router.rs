@@ -92,8 +92,8 @@ pub(crate) fn defects(route: &Route) -> Vec<&'static str> {
         route.path.starts_with("/v1/namespaces/{ns}/") || route.path.starts_with("/v1/db/{ns}/");
     // It says what every client may know.
     let open = route.path == "/v1/openapi.json";
-    // Of Hrana the layer finds the namespace: the credential's.
-    let tenant = tenant || route.hrana;
+    // Where the path leaves it out the layer takes the credential's.
+    let tenant = tenant || route.implies_namespace();
     match route.access {
         Access::Public if route.path.starts_with("/v1/") && !open => {
             defects.push("a /v1 route is public");

@@ -468,6 +468,35 @@ const ROWS: &[Row] = &[
     ),
     (
         "GET",
+        "/v1/namespaces/{ns}/databases/{db}/time_travel/bookmark",
+        told("The present bookmark, or one of a time, as D1 tells it", &[200]).query(&[may(
+            "timestamp",
+            "time",
+            "The last commit at or before it.",
+        )]),
+    ),
+    (
+        "POST",
+        "/v1/namespaces/{ns}/databases/{db}/time_travel/restore",
+        told("Put a database back in place, as D1 is asked", &[200, 202]).query(&[
+            may("bookmark", "text", "Where to; or timestamp."),
+            may("timestamp", "time", "The last commit at or before it."),
+        ]),
+    ),
+    (
+        "POST",
+        "/v1/namespaces/{db}/fork/{to}",
+        told(
+            "Make a fork, as sqld is asked: of a database in the token's namespace",
+            &[200, 202],
+        )
+        .body(
+            &[may("timestamp", "time", "UTC where it names no zone.")],
+            r#"{"timestamp":"2026-01-02T03:04:05"}"#,
+        ),
+    ),
+    (
+        "GET",
         "/v1/namespaces/{ns}/databases/{db}/restores/{restore}",
         told("A restore", &[200]),
     ),

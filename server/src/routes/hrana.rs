@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 use tidelog_engine::streams::{Results, Step, Turn, TurnEnd};
@@ -11,11 +12,13 @@ use tokio::sync::mpsc;
 
 use super::query::{self, Cost};
 use super::shape;
+use crate::hrana::account::Account;
 use crate::hrana::baton::Owner;
 use crate::hrana::cursor::{Lines, PIECES, Piece};
 use crate::hrana::errors::{of_statement, plain};
 use crate::hrana::table::{Held, NotStored, Texts};
 use crate::hrana::wire::{self, BatchStep, CursorBody, PipelineBody, Stmt, StreamRequest, Wrong};
+use crate::http::answer::Content;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 
@@ -76,7 +79,7 @@ fn held(call: &Call, database: &Database, baton: Option<&str>) -> Result<Held, P
     }
 }
 
-/// One request's use of a stream: what is not kept is forgotten, and rolled back by the engine.
+/// One request's use of a stream: what is not kept is forgotten and rolled back, however far the request came.
 struct Use<'a> {
     call: &'a Call,
     held: Option<Held>,
@@ -86,6 +89,7 @@ impl Drop for Use<'_> {
     fn drop(&mut self) {
         if let Some(held) = &self.held {
             self.call.app.hrana.forget(held.stream.id());
+            self.call.app.engine.end_stream(&held.stream);
         }
     }
 }
@@ -97,28 +101,26 @@ impl Use<'_> {
     }
 }
 
-pub(super) async fn pipeline(mut call: Call) -> Result<Answer, Problem> {
+/// What a request asks for beside its body. It is judged with the stream in hand: what is wrong with it ends that.
+fn asked(call: &mut Call) -> Result<Option<Durability>, Problem> {
     call.finish()?;
-    let durability = durability(&call)?;
+    durability(call)
+}
+
+pub(super) async fn pipeline(mut call: Call) -> Result<Answer, Problem> {
+    let asked = asked(&mut call);
     let database = database(&call).await?;
     let PipelineBody { baton, requests } = body(&call)?;
     let parsed: Result<Vec<StreamRequest>, _> =
         requests.into_iter().map(serde_json::from_value).collect();
+    let parsed = parsed.map_err(malformed);
     let began = call.app.clock.monotonic_micros();
     if baton.is_none() && parsed.as_ref().is_ok_and(|requests| is_single(requests)) {
-        let requests = parsed.map_err(malformed)?;
-        return single(call, database, requests, durability, began).await;
+        return single(call, database, parsed?, asked?, began).await;
     }
     let stream = held(&call, &database, baton.as_deref())?;
-    run(
-        call,
-        database,
-        stream,
-        parsed.map_err(malformed),
-        durability,
-        began,
-    )
-    .await
+    let requests = parsed.map(|requests| requests.into_iter().map(Ready::Request).collect());
+    run(call, database, stream, requests, asked, began).await
 }
 
 /// Whether a pipeline is one statement on a stream that ends with it.
@@ -140,9 +142,14 @@ async fn single(
         return Err(malformed("nothing to run"));
     };
     let want_rows = stmt.want_rows();
+    let mut account = Account::of(began);
     let outcome = match stmt.statement(&Texts::default()) {
-        Err(wrong) => Err(wrong),
+        Err(wrong) => {
+            account.failures.add_wrong();
+            Err(wrong)
+        }
         Ok(statement) => {
+            account.texts.push(statement.sql.clone());
             let request = Request {
                 statements: vec![statement.clone()],
                 transaction: true,
@@ -153,54 +160,47 @@ async fn single(
             };
             match database.execute(request).await {
                 Err(error) if needs_stream(&error) => {
-                    let step = vec![step(None, statement, want_rows)];
                     let stream = held(&call, &database, None)?;
-                    return alone(call, database, stream, step, durability, began).await;
+                    let stmt = Ready::Statement(statement, want_rows);
+                    let requests = Ok(vec![stmt, Ready::Request(StreamRequest::Close {})]);
+                    return run(call, database, stream, requests, Ok(durability), began).await;
                 }
                 Err(error) if is_fatal(&error) => return Err(error.into()),
-                Err(error) => Err(of_statement(&error)),
-                Ok(response) => Ok((response, statement)),
+                Err(error) => {
+                    account.failures.add(&error);
+                    Err(of_statement(&error))
+                }
+                Ok(response) => Ok(response),
             }
         }
     };
-    let took = call.app.clock.monotonic_micros().saturating_sub(began);
-    let took = Duration::from_micros(took);
-    let (results, at) = match outcome {
+    let (results, mut answer) = match outcome {
         Err(wrong) => {
-            query::note(&call, &database, 422, Cost::default(), took)?;
             let failed = json!([{ "type": "error", "error": wrong }, closed]);
-            (
-                failed,
-                database
-                    .bookmark()
-                    .await
-                    .map(|at| (at.bookmark, at.durable_bookmark, false))?,
-            )
+            let at = database.bookmark().await?;
+            let at = Answer::nothing().at(Some(at.bookmark), at.durable_bookmark);
+            (failed, at)
         }
-        Ok((mut response, statement)) => {
+        Ok(mut response) => {
             let mut result = response.results.pop().unwrap_or_default();
             if !want_rows {
                 result.rows.clear();
             }
-            let cost = Cost {
+            account.cost = Cost {
                 read: result.rows_read,
                 written: result.rows_written,
             };
-            query::note(&call, &database, 200, cost, took)?;
-            query::slow(&call, &database, &[statement.sql], took)?;
-            let result = wire::result(&result, shape::millis(took));
+            let result = wire::result(&result, shape::millis(account.took(&call)));
             let done = json!([{ "type": "ok", "response": { "type": "execute", "result": result } }, closed]);
-            let at = (
-                response.bookmark,
-                response.durable_bookmark,
-                response.schema_changed,
-            );
+            let mut at = Answer::nothing().at(Some(response.bookmark), response.durable_bookmark);
+            at.schema_changed = response.schema_changed;
             (done, at)
         }
     };
+    account.close(&call, &database, None, true)?;
     let document = json!({ "baton": null, "base_url": null, "results": results });
-    let mut answer = Answer::ok(document).at(Some(at.0), at.1);
-    answer.schema_changed = at.2;
+    answer.status = StatusCode::OK;
+    answer.content = Content::Json(document);
     Ok(answer)
 }
 
@@ -241,90 +241,23 @@ const fn step(
     }
 }
 
-/// One statement on a stream that ends with it.
-async fn alone(
-    call: Call,
-    database: Database,
-    stream: Held,
-    steps: Vec<Step>,
-    durability: Option<Durability>,
-    began: u64,
-) -> Result<Answer, Problem> {
-    let mut using = Use {
-        call: &call,
-        held: Some(stream),
-    };
-    let limits = query::sql_limits(&call.app.limits);
-    let texts = steps
-        .iter()
-        .map(|step| step.statement.sql.clone())
-        .collect();
-    let stream = using.held()?.stream.clone();
-    let mut turn = stream
-        .enter(database.clone(), call.sql_access()?, limits, durability)
-        .await?;
-    let sink = Results::of(steps.len(), limits, limits.result_bytes_max);
-    let ran = turn.program(steps, sink).await?;
-    let end = turn.finish().await?;
-    let mut tally = Tallied {
-        texts,
-        ..Tallied::default()
-    };
-    let mut results: Vec<Json> = ran
-        .steps
-        .iter()
-        .flatten()
-        .map(|one| tally.execute(one))
-        .collect();
-    results.push(json!({ "type": "ok", "response": { "type": "close" } }));
-    drop(turn);
-    drop(using);
-    tally.note(&call, &database, began)?;
-    Ok(answered(
-        json!({ "baton": null, "base_url": null, "results": results }),
-        end,
-    ))
-}
-
 fn answered(document: Json, end: TurnEnd) -> Answer {
     let mut answer = Answer::ok(document).at(Some(end.bookmark), end.durable_bookmark);
     answer.schema_changed = end.schema_changed;
     answer
 }
 
-/// What a request cost, for insights and the slow log.
-#[derive(Debug, Default)]
-struct Tallied {
-    cost: Cost,
-    texts: Vec<String>,
-}
-
 type Ran = Result<(tidelog_engine::StatementResult, Duration), tidelog_engine::Error>;
 
-impl Tallied {
-    fn result(&mut self, ran: &Ran) -> Result<Json, Json> {
-        match ran {
-            Ok((result, took)) => {
-                self.cost.read += result.rows_read;
-                self.cost.written += result.rows_written;
-                Ok(wire::result(result, shape::millis(*took)))
-            }
-            Err(error) => Err(of_statement(error)),
+/// What a statement answered, taken into account.
+fn result(ran: &Ran, account: &mut Account) -> Result<Json, Json> {
+    match ran {
+        Ok((result, took)) => {
+            account.cost.read += result.rows_read;
+            account.cost.written += result.rows_written;
+            Ok(wire::result(result, shape::millis(*took)))
         }
-    }
-
-    fn execute(&mut self, ran: &Ran) -> Json {
-        response(
-            "execute",
-            self.result(ran).map(|result| json!({ "result": result })),
-        )
-    }
-
-    fn note(self, call: &Call, database: &Database, began: u64) -> Result<(), Problem> {
-        let took = call.app.clock.monotonic_micros().saturating_sub(began);
-        let took = Duration::from_micros(took);
-        query::note(call, database, 200, self.cost, took)?;
-        query::slow(call, database, &self.texts, took)
+        Err(error) => Err(failure(error, account)),
     }
 }
 
@@ -339,39 +272,64 @@ fn response(kind: &str, outcome: Result<Json, Json>) -> Json {
     }
 }
 
+/// A request of a pipeline.
+enum Ready {
+    /// As it came.
+    Request(StreamRequest),
+    /// A statement that was read already, and whether its rows are wanted.
+    Statement(Statement, bool),
+}
+
 /// Runs a pipeline on its stream. An error ends the stream.
 async fn run(
     call: Call,
     database: Database,
     stream: Held,
-    requests: Result<Vec<StreamRequest>, Problem>,
-    durability: Option<Durability>,
+    requests: Result<Vec<Ready>, Problem>,
+    asked: Result<Option<Durability>, Problem>,
     began: u64,
 ) -> Result<Answer, Problem> {
+    let mut account = Account::of(began);
+    let ran = run_all(&call, &database, stream, requests, asked, &mut account);
+    let answered = ran.await;
+    // What ran before a request failed whole stands, and is on record.
+    let failed = answered.as_ref().err();
+    account.close(&call, &database, failed, failed.is_none())?;
+    answered
+}
+
+async fn run_all(
+    call: &Call,
+    database: &Database,
+    stream: Held,
+    requests: Result<Vec<Ready>, Problem>,
+    asked: Result<Option<Durability>, Problem>,
+    account: &mut Account,
+) -> Result<Answer, Problem> {
     let mut using = Use {
-        call: &call,
+        call,
         held: Some(stream),
     };
     let limits = query::sql_limits(&call.app.limits);
     let stream = using.held()?.stream.clone();
     let access = call.sql_access()?;
     let mut turn = stream
-        .enter(database.clone(), access, limits, durability)
+        .enter(database.clone(), access, limits, asked?)
         .await?;
     let requests = requests?;
     let close = requests
         .iter()
-        .position(|one| matches!(one, StreamRequest::Close {}));
+        .position(|one| matches!(one, Ready::Request(StreamRequest::Close {})));
     if close.is_some_and(|at| at + 1 != requests.len()) {
         return Err(malformed("close is the last request of its stream"));
     }
-    let mut tally = Tallied::default();
     let mut budget = limits.result_bytes_max;
     let mut results = Vec::with_capacity(requests.len());
     for request in requests {
         let held = using.held()?;
-        let one = answer_one(&mut turn, held, request, &limits, &mut budget, &mut tally).await?;
-        results.push(one);
+        let one = answer_one(&mut turn, held, request, &limits, &mut budget, account).await;
+        account.schema_changed = turn.schema_changed();
+        results.push(one?);
     }
     let end = turn.finish().await?;
     let baton = if close.is_some() {
@@ -382,52 +340,73 @@ async fn run(
         match using.held.take() {
             None => None,
             Some(held) => {
-                let baton = call.app.hrana.baton(&held, &owner(&call, &database)?);
+                let baton = call.app.hrana.baton(&held, &owner(call, database)?);
                 call.app.hrana.keep(held);
                 Some(baton)
             }
         }
     };
     drop(using);
-    tally.note(&call, &database, began)?;
     Ok(answered(
         json!({ "baton": baton, "base_url": null, "results": results }),
         end,
     ))
 }
 
+/// Runs one statement on a stream.
+async fn execute(
+    turn: &mut Turn,
+    statement: Statement,
+    want_rows: bool,
+    limits: &Limits,
+    budget: &mut usize,
+    account: &mut Account,
+) -> Result<Json, Problem> {
+    account.texts.push(statement.sql.clone());
+    let sink = Results::of(1, *limits, *budget);
+    let steps = vec![step(None, statement, want_rows)];
+    let ran = turn.program(steps, sink).await?;
+    *budget = ran.budget;
+    match ran.steps.first() {
+        Some(Some(one)) => {
+            let result = result(one, account).map(|result| json!({ "result": result }));
+            Ok(response("execute", result))
+        }
+        _ => Err(Problem::new(Code::Internal, "a statement left no result")),
+    }
+}
+
 /// Runs one request of a pipeline. An error is the whole pipeline's.
 async fn answer_one(
     turn: &mut Turn,
     held: &mut Held,
-    request: StreamRequest,
+    request: Ready,
     limits: &Limits,
     budget: &mut usize,
-    tally: &mut Tallied,
+    account: &mut Account,
 ) -> Result<Json, Problem> {
+    let request = match request {
+        Ready::Request(request) => request,
+        Ready::Statement(statement, want_rows) => {
+            return execute(turn, statement, want_rows, limits, budget, account).await;
+        }
+    };
     Ok(match request {
         StreamRequest::Execute { stmt } => {
             let want_rows = stmt.want_rows();
             match stmt.statement(&held.texts) {
-                Err(wrong) => response("execute", Err(wrong)),
+                Err(wrong) => {
+                    account.failures.add_wrong();
+                    response("execute", Err(wrong))
+                }
                 Ok(statement) => {
-                    tally.texts.push(statement.sql.clone());
-                    let sink = Results::of(1, *limits, *budget);
-                    let steps = vec![step(None, statement, want_rows)];
-                    let ran = turn.program(steps, sink).await?;
-                    *budget = ran.budget;
-                    match ran.steps.first() {
-                        Some(Some(one)) => tally.execute(one),
-                        _ => {
-                            return Err(Problem::new(Code::Internal, "a statement left no result"));
-                        }
-                    }
+                    execute(turn, statement, want_rows, limits, budget, account).await?
                 }
             }
         }
         StreamRequest::Batch { batch } => {
             let (steps, wrong) = steps(batch.steps, held)?;
-            tally
+            account
                 .texts
                 .extend(steps.iter().map(|step| step.statement.sql.clone()));
             let sink = Results::of(steps.len(), *limits, *budget);
@@ -435,7 +414,7 @@ async fn answer_one(
             *budget = ran.budget;
             response(
                 "batch",
-                Ok(json!({ "result": batched(&ran, wrong, tally) })),
+                Ok(json!({ "result": batched(&ran, wrong, account) })),
             )
         }
         StreamRequest::Sequence { sql, sql_id } => {
@@ -443,8 +422,8 @@ async fn answer_one(
                 Err(wrong) => Err(wrong),
                 Ok(sql) => {
                     let ran = turn.sequence(&sql).await?;
-                    tally.texts.push(sql);
-                    ran.map_err(|error| of_statement(&error))
+                    account.texts.push(sql);
+                    ran.map_err(|error| failure(&error, account))
                 }
             };
             response("sequence", outcome.map(|()| json!({})))
@@ -456,7 +435,7 @@ async fn answer_one(
                     let described = turn.describe(&sql).await?;
                     described
                         .map(|one| json!({ "result": wire::described(&one) }))
-                        .map_err(|error| of_statement(&error))
+                        .map_err(|error| failure(&error, account))
                 }
             };
             response("describe", outcome)
@@ -511,10 +490,16 @@ fn steps(batch: Vec<BatchStep>, held: &Held) -> Result<(Vec<Step>, Vec<Option<Wr
     Ok((steps, wrongs))
 }
 
-fn batched(ran: &Results, wrongs: Vec<Option<Wrong>>, tally: &mut Tallied) -> Json {
+/// A statement's error, taken into account.
+fn failure(error: &tidelog_engine::Error, account: &mut Account) -> Json {
+    account.failures.add(error);
+    of_statement(error)
+}
+
+fn batched(ran: &Results, wrongs: Vec<Option<Wrong>>, account: &mut Account) -> Json {
     let (mut results, mut failures) = (Vec::new(), Vec::new());
     for (one, wrong) in ran.steps.iter().zip(wrongs) {
-        let (result, error) = match one.as_ref().map(|ran| tally.result(ran)) {
+        let (result, error) = match one.as_ref().map(|ran| result(ran, account)) {
             None => (Json::Null, Json::Null),
             Some(Ok(result)) => (result, Json::Null),
             Some(Err(error)) => (Json::Null, wrong.unwrap_or(error)),
@@ -526,8 +511,7 @@ fn batched(ran: &Results, wrongs: Vec<Option<Wrong>>, tally: &mut Tallied) -> Js
 }
 
 pub(super) async fn cursor(mut call: Call) -> Result<Answer, Problem> {
-    call.finish()?;
-    let durability = durability(&call)?;
+    let asked = asked(&mut call);
     let database = database(&call).await?;
     let CursorBody { baton, batch } = body(&call)?;
     let stream = held(&call, &database, baton.as_deref())?;
@@ -541,7 +525,7 @@ pub(super) async fn cursor(mut call: Call) -> Result<Answer, Problem> {
     let stream = using.held()?.stream.clone();
     let access = call.sql_access()?;
     let turn = stream
-        .enter(database.clone(), access, limits, durability)
+        .enter(database.clone(), access, limits, asked?)
         .await?;
     let batch: wire::Batch = serde_json::from_value(batch).map_err(malformed)?;
     let (steps, wrongs) = steps(batch.steps, using.held()?)?;
@@ -583,18 +567,19 @@ async fn produce(
         .iter()
         .map(|step| step.statement.sql.clone())
         .collect();
-    let mut tally = Tallied {
-        texts,
-        ..Tallied::default()
-    };
+    let mut account = Account::of(began);
+    account.texts = texts;
     let ran = turn.program(steps, Lines::new(to.clone())).await;
+    account.schema_changed = turn.schema_changed();
     let ended = match ran {
         Err(error) => {
             drop(turn);
+            account.failures.add(&error);
             Err((None, error))
         }
-        Ok(lines) => {
-            tally.cost = Cost {
+        Ok(mut lines) => {
+            account.failures = std::mem::take(&mut lines.failures);
+            account.cost = Cost {
                 read: lines.read,
                 written: lines.written,
             };
@@ -611,6 +596,10 @@ async fn produce(
         }
     };
     drop(using);
+    // On record before the client knows that its answer is whole.
+    if let Err(problem) = account.close(&call, &database, None, false) {
+        tracing::debug!(code = problem.code(), "a cursor was not counted");
+    }
     // A client that reads no more has its stream closed by what was dropped; there is nobody to tell.
     let _ = match ended {
         Ok(lines) => {
@@ -622,7 +611,4 @@ async fn produce(
             lines.unwrap_or_else(|| Lines::new(to)).last(&last).await
         }
     };
-    if let Err(problem) = tally.note(&call, &database, began) {
-        tracing::debug!(code = problem.code(), "a cursor was not counted");
-    }
 }

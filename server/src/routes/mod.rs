@@ -6,6 +6,7 @@ macro_rules! handler {
     };
 }
 
+mod aliases;
 mod archives;
 mod databases;
 mod forks;
@@ -16,7 +17,7 @@ mod members;
 mod namespaces;
 pub(crate) mod operations;
 pub(crate) mod operator;
-mod query;
+pub(crate) mod query;
 mod records;
 mod restores;
 mod retention;
@@ -452,8 +453,41 @@ pub(crate) fn table() -> Vec<Route> {
         ),
     ]
     .into_iter()
+    .chain(alias_routes())
     .chain(hrana_routes())
     .collect()
+}
+
+/// What is known elsewhere under other names.
+fn alias_routes() -> Vec<Route> {
+    let role = Access::Role;
+    vec![
+        Route::new(
+            Method::GET,
+            "/v1/namespaces/{ns}/databases/{db}/time_travel/bookmark",
+            role(Viewer),
+            handler!(aliases::bookmark),
+        )
+        .reshaped(aliases::as_d1),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/databases/{db}/time_travel/restore",
+            role(Admin),
+            handler!(aliases::restore),
+        )
+        .body(BodyKind::Json)
+        .conditional()
+        .reshaped(aliases::as_d1),
+        // What sqld calls a namespace is a database of the credential's namespace.
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{db}/fork/{to}",
+            role(Admin),
+            handler!(aliases::fork),
+        )
+        .body(BodyKind::Json)
+        .reshaped(aliases::as_sqld),
+    ]
 }
 
 /// The paths of Hrana: below namespace and database, below the database alone or `dev`, and bare.

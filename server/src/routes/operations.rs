@@ -48,7 +48,9 @@ pub(super) fn shown(operation: &Operation) -> Json {
 }
 
 fn location(call: &Call, operation: &Operation) -> Option<HeaderValue> {
-    let namespace = call.names.get("ns")?;
+    let implied = call.principal.as_ref();
+    let implied = implied.and_then(|principal| principal.namespace_name.as_ref());
+    let namespace = call.names.get("ns").or(implied)?;
     let path = format!("/v1/namespaces/{namespace}/operations/{}", operation.id);
     HeaderValue::try_from(path).ok()
 }

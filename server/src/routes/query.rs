@@ -100,9 +100,9 @@ pub(super) fn sql_limits(limits: &Limits) -> SqlLimits {
 
 /// What statements read and wrote.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Cost {
-    pub(super) read: u64,
-    pub(super) written: u64,
+pub(crate) struct Cost {
+    pub(crate) read: u64,
+    pub(crate) written: u64,
 }
 
 impl Cost {
@@ -115,7 +115,7 @@ impl Cost {
 }
 
 /// Counts the query for the insights of its database.
-pub(super) fn note(
+pub(crate) fn note(
     call: &Call,
     database: &Database,
     status: u16,
@@ -134,7 +134,7 @@ pub(super) fn note(
 }
 
 /// Keeps a query if it was slow: its text without literals, never its parameters.
-pub(super) fn slow(
+pub(crate) fn slow(
     call: &Call,
     database: &Database,
     texts: &[String],

@@ -7,21 +7,22 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value as Json, json};
 use tidelog_server::config::Preset;
 
+use crate::records::lines;
 use crate::world::{Got, World, read};
 
-const PIPELINE: &str = "/default/orders/v3/pipeline";
-const CURSOR: &str = "/default/orders/v3/cursor";
+pub(crate) const PIPELINE: &str = "/default/orders/v3/pipeline";
+pub(crate) const CURSOR: &str = "/default/orders/v3/cursor";
 
-fn execute(sql: &str) -> Json {
+pub(crate) fn execute(sql: &str) -> Json {
     json!({ "type": "execute", "stmt": { "sql": sql } })
 }
 
-fn close() -> Json {
+pub(crate) fn close() -> Json {
     json!({ "type": "close" })
 }
 
 /// A failure of a whole request: exactly as the clients read it.
-fn failed(got: &Got, status: u16, code: &str) {
+pub(crate) fn failed(got: &Got, status: u16, code: &str) {
     assert_eq!(got.status, status, "{got:?}");
     assert_eq!(got.header("content-type"), Some("application/json"));
     assert_eq!(got.body["code"], code, "{got:?}");
@@ -29,13 +30,13 @@ fn failed(got: &Got, status: u16, code: &str) {
 }
 
 impl World {
-    async fn hrana(&self, baton: &Json, requests: Json) -> Got {
+    pub(crate) async fn hrana(&self, baton: &Json, requests: Json) -> Got {
         let body = json!({ "baton": baton, "requests": requests });
         read(self.ask(Method::POST, PIPELINE).json(&body)).await
     }
 
     /// One pipeline that must succeed, its results and the next baton.
-    async fn piped(&self, baton: &Json, requests: Json) -> (Vec<Json>, Json) {
+    pub(crate) async fn piped(&self, baton: &Json, requests: Json) -> (Vec<Json>, Json) {
         let count = requests.as_array().map(Vec::len);
         let got = self.hrana(baton, requests).await;
         assert_eq!(got.status, 200, "{got:?}");
@@ -56,7 +57,7 @@ impl World {
             .collect()
     }
 
-    async fn count(&self) -> Json {
+    pub(crate) async fn count(&self) -> Json {
         let got = self
             .run(
                 "/v1/namespaces/default/databases/orders",
@@ -68,7 +69,11 @@ impl World {
 }
 
 async fn started() -> World {
-    let world = World::start().await;
+    filled(World::start().await).await
+}
+
+/// The same on a server of the caller's.
+pub(crate) async fn filled(world: World) -> World {
     let database = world.database("orders").await;
     world
         .run(&database, "create table t(a integer primary key, b)")
@@ -76,7 +81,7 @@ async fn started() -> World {
     world
 }
 
-fn error_code(result: &Json) -> &str {
+pub(crate) fn error_code(result: &Json) -> &str {
     assert_eq!(result["type"], "error", "{result}");
     result["error"]["code"].as_str().expect("a code is a text")
 }
@@ -166,130 +171,6 @@ async fn a_transaction_lasts_over_requests_and_batons_work_once() {
     let (_, baton) = world.piped(&Json::Null, json!([])).await;
     assert!(baton.is_string());
     world.piped(&baton, json!([close()])).await;
-    world.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn forged_and_foreign_batons_are_refused() {
-    let world = started().await;
-    world.database("other").await;
-    let second = world
-        .token(json!({ "kind": "live", "scopes": ["write"] }))
-        .await;
-    let (_, baton) = world
-        .piped(
-            &Json::Null,
-            json!([
-                execute("begin immediate"),
-                execute("insert into t(b) values(1)")
-            ]),
-        )
-        .await;
-    let text = baton.as_str().expect("a baton");
-    let forged = format!(
-        "{}{}",
-        if text.starts_with('A') { 'B' } else { 'A' },
-        &text[1..]
-    );
-    for bad in [forged.as_str(), "", "x", "AAAA"] {
-        failed(
-            &world.hrana(&json!(bad), json!([])).await,
-            400,
-            "BATON_INVALID",
-        );
-    }
-    let body = json!({ "baton": text, "requests": [execute("commit")] });
-    let elsewhere = world
-        .ask(Method::POST, "/default/other/v3/pipeline")
-        .json(&body);
-    failed(&read(elsewhere).await, 400, "BATON_INVALID");
-    let stolen = world
-        .client
-        .post(format!("{}{PIPELINE}", world.base))
-        .bearer_auth(&second)
-        .json(&body);
-    failed(&read(stolen).await, 400, "BATON_INVALID");
-    // All that changed nothing.
-    world
-        .piped(&baton, json!([execute("commit"), close()]))
-        .await;
-    assert_eq!(world.count().await, 1);
-    let bare = world
-        .client
-        .post(format!("{}{PIPELINE}", world.base))
-        .json(&body);
-    failed(&read(bare).await, 401, "UNAUTHENTICATED");
-    let foreign = world
-        .ask(Method::POST, "/another/orders/v3/pipeline")
-        .json(&body);
-    failed(&read(foreign).await, 403, "NAMESPACE_MISMATCH");
-    world.stop().await;
-}
-
-/// Goal: a malformed request ends its stream, and its transaction with it (HRANA 2); nothing holds the lock then.
-#[tokio::test(flavor = "multi_thread")]
-async fn malformed_requests_end_their_stream_and_leave_no_lock() {
-    let world = started().await;
-    let mut deep = json!({ "type": "is_autocommit" });
-    for _ in 0..100 {
-        deep = json!({ "type": "not", "cond": deep });
-    }
-    let stmt = json!({ "sql": "select 1" });
-    let batch = |condition: &Json| json!([{ "type": "batch", "batch": { "steps": [{ "condition": condition, "stmt": stmt }] } }]);
-    for bad in [
-        json!([{ "type": "unknown" }]),
-        json!([{ "stmt": stmt }]),
-        json!([7]),
-        json!([{ "type": "execute" }]),
-        json!([{ "type": "execute", "stmt": { "sql": "select ?", "args": [{ "type": "what" }] } }]),
-        json!([close(), execute("select 1")]),
-        json!([close(), close()]),
-        batch(&json!({ "type": "ok", "step": 0 })),
-        batch(&json!({ "type": "and", "conds": [{ "type": "error", "step": 3 }] })),
-        batch(&json!({ "type": "ok", "step": -1 })),
-        batch(&json!({ "type": "perhaps" })),
-        batch(&deep),
-    ] {
-        let begin = json!([
-            execute("begin immediate"),
-            execute("insert into t(b) values(1)")
-        ]);
-        let (_, baton) = world.piped(&Json::Null, begin).await;
-        failed(
-            &world.hrana(&baton, bad.clone()).await,
-            400,
-            "INVALID_REQUEST",
-        );
-        failed(&world.hrana(&baton, json!([])).await, 400, "STREAM_EXPIRED");
-        world
-            .piped(&Json::Null, json!([execute("delete from t"), close()]))
-            .await;
-        assert_eq!(world.count().await, 0, "{bad}");
-    }
-    for text in [
-        "",
-        "{",
-        "[]",
-        "{\"requests\":7}",
-        "{\"baton\":7,\"requests\":[]}",
-    ] {
-        let sent = world.ask(Method::POST, PIPELINE).body(text);
-        failed(&read(sent).await, 400, "INVALID_REQUEST");
-    }
-    let deep = format!("{{\"requests\":{}", "[".repeat(100_000));
-    failed(
-        &read(world.ask(Method::POST, PIPELINE).body(deep)).await,
-        400,
-        "INVALID_REQUEST",
-    );
-    let keyed = world
-        .ask(Method::POST, PIPELINE)
-        .header("idempotency-key", "k");
-    failed(
-        &read(keyed.json(&json!({ "requests": [] }))).await,
-        400,
-        "INVALID_REQUEST",
-    );
     world.stop().await;
 }
 
@@ -404,6 +285,107 @@ async fn failures_of_statements_have_the_codes_that_clients_know() {
     ] {
         let (results, _) = world.piped(&Json::Null, requests).await;
         assert_eq!(error_code(&results[0]), "BLOCKED");
+    }
+    world.stop().await;
+}
+
+/// Goal: what is refused inside an answer of 200 is on record as if the call had been refused, and so is a change of
+/// the schema, whatever way the statement took.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_inside_an_answer_is_on_record() {
+    let world = started().await;
+    let reader = world
+        .token(json!({ "kind": "live", "scopes": ["read"] }))
+        .await;
+    let batch = |sql: &str| json!({ "steps": [{ "stmt": { "sql": "select 1" } }, { "stmt": { "sql": sql } }] });
+    let ways = |sql: &str| {
+        [
+            (PIPELINE, json!({ "requests": [execute(sql), close()] })),
+            (
+                PIPELINE,
+                json!({ "requests": [execute("select 1"), execute(sql), execute(sql), close()] }),
+            ),
+            (
+                PIPELINE,
+                json!({ "requests": [{ "type": "batch", "batch": batch(sql) }, close()] }),
+            ),
+            (
+                PIPELINE,
+                json!({ "requests": [{ "type": "sequence", "sql": sql }, close()] }),
+            ),
+            (
+                PIPELINE,
+                json!({ "requests": [{ "type": "describe", "sql": sql }, close()] }),
+            ),
+            (CURSOR, json!({ "batch": batch(sql) })),
+        ]
+    };
+    let told = async |event: &str, code: &str| {
+        let all = lines(&world, &format!("&action={event}")).await;
+        all.iter()
+            .filter(|line| line["error_code"].as_str().unwrap_or_default() == code)
+            .count()
+    };
+    let ask = async |token: &str, (path, body): (&str, Json)| {
+        let url = format!("{}{path}", world.base);
+        let sent = world.client.post(url).bearer_auth(token).json(&body).send();
+        let response = sent.await.expect("an answer");
+        assert_eq!(response.status(), 200, "{body}");
+        response.text().await.expect("whole")
+    };
+    for (token, sql, event, code) in [
+        (
+            &reader,
+            "delete from t",
+            "authz.denied",
+            "insufficient-permissions",
+        ),
+        (
+            &world.owner,
+            "attach 'x' as y",
+            "security.sql_denied",
+            "sql-error",
+        ),
+    ] {
+        for (done, way) in ways(sql).into_iter().enumerate() {
+            assert_eq!(told(event, code).await, done, "{way:?}");
+            let text = ask(token, way.clone()).await;
+            assert!(text.contains("error"), "{text}");
+            assert_eq!(told(event, code).await, done + 1, "{way:?}");
+        }
+    }
+    for (way, name) in [(0, "u"), (1, "v"), (2, "w"), (3, "x"), (5, "y")] {
+        let before = told("admin.schema_change", "").await;
+        let made = ways(&format!("create table if not exists {name}(a)"));
+        ask(&world.owner, made[way].clone()).await;
+        assert_eq!(told("admin.schema_change", "").await, before + 1, "{way}");
+    }
+    // What ran before a request failed whole stands, and is on record all the same.
+    let late = json!({ "requests": [execute("attach 'x' as y"), { "type": "batch", "batch": { "steps": [
+        { "condition": { "type": "ok", "step": 5 }, "stmt": { "sql": "select 1" } }] } }] });
+    let count = told("security.sql_denied", "sql-error").await;
+    let got = read(world.ask(Method::POST, PIPELINE).json(&late)).await;
+    failed(&got, 400, "INVALID_REQUEST");
+    assert_eq!(told("security.sql_denied", "sql-error").await, count + 1);
+    let patch = world.ask(Method::PATCH, "/v1/namespaces/default/databases/orders");
+    assert_eq!(
+        read(patch.json(&json!({ "block_writes": true })))
+            .await
+            .status,
+        200
+    );
+    for (done, way) in ways("delete from t").into_iter().enumerate() {
+        if done == 4 {
+            // Describing runs nothing.
+            continue;
+        }
+        let before = told("authz.denied", "database-read-only").await;
+        ask(&world.owner, way.clone()).await;
+        assert_eq!(
+            told("authz.denied", "database-read-only").await,
+            before + 1,
+            "{way:?}"
+        );
     }
     world.stop().await;
 }

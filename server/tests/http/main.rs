@@ -1,5 +1,6 @@
 //! The HTTP surface over a real listener: a server in this process, requests from outside of it.
 
+mod aliases;
 mod archives;
 mod contract;
 mod credentials;
@@ -7,6 +8,7 @@ mod deletion;
 mod edge;
 mod forks;
 mod hrana;
+mod hrana_bad;
 mod keys;
 mod limits;
 mod neighbours;

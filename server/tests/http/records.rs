@@ -13,13 +13,13 @@ use crate::world::{World, read};
 
 const AUDIT: &str = "/v1/namespaces/default/audit";
 
-async fn lines(world: &World, query: &str) -> Vec<Json> {
+pub(crate) async fn lines(world: &World, query: &str) -> Vec<Json> {
     let got = world.get(&format!("{AUDIT}?limit=500{query}")).await;
     assert_eq!(got.status, 200, "{got:?}");
     got.body["items"].as_array().expect("items").clone()
 }
 
-fn events(lines: &[Json]) -> Vec<&str> {
+pub(crate) fn events(lines: &[Json]) -> Vec<&str> {
     lines
         .iter()
         .filter_map(|line| line["event_type"].as_str())

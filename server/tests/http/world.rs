@@ -78,7 +78,8 @@ impl World {
         Box::pin(Self::launch(None, limits))
     }
 
-    /// The same as a configuration says; its data folder, store and address are the test's.
+    /// The same as a configuration says; its data folder, store and address are the test's, and of the engine's
+    /// settings it has those of streams.
     pub(crate) fn of(config: Config) -> BoxFuture<'static, Self> {
         let limits = config.limits.limits();
         Box::pin(Self::launch(Some(config), limits))
@@ -87,7 +88,13 @@ impl World {
     async fn launch(config: Option<Config>, limits: Limits) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let data = folder.path().join("data");
+        let streams = config
+            .as_ref()
+            .map(|config| config.engine().expect("sound"));
+        let streams = streams.unwrap_or_default();
         let settings = Settings {
+            stream_idle: streams.stream_idle,
+            stream_gate_idle: streams.stream_gate_idle,
             data: data.clone(),
             store_url: "memory:".to_owned(),
             ship_interval: Duration::from_millis(20),
@@ -228,6 +235,7 @@ pub(crate) async fn read(request: RequestBuilder) -> Got {
 pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
     path.replace("{ns}", namespace)
         .replace("{db}", database)
+        .replace("{to}", "none")
         .replace("{token}", "tok_none")
         .replace("{operation}", "op_none")
         .replace("{principal}", "nobody")

@@ -27,6 +27,7 @@ use crate::operations::{Operation, Task};
 use crate::rebuild::{materialise, restore_error};
 use crate::rules::rule;
 use crate::settings::Durability;
+use crate::sql::policy::Permission;
 use crate::system::Page;
 use crate::travel::archives::{Archive, Wrong, unpack};
 use crate::travel::labels::NewSnapshot;
@@ -466,7 +467,7 @@ async fn finish(
 async fn quick_check(lease: &Lease) -> Result<String, Error> {
     let reader = lease.reader().await?;
     blocking(lease.core.executor(), move || {
-        reader.transaction(None, |sqlite| {
+        reader.transaction(Permission::READ, None, |sqlite| {
             sqlite
                 .as_engine(|c| c.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))
                 .map_err(|error| crate::sql::run::sql_error(sqlite, error))
