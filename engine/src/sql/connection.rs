@@ -70,10 +70,16 @@ impl Drop for Paced<'_> {
 pub(crate) struct Deadline(Arc<AtomicU64>);
 
 impl Deadline {
+    /// Has what runs end at once.
+    pub(crate) fn is_over(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// Puts it off by so many microseconds.
     pub(crate) fn put_off(&self, micros: u64) {
-        let later = |until: u64| (until != u64::MAX).then(|| until.saturating_add(micros));
-        // Nobody else sets it while a statement runs; without one there is nothing to put off.
+        let later =
+            |until: u64| (until != u64::MAX && until != 0).then(|| until.saturating_add(micros));
+        // While a statement runs only its end is set beside this; without one there is nothing to put off.
         let _ = self
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
