@@ -15,6 +15,8 @@
 //! forgets pages above the size after each commit, so that a later growth cannot resurrect them. A backfill
 //! that runs beside a capture only copies captured frames, and those pages are found in the index.
 
+mod present;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Mutex, PoisonError};

@@ -9,6 +9,8 @@ use tidelog_archive::env::{Clock, Entropy, SystemClock, SystemEntropy};
 use tidelog_wal::{DatabaseId, Term};
 
 use crate::capture::Scratches;
+use crate::copy::Untouched;
+use crate::database::backfill::Backfills;
 use crate::database::rolled_back::RolledBack;
 use crate::disk::{Disk, StdDisk};
 use crate::error::{Code, Error};
@@ -86,6 +88,9 @@ pub(crate) struct Core {
     pub(crate) parts: Parts,
     pub(crate) journal: Journal,
     pub(crate) pump: Pump,
+    pub(crate) backfills: Backfills,
+    /// Forks that nobody has touched yet.
+    pub(crate) untouched: Untouched,
     pub(crate) remote: Remote,
     pub(crate) tails: Tails,
     pub(crate) breaks: Breaks,

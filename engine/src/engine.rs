@@ -198,6 +198,7 @@ impl Engine {
                 Box::new(Core::pump_loop) as Box<dyn FnOnce(&Core) + Send>,
             ),
             ("tidelog-sync", Box::new(Core::sync_loop)),
+            ("tidelog-backfill", Box::new(Core::backfill_loop)),
         ] {
             let core = Arc::clone(&core);
             let thread = std::thread::Builder::new()
@@ -387,6 +388,7 @@ impl Engine {
                 .map_err(|e| Error::internal("the shipper panicked").caused_by(e))?;
         }
         inner.core.pump.close();
+        inner.core.backfills.close();
         inner.core.journal.stop_syncing();
         let (others, threads) = {
             let mut tasks = inner.lock_tasks();
@@ -805,10 +807,20 @@ impl Inner {
             .monotonic_micros()
             .saturating_sub(idle);
         for (id, database) in self.registry.open().await {
+            database.interrupt_old_reads();
             if database.last_used() > before {
                 continue;
             }
-            drop(database);
+            // While it can still be used: the close itself, which nobody gets past, then has little to copy.
+            if database.has_much_to_backfill() {
+                let core = Arc::clone(&self.core);
+                let backfilled = blocking(self.core.executor(), move || {
+                    core.scratches.with(|scratch| database.backfill(scratch))
+                });
+                if let Err(error) = backfilled.await {
+                    tracing::debug!(database = %id, %error, "not backfilled before its close");
+                }
+            }
             if let Err(error) = self.registry.close_idle(id, before).await {
                 tracing::warn!(database = %id, %error, "idle database was not closed");
             }
@@ -823,6 +835,10 @@ impl Core {
 
     fn sync_loop(&self) {
         self.journal.sync_loop();
+    }
+
+    fn backfill_loop(&self) {
+        self.backfills.run();
     }
 }
 

@@ -74,6 +74,11 @@ impl DbFiles {
         &self.wal
     }
 
+    /// Makes every frame that was written durable.
+    pub fn sync_wal(&self) -> io::Result<()> {
+        self.wal.sync_data()
+    }
+
     /// What the wal-index publishes now. Safe while writers run.
     pub fn header(&self) -> io::Result<WalIndexHeader> {
         let mut bytes = [0; SHM_HEADER_LEN];
@@ -98,8 +103,13 @@ impl DbFiles {
 
     /// Reads a page from the database file; what lies beyond the file's end is zeros.
     pub fn page(&self, page: PageNo, size: PageSize, image: &mut [u8]) -> io::Result<()> {
-        let have = self.database.read_full_at(page.offset(size), image)?;
-        if let Some(rest) = image.get_mut(have..) {
+        self.pages(page, size, image)
+    }
+
+    /// Reads the pages from `first` on that fill `run`; what lies beyond the file's end is zeros.
+    pub fn pages(&self, first: PageNo, size: PageSize, run: &mut [u8]) -> io::Result<()> {
+        let have = self.database.read_full_at(first.offset(size), run)?;
+        if let Some(rest) = run.get_mut(have..) {
             rest.fill(0);
         }
         Ok(())

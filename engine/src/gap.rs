@@ -159,7 +159,7 @@ pub(crate) async fn go_on(
         }
     }
     let (folder, incarnation) = (core.database_folder(id), found.state.incarnation);
-    let state = restore_files(core, loaded, None).await?;
+    let state = restore_files(core, None, loaded, None).await?;
     let aside = folder.join(format!("unproven-{incarnation}"));
     std::fs::rename(folder.join(&incarnation), &aside)
         .map_err(|e| Error::io("set files aside", e))?;

@@ -1,10 +1,8 @@
 //! Images: every page of a database at one commit, so that a restore reads at most about twice the database.
 //!
-//! An image is written when the compressed log since the last one exceeds its compressed size. It is read
-//! through a read transaction whose Position is known: with the write gate held for a moment the transaction
-//! is begun and everything committed is captured, so that the snapshot is the newest captured commit. Writers
-//! go on at once; only the WAL cannot restart until the copy is done. The writer of the object proves the digest,
-//! so that what is stored is that commit or nothing.
+//! An image is written when the compressed log since the last one exceeds its compressed size. The pages of an open
+//! database are read by a fuzzy copy ([`crate::copy`]): no read transaction is held and writers go on. The writer of the
+//! object proves the digest, so that what is stored is that commit or nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,19 +10,17 @@ use std::sync::Arc;
 use tidelog_archive::envelope::Finished;
 use tidelog_archive::image::{ImageMeta, ImageWriter};
 use tidelog_archive::key::{Key, KeyNonce};
-use tidelog_archive::manifest::{ImageEntry, Loaded, PublishError};
-use tidelog_archive::seal::Stamp;
-use tidelog_wal::PageNo;
+use tidelog_archive::manifest::{ImageEntry, Loaded, Manifest, PublishError};
 use tidelog_wal::block::Compressor;
+use tidelog_wal::{PageCount, PageNo};
 
-use crate::capture::Head;
+use crate::copy::Copy;
 use crate::core::Core;
 use crate::crash_point;
-use crate::database::{Lease, OpenDb};
+use crate::database::Lease;
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::remote::publish_error;
-use crate::sql::connection::{Purpose, Sqlite, open};
 use crate::upload::{Pieces, upload};
 
 /// Bytes handed to the upload at once.
@@ -34,9 +30,8 @@ const LOG_MIN: u64 = 256 << 10;
 /// What a page shrinks to, as a share of its size in percent, before the first image tells.
 const SHARE_GUESSED: u64 = 40;
 
-/// Whether the log since the newest image is longer than an image would be.
-pub(crate) fn is_due(loaded: &Loaded, head: &Head) -> bool {
-    let manifest = &loaded.manifest;
+/// Whether the settled log since the newest image is longer than an image would be: the manifest tells.
+pub(crate) fn is_due(manifest: &Manifest) -> bool {
     let newest = manifest.images.last();
     let from = newest.map_or(0, |image| image.position.txid.get());
     let indexed: u64 = if newest.is_none() {
@@ -51,61 +46,48 @@ pub(crate) fn is_due(loaded: &Loaded, head: &Head) -> bool {
             .filter(|segment| segment.run.last.get() > from)
             .map(|segment| segment.len)
             .sum::<u64>();
-    let guessed = head.pages.bytes(manifest.page_size) * SHARE_GUESSED / 100;
+    let pages = manifest.settled.map_or(PageCount::ZERO, |at| at.n);
+    let guessed = pages.bytes(manifest.page_size) * SHARE_GUESSED / 100;
     log > newest.map_or(guessed, |image| image.len).max(LOG_MIN)
-}
-
-/// A read transaction at a known commit.
-pub(crate) struct Snapshot {
-    pub(crate) sqlite: Sqlite,
-    pub(crate) head: Head,
-}
-
-/// Begins a read transaction at the newest commit, whose Position is known then.
-pub(crate) async fn snapshot(database: &Arc<OpenDb>) -> Result<Snapshot, Error> {
-    let gate = database.gate_unasked().await?;
-    let pinned = Arc::clone(database);
-    let taken = blocking(database.core.executor(), move || {
-        let sqlite = open(
-            pinned.file(),
-            Purpose::Checkpointer,
-            &pinned.core.parts.clock,
-        )
-        .map_err(|e| Error::new(Code::Internal, "open a reader").caused_by(e))?;
-        sqlite
-            .as_engine(|c| c.execute_batch("BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1"))
-            .map_err(|e| Error::new(Code::Internal, "begin a snapshot").caused_by(e))?;
-        let head = pinned.capture_now()?;
-        Ok(Snapshot { sqlite, head })
-    })
-    .await;
-    drop(gate);
-    taken
 }
 
 /// Writes an image of the newest commit and lists it in the manifest. The commit must be settled: the caller
 /// settles afterwards where it is not, since an image beyond the settled Position is not listed.
 pub(crate) async fn write(core: &Arc<Core>, lease: &Lease) -> Result<ImageEntry, Error> {
-    let snapshot = snapshot(lease).await?;
-    let head = snapshot.head;
+    let database = Arc::clone(lease);
+    let copy = blocking(lease.core.executor(), move || Copy::newest(&database)).await?;
+    let state = *copy.target();
     let meta = ImageMeta {
         namespace: lease.meta.namespace,
         database: lease.meta.id,
         page_size: lease.meta.page_size,
         seed: lease.meta.seed,
-        position: head.position(),
-        time: head.time,
-        n: head.pages,
-        digest: head.digest,
+        position: state.position,
+        time: state.time,
+        n: state.n,
+        digest: state.digest,
     };
     let nonce = core.remote.nonces.next();
     let stamp = core.remote.stamp(meta.namespace, meta.database)?;
     let level = core.settings.settle_level;
     let write = move |pieces: &Pieces| {
-        let written = copy(&snapshot, meta, stamp, level, pieces);
-        let closed = snapshot.sqlite.close();
-        let failed = |e| Error::new(Code::Internal, "end a snapshot").caused_by(e);
-        written.and_then(|finished| closed.map_err(failed).map(|()| finished))
+        let format = |e| Error::new(Code::DatabaseCorrupt, "write an image").caused_by(e);
+        let mut writer = ImageWriter::new(meta, stamp, Compressor::new(level));
+        let mut handed = 0;
+        copy.pages(None, |first, run| {
+            let numbers = (first.get()..).filter_map(PageNo::new);
+            for (page, image) in numbers.zip(run.chunks_exact(meta.page_size.bytes())) {
+                writer.page(page, image).map_err(format)?;
+                if writer.stored_len() - handed >= PIECE_BYTES as u64 {
+                    handed = writer.stored_len();
+                    pieces.push(writer.take())?;
+                }
+            }
+            Ok(())
+        })?;
+        let (finished, _, _) = writer.finish().map_err(format)?;
+        pieces.push(finished.bytes.clone())?;
+        Ok(finished)
     };
     let key = Key::image(meta.namespace, meta.database, meta.position.txid, nonce);
     crash_point!("image.before_put");
@@ -182,41 +164,4 @@ pub(crate) async fn publish(
     core.remote
         .remember(current.manifest.database, published.clone());
     Ok(published)
-}
-
-/// Reads every page of the snapshot into an image, handing its bytes out as they come.
-fn copy(
-    snapshot: &Snapshot,
-    meta: ImageMeta,
-    stamp: Stamp,
-    level: i32,
-    pieces: &Pieces,
-) -> Result<Finished, Error> {
-    let sql = |e| Error::new(Code::Internal, "read a page").caused_by(e);
-    let format = |e| Error::new(Code::DatabaseCorrupt, "write an image").caused_by(e);
-    let mut writer = ImageWriter::new(meta, stamp, Compressor::new(level));
-    snapshot.sqlite.as_engine(|connection| {
-        let mut select = connection
-            .prepare("SELECT pgno, data FROM sqlite_dbpage ORDER BY pgno")
-            .map_err(sql)?;
-        let mut rows = select.query([]).map_err(sql)?;
-        let mut handed = 0;
-        while let Some(row) = rows.next().map_err(sql)? {
-            let number: u32 = row.get(0).map_err(sql)?;
-            let data = row.get_ref(1).map_err(sql)?;
-            let image = data.as_blob().map_err(|e| {
-                Error::new(Code::DatabaseCorrupt, "a page without bytes").caused_by(e)
-            })?;
-            let page = PageNo::new(number).ok_or_else(|| Error::internal("page 0"))?;
-            writer.page(page, image).map_err(format)?;
-            if writer.stored_len() - handed >= PIECE_BYTES as u64 {
-                handed = writer.stored_len();
-                pieces.push(writer.take())?;
-            }
-        }
-        Ok::<_, Error>(())
-    })?;
-    let (finished, _, _) = writer.finish().map_err(format)?;
-    pieces.push(finished.bytes.clone())?;
-    Ok(finished)
 }

@@ -21,6 +21,7 @@
 mod admin;
 pub mod bucket;
 pub mod capture;
+mod copy;
 mod core;
 pub mod crash;
 pub mod database;

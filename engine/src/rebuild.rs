@@ -14,12 +14,14 @@ use tidelog_archive::store::Store;
 use tidelog_wal::{DatabaseId, NamespaceId, Position, Term, TxId};
 
 use crate::capture::Head;
+use crate::copy;
 use crate::core::Core;
 use crate::crash_point;
 use crate::database::state::DbState;
 use crate::database::{DbMeta, incarnation_name};
 use crate::error::{Code, Error};
 use crate::files::DbPaths;
+use crate::registry::Registry;
 use crate::ship::ShippedSection;
 
 /// Stored, unsettled sections by database: what a restore reads beyond the manifest.
@@ -238,21 +240,34 @@ pub(crate) async fn materialise(store: &Store, plan: &Plan, path: &Path) -> Resu
     Ok(())
 }
 
-/// The files of a database at the newest stored commit, in a new incarnation of its folder, and that commit.
+/// The files of a database at the newest stored commit, in a new incarnation of its folder, and that commit. Those of
+/// an untouched fork may be copied from its parent's, where `registry` has them.
 async fn newest_files(
-    core: &Core,
-    namespace: NamespaceId,
-    id: DatabaseId,
+    core: &Arc<Core>,
+    registry: Option<&Registry>,
+    manifest: &Manifest,
     folder: &Path,
 ) -> Result<(String, Resolved), Error> {
-    let mut history = history(core, namespace, id).await?;
-    let store = &core.remote.store;
-    let plan = plan(store, &mut history, Target::Head, present(core.term())).await?;
     let incarnation = incarnation_name(core);
     let files = folder.join(&incarnation);
     let io = |e| Error::io("restore a database", e);
     core.parts.disk.create_folder(&files).map_err(io)?;
-    materialise(store, &plan, &DbPaths::in_folder(&files).database).await?;
+    let path = DbPaths::in_folder(&files).database;
+    if let Some(registry) = registry {
+        match copy::fork_files(core, registry, manifest, path.clone()).await {
+            Ok(Some(state)) => return Ok((incarnation, state)),
+            Ok(None) => {}
+            Err(error) => {
+                let id = manifest.database;
+                tracing::warn!(database = %id, %error, "not copied from its parent's files; the store is asked");
+            }
+        }
+    }
+    let (namespace, id) = (manifest.namespace, manifest.database);
+    let mut history = history(core, namespace, id).await?;
+    let store = &core.remote.store;
+    let plan = plan(store, &mut history, Target::Head, present(core.term())).await?;
+    materialise(store, &plan, &path).await?;
     Ok((incarnation, plan.target))
 }
 
@@ -260,6 +275,7 @@ async fn newest_files(
 /// file. An incarnation that stood there is removed afterwards.
 pub(crate) async fn restore_files(
     core: &Arc<Core>,
+    registry: Option<&Registry>,
     loaded: &Loaded,
     old: Option<DbState>,
 ) -> Result<DbState, Error> {
@@ -274,7 +290,7 @@ pub(crate) async fn restore_files(
     let folder = core.database_folder(id);
     let io = |e| Error::io("restore a database", e);
     core.parts.disk.create_folder(&folder).map_err(io)?;
-    let (incarnation, target) = replanned!(newest_files(core, namespace, id, &folder))?;
+    let (incarnation, target) = replanned!(newest_files(core, registry, manifest, &folder))?;
     let head = Head {
         term: target.position.term,
         txid: target.position.txid,

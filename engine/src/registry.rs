@@ -179,7 +179,7 @@ impl Registry {
             if behind(local.map(|head| head.position()), stored) {
                 let head = local.map(|head| head.position().to_string());
                 tracing::info!(database = %id, local = head, "restoring the files from the store");
-                state = Some(restore_files(&self.core, &loaded, state).await?);
+                state = Some(restore_files(&self.core, Some(self), &loaded, state).await?);
                 journaled.clear();
                 lock(&slot.journaled).clear();
             }
@@ -228,6 +228,11 @@ impl Registry {
             .ok_or_else(|| Error::internal("a fresh database has no lease"))?;
         *open = Some(database);
         Ok(lease)
+    }
+
+    /// Whether a database is open.
+    pub(crate) async fn is_open(&self, id: DatabaseId) -> bool {
+        self.slot(id).open.lock().await.is_some()
     }
 
     /// The open databases.

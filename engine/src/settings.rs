@@ -103,6 +103,9 @@ pub struct Settings {
     pub settle_age: Duration,
     /// Pause between two settles of this node. Shorter: more requests a second.
     pub settle_pause: Duration,
+    /// Copy captured frames into the database file whenever the WAL has grown by this, beside the writers. Smaller:
+    /// more syncs; larger: more is left for the writer that makes the WAL exceed `wal_soft_bytes`.
+    pub wal_backfill_bytes: u64,
     /// Restart the WAL beyond this. Larger: longer WAL indexes, slower reads.
     pub wal_soft_bytes: u64,
     /// A database unused for this long is checkpointed and closed. Shorter: fewer descriptors, more opens.
@@ -146,8 +149,8 @@ pub struct Settings {
     /// Streams of the node at once. A stream whose client reads a result slowly holds one of the runtime's blocking
     /// threads: it must have more of them than this.
     pub streams_max: usize,
-    /// A stream whose read transaction is older than this ends once the WAL is longer than `wal_hard_bytes`: it
-    /// keeps the WAL from starting anew.
+    /// A read transaction older than this is interrupted once the WAL is longer than `wal_hard_bytes`, and the stream
+    /// that holds it ends: it keeps the WAL from starting anew.
     pub reader_max_age: Duration,
     /// See `reader_max_age`.
     pub wal_hard_bytes: u64,
@@ -184,6 +187,7 @@ impl Default for Settings {
             settle_bytes: 1 << 20,
             settle_age: Duration::from_hours(1),
             settle_pause: Duration::from_secs(1),
+            wal_backfill_bytes: 1 << 20,
             wal_soft_bytes: 4 << 20,
             idle_close: Duration::from_secs(30),
             idle_sweep: Duration::from_secs(5),

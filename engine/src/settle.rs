@@ -146,8 +146,9 @@ impl Settler {
         if self.images.contains_key(&id) {
             return Ok(());
         }
-        let lease = self.registry.lease(first.meta.namespace, id).await?;
-        if image::is_due(&loaded, &lease.head()) {
+        if image::is_due(&loaded.manifest) {
+            // Only now is the database opened.
+            let lease = self.registry.lease(first.meta.namespace, id).await?;
             let entry = image::write(&self.core, &lease).await?;
             self.images.insert(id, entry);
         }

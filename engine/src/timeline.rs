@@ -12,6 +12,7 @@ use tidelog_wal::{Position, Timestamp, TxId};
 
 use crate::boxed;
 use crate::bucket::At;
+use crate::copy;
 use crate::core::Core;
 use crate::database::Lease;
 use crate::engine::Database;
@@ -206,10 +207,14 @@ impl Database {
     }
 
     async fn export_once(&self, at: At, folder: &Path, out: &Path) -> Result<Position, Error> {
-        let (core, plan) = self.plan_at(at).await?;
-        let bytes = plan.target.n.bytes(plan.page_size);
-        scratch::ensure(&core, folder, "an export", bytes)?;
-        materialise(&core.remote.store, &plan, out).await?;
-        Ok(plan.target.position)
+        let (lease, mut history, target) = self.resolve(at).await?;
+        let core = &lease.core;
+        let bytes = target.n.bytes(lease.meta().page_size);
+        scratch::ensure(core, folder, "an export", bytes)?;
+        if !copy::into_file(&lease, target, out, None).await? {
+            let plan = history.plan(target, None).await.map_err(plan_error)?;
+            materialise(&core.remote.store, &plan, out).await?;
+        }
+        Ok(target.position)
     }
 }

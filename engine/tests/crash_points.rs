@@ -47,6 +47,7 @@ fn settings(folder: &Path) -> Settings {
     Settings {
         take_over: TakeOver::All,
         spool_bytes: 16 << 10,
+        wal_backfill_bytes: if calm { 1 << 40 } else { 16 << 10 },
         wal_soft_bytes: if calm { 1 << 40 } else { 64 << 10 },
         settle_bytes: 4 << 10,
         settle_age: Duration::from_millis(300),

@@ -45,6 +45,7 @@ fn settings(folder: &Path, rng: &mut StdRng) -> Settings {
         settle_bytes: pick(&[1 << 10, 16 << 10, 256 << 10]),
         settle_age: Duration::from_millis(pick(&[50, 3_600_000])),
         settle_pause: Duration::from_millis(1),
+        wal_backfill_bytes: pick(&[2 << 10, 20 << 10, 1 << 20]),
         wal_soft_bytes: pick(&[16 << 10, 100 << 10, 1 << 20]),
         spool_bytes: pick(&[2 << 10, 20 << 10, 1 << 20]),
         master_keys: masters(),

@@ -98,6 +98,7 @@ async fn an_outage_of_the_store_is_bounded_and_heals() {
         durability_timeout: Duration::from_millis(300),
         // Nothing but the journal's own need moves the WAL into the file.
         wal_soft_bytes: 1 << 30,
+        wal_backfill_bytes: 1 << 30,
         idle_sweep: Duration::from_millis(50),
         workers: 4,
         ..rig::settings(folder.path())

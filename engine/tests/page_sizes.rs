@@ -85,6 +85,7 @@ async fn every_bookmark_restores(page_size: u32, auto_vacuum: AutoVacuum) {
     let folder = tempfile::tempdir().expect("tempdir");
     let settings = Settings {
         spool_bytes: 100 << 10,
+        wal_backfill_bytes: 32 << 10,
         wal_soft_bytes: 256 << 10,
         ..rig::settings(folder.path())
     };

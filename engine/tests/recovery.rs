@@ -43,6 +43,8 @@ fn settings(folder: &Path, rng: &mut StdRng) -> Settings {
         ship_interval: Duration::from_hours(1),
         ship_linger: Duration::from_millis(1),
         settle_bytes: 1 << 40,
+        // A copy of a folder must not meet one that runs.
+        wal_backfill_bytes: 1 << 40,
         wal_soft_bytes: pick(&[16 << 10, 64 << 10, 1 << 30]),
         spool_bytes: pick(&[4 << 10, 1 << 20]),
         master_keys: masters(),

@@ -1,19 +1,22 @@
-//! Checkpoints: the only code that moves frames from a WAL into a database file.
+//! Checkpoints: with [`super::backfill`] the only code that moves frames from a WAL into a database file.
 //!
 //! A frame must be captured *and journaled, synced* before it is backfilled: copying an uncaptured frame
-//! destroys the only old image of its page (DESIGN 5.3). So a checkpoint runs behind the write gate when the
-//! WAL is long: everything is captured and synced, PASSIVE copies all, and the next writer starts the WAL anew.
+//! destroys the only old image of its page (DESIGN 5.3). Most of the copying is done beside the writers. When the
+//! WAL is long all the same, one checkpoint runs behind the write gate: everything is captured and synced, PASSIVE
+//! copies what is left, which is little, and the next writer starts the WAL anew.
 //!
 //! TRUNCATE happens only when a database is closed and one connection is left.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tidelog_wal::PageSize;
 use tidelog_wal::frame::FrameNo;
 use tidelog_wal::shm::WalIndexHeader;
 
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError, TryLockError};
 
+use super::backfill::Checkpointing;
 use super::{CaptureSlot, Made, OpenDb};
 use crate::capture::{CaptureError, Scratch, salt_words};
 use crate::crash_point;
@@ -22,34 +25,73 @@ use crate::journal::chunk::WalPosition;
 use crate::sql::connection::Sqlite;
 
 /// What SQLite answers to `PRAGMA wal_checkpoint`.
-fn checkpoint_pragma(sqlite: &Sqlite, mode: &str) -> rusqlite::Result<bool> {
+pub(super) fn checkpoint_pragma(sqlite: &Sqlite, mode: &str) -> rusqlite::Result<bool> {
     let sql = format!("PRAGMA wal_checkpoint({mode})");
     sqlite
         .as_engine(|c| c.query_row(&sql, [], |row| row.get::<_, i64>(0)))
         .map(|busy| busy == 0)
 }
 
+/// Bytes by which a WAL has grown whose last frame was `last` and is `frame`; a shorter one began anew.
+pub(super) fn grown_since(frame: FrameNo, last: u64, size: PageSize) -> u64 {
+    let frames = u64::from(frame.get());
+    frames.checked_sub(last).unwrap_or(frames) * u64::from(size.get())
+}
+
 impl OpenDb {
-    fn lock_checkpointing(&self) -> MutexGuard<'_, Option<Sqlite>> {
+    pub(super) fn lock_checkpointing(&self) -> MutexGuard<'_, Option<Checkpointing>> {
         self.checkpointing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the WAL has grown enough since the last attempt for the gate's holder to restart it.
-    pub(crate) fn wants_restart(&self, frame: FrameNo) -> bool {
-        let frames = u64::from(frame.get());
-        let since = frames.saturating_sub(self.last_restart_frame.load(Ordering::Relaxed));
-        since * u64::from(self.meta.page_size.get()) >= self.core.settings.wal_soft_bytes
+    /// Bytes by which the WAL has grown since it was last tried to restart it.
+    fn since_restart(&self, frame: FrameNo) -> u64 {
+        let last = self.last_restart_frame.load(Ordering::Relaxed);
+        grown_since(frame, last, self.meta.page_size)
     }
 
-    /// Checkpoints everything. The caller holds the write gate, so that no frame is added meanwhile.
+    /// Whether the WAL has grown enough since the last attempt for the gate's holder to restart it.
+    pub(crate) fn wants_restart(&self, frame: FrameNo) -> bool {
+        self.since_restart(frame) >= self.core.settings.wal_soft_bytes
+    }
+
+    /// Checkpoints everything, unless a backfill runs that does as well and the WAL is not much too long yet; answers
+    /// whether it did. The caller holds the write gate, so that no frame is added meanwhile.
+    pub(super) fn restart_wal_soon(
+        &self,
+        frame: FrameNo,
+        scratch: &mut Scratch,
+    ) -> Result<bool, Error> {
+        let checkpointing = match self.checkpointing.try_lock() {
+            Ok(checkpointing) => checkpointing,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                if self.since_restart(frame) < self.core.settings.wal_soft_bytes.saturating_mul(2) {
+                    return Ok(false);
+                }
+                self.lock_checkpointing()
+            }
+        };
+        self.restart_locked(checkpointing.as_ref(), scratch)
+            .map(|()| true)
+    }
+
+    /// Checkpoints everything. The caller holds the write gate.
     ///
     /// A reader may keep part of the WAL from being backfilled; it is tried again after the WAL has grown by
     /// the same amount.
-    pub(crate) fn restart_wal(self: &Arc<Self>, scratch: &mut Scratch) -> Result<(), Error> {
+    pub(crate) fn restart_wal(&self, scratch: &mut Scratch) -> Result<(), Error> {
         let checkpointing = self.lock_checkpointing();
-        let checkpointer = checkpointing.as_ref().ok_or_else(closed)?;
+        self.restart_locked(checkpointing.as_ref(), scratch)
+    }
+
+    fn restart_locked(
+        &self,
+        checkpointing: Option<&Checkpointing>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
+        let checkpointer = &checkpointing.ok_or_else(closed)?.mover;
         let mut slot = self.lock_capture();
         self.capture_locked(&mut slot, scratch, Made::Live)?;
         let head = *slot.capture.head();
@@ -63,9 +105,8 @@ impl OpenDb {
             .checkpointed(&header)
             .map_err(|e| self.passed_capture(&e))?;
         drop(slot);
-        let next = if ended { 0 } else { header.max_frame.get() };
-        self.last_restart_frame
-            .store(u64::from(next), Ordering::Relaxed);
+        let frame = u64::from(header.max_frame.get());
+        self.last_restart_frame.store(frame, Ordering::Relaxed);
         if ended {
             crash_point!("checkpoint.before_state");
             self.write_state(head, Some(wal_position(&header)))?;
@@ -89,7 +130,7 @@ impl OpenDb {
         error
     }
 
-    fn passed_capture(&self, error: &CaptureError) -> Error {
+    pub(super) fn passed_capture(&self, error: &CaptureError) -> Error {
         let what = format!("checkpoint of database {}: {error}", self.meta.id);
         let error = Error::new(Code::DatabaseCorrupt, what);
         self.poison(&error);
@@ -108,9 +149,12 @@ impl OpenDb {
                 std::mem::take(&mut connections.readers),
             )
         };
-        let checkpointer = self.lock_checkpointing().take().ok_or_else(closed)?;
+        let Checkpointing {
+            mover: checkpointer,
+            pin,
+        } = self.lock_checkpointing().take().ok_or_else(closed)?;
         let shut = |error| Error::new(Code::Internal, "close a connection").caused_by(error);
-        for connection in readers.into_iter().chain(writer) {
+        for connection in readers.into_iter().chain(writer).chain(pin) {
             connection.close().map_err(shut)?;
         }
         // Held until the descriptors are gone: the pump, which may have the database queued, must not take
@@ -125,9 +169,9 @@ impl OpenDb {
 
     /// Closes a database that was never handed out, and changes nothing of its files.
     pub(super) fn abandon(&self) -> Result<(), Error> {
-        let checkpointer = self.lock_checkpointing().take().ok_or_else(closed)?;
+        let checkpointing = self.lock_checkpointing().take().ok_or_else(closed)?;
         let shut = |error| Error::new(Code::Internal, "close a connection").caused_by(error);
-        checkpointer.close().map_err(shut)?;
+        checkpointing.mover.close().map_err(shut)?;
         self.drop_files();
         Ok(())
     }
@@ -152,7 +196,7 @@ impl OpenDb {
 }
 
 /// Where the end of the log stands.
-fn wal_position(header: &WalIndexHeader) -> WalPosition {
+pub(super) fn wal_position(header: &WalIndexHeader) -> WalPosition {
     WalPosition {
         salts: salt_words(header.salts),
         frame: header.max_frame.get(),

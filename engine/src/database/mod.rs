@@ -7,12 +7,14 @@
 //! discontinuity) the handle is *poisoned*: it refuses everything until the database is opened anew, and
 //! opening derives what is true from the files and the journal (HAZARDS W6).
 
+pub(crate) mod backfill;
 pub mod checkpoint;
 pub(crate) mod execute;
 pub(crate) mod growth;
 pub(crate) mod idempotency;
 pub mod open;
 pub mod read;
+mod reads;
 mod roll;
 pub(crate) mod rolled_back;
 pub mod state;
@@ -27,7 +29,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tidelog_wal::record::TimeFlag;
 use tidelog_wal::shm::WalIndexHeader;
-use tidelog_wal::{DatabaseId, DigestSeed, NamespaceId, PageSize, Position, Timestamp, TxId};
+use tidelog_wal::{
+    DatabaseId, DigestSeed, NamespaceId, PageNo, PageSize, Position, Timestamp, TxId,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::capture::{Capture, CaptureError, Head, Pass, Scratch};
@@ -40,6 +44,8 @@ use crate::settings::Durability;
 use crate::spool::Spooled;
 use crate::sql::connection::Sqlite;
 
+use backfill::{Backfilled, Checkpointing};
+use reads::Reads;
 use texts::WriteTexts;
 use ticket::Pending;
 pub use ticket::Ticket;
@@ -171,8 +177,10 @@ pub struct OpenDb {
     folder: PathBuf,
     database_file: PathBuf,
     connections: Mutex<Connections>,
-    /// The connection that moves frames; locked before the capture lock.
-    checkpointing: Mutex<Option<Sqlite>>,
+    /// The connections that move frames; locked before the capture lock.
+    checkpointing: Mutex<Option<Checkpointing>>,
+    backfilled: Backfilled,
+    reads: Reads,
     files: RwLock<Option<DbFiles>>,
     /// One permit a user; closing takes them all.
     leases: Arc<Semaphore>,
@@ -348,6 +356,16 @@ impl OpenDb {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take(),
         );
+    }
+
+    /// Fills `run` with the pages from `first` on as they are at the newest captured commit, and answers its number.
+    /// Writers go on meanwhile; capture waits.
+    pub(crate) fn read_run(&self, first: PageNo, run: &mut [u8]) -> Result<TxId, Error> {
+        self.check()?;
+        let slot = self.lock_capture();
+        let io = |e| Error::io("read a live database", e);
+        self.with_files(|files| slot.capture.present(files, first, run).map_err(io))?;
+        Ok(slot.capture.head().txid)
     }
 
     /// How long the WAL is; 0 where that cannot be told.

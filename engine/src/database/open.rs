@@ -27,6 +27,8 @@ use tidelog_wal::shm::WalIndexHeader;
 use tidelog_wal::{Digest, PageCount, Timestamp};
 use tokio::sync::{Semaphore, watch};
 
+use super::backfill::{Backfilled, Checkpointing};
+use super::reads::Reads;
 use super::roll::roll_forward;
 use super::state::{DbState, Stamp};
 use super::texts::WriteTexts;
@@ -307,7 +309,9 @@ fn assemble(
             writer: None,
             readers: Vec::new(),
         }),
-        checkpointing: Mutex::new(Some(checkpointer)),
+        checkpointing: Mutex::new(Some(Checkpointing::new(checkpointer))),
+        backfilled: Backfilled::default(),
+        reads: Reads::default(),
         files: RwLock::new(Some(files)),
         leases: Arc::new(Semaphore::new(LEASES_MAX as usize)),
         gate: Arc::new(Semaphore::new(1)),

@@ -66,8 +66,10 @@ impl ReaderPermit {
                 })
                 .map_err(|error| sql_error(&sqlite, error))?;
             sqlite.permit(permission);
-            sqlite.set_deadline(deadline);
-            let outcome = work(&sqlite);
+            let now = database.core.parts.clock.monotonic_micros();
+            let read = database.reads.begin(&sqlite, now, deadline);
+            let outcome = read.judge(work(&sqlite));
+            drop(read);
             sqlite.set_deadline(None);
             let ended = sqlite.as_engine(|c| c.prepare_cached(own::COMMIT)?.execute([]));
             match (outcome, ended) {

@@ -322,9 +322,10 @@ impl Gate {
             let restarted = database
                 .core
                 .scratches
-                .with(|scratch| database.restart_wal(scratch));
+                .with(|scratch| database.restart_wal_soon(after.max_frame, scratch));
             match restarted {
-                Ok(()) => {}
+                Ok(true) => {}
+                Ok(false) => database.mark_dirty(),
                 Err(error) if database.is_poisoned() => return Err(after_commit(error)),
                 // The commit is captured or will be; the WAL is restarted after a later one.
                 Err(error) => {
@@ -332,10 +333,13 @@ impl Gate {
                     database.mark_dirty();
                 }
             }
-        } else if behind > RUN_AHEAD_COMMITS {
-            database.capture_now().map_err(after_commit)?;
-        } else if !self.own_capture {
-            database.mark_dirty();
+        } else {
+            database.backfill_if_grown(after.max_frame);
+            if behind > RUN_AHEAD_COMMITS {
+                database.capture_now().map_err(after_commit)?;
+            } else if !self.own_capture {
+                database.mark_dirty();
+            }
         }
         Ok(Some(ticket))
     }

@@ -13,6 +13,7 @@
 //! journal: nothing is acknowledged any more until the node restarts and recovers (HAZARDS W22).
 
 pub mod chunk;
+pub(crate) mod hold;
 pub mod replay;
 pub(crate) mod tail;
 
@@ -158,6 +159,8 @@ pub struct Journal {
     shipped: watch::Sender<u64>,
     poison: watch::Sender<Option<Arc<Error>>>,
     ship_wake: Notify,
+    /// What somebody reads.
+    holds: Arc<hold::Holds>,
     /// When a chunk was last stored, on the monotonic clock.
     flushed_at: AtomicU64,
 }
@@ -244,6 +247,7 @@ impl Journal {
             shipped: watch::Sender::new(0),
             poison: watch::Sender::new(None),
             ship_wake: Notify::new(),
+            holds: Arc::default(),
             flushed_at,
         })
     }
@@ -632,6 +636,19 @@ impl Journal {
         wanting
     }
 
+    /// Whether a stored chunk waits for a checkpoint of `database`.
+    pub(crate) fn waits_for_checkpoint(&self, database: DatabaseId) -> bool {
+        let state = lock(&self.state);
+        let done = state
+            .watermarks
+            .get(&database)
+            .map_or(TxId::ZERO, |marks| marks.checkpointed);
+        let waits = |chunk: &Kept| {
+            chunk.shipped.is_some() && chunk.heads.get(&database).is_some_and(|head| *head > done)
+        };
+        state.kept.values().any(waits)
+    }
+
     /// Whether so much stands in the journal folder that what is stored has to go soon.
     pub fn is_crowded(&self) -> bool {
         self.bytes() > self.parts.bytes_max / 2
@@ -664,7 +681,7 @@ impl Journal {
         lock(&self.state).spools.insert(path, (database, txid, len));
     }
 
-    /// Deletes what nothing needs any more: stored, checkpointed, settled. Beyond half the bound, stored and
+    /// Deletes what nothing needs any more: stored, checkpointed, settled, and not being read. Beyond half the bound, stored and
     /// checkpointed suffices: settling then reads the objects back.
     pub fn collect(&self) -> Result<(), Error> {
         let crowded = self.is_crowded();
@@ -680,7 +697,7 @@ impl Journal {
             let done = |id: &DatabaseId, txid: &TxId, settle: bool| {
                 watermarks.get(id).is_some_and(|mark| {
                     mark.checkpointed >= *txid && (!settle || mark.settled >= *txid)
-                })
+                }) && !self.holds.is_held(*id, *txid)
             };
             let free: Vec<ChunkId> = kept
                 .iter()

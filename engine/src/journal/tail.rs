@@ -44,9 +44,29 @@ impl Journal {
         after: TxId,
         each: &mut dyn FnMut(&PageDelta<'_>) -> Result<(), Error>,
     ) -> Result<TxId, Error> {
+        self.pages_between((database, size), (after, TxId::new(u64::MAX)), each)
+    }
+
+    /// The same of the commits up to `through`.
+    pub(crate) fn pages_between(
+        &self,
+        (database, size): (DatabaseId, PageSize),
+        (after, through): (TxId, TxId),
+        each: &mut dyn FnMut(&PageDelta<'_>) -> Result<(), Error>,
+    ) -> Result<TxId, Error> {
         let chunks = self.chunks_after(database, after);
         let place = (&self.parts.disk, self.parts.folder.as_path());
-        pages_in(place, &chunks, (database, size), after, each)
+        pages_in(place, &chunks, (database, size), (after, through), each)
+    }
+
+    /// Bytes of the chunks, and of the spool files beside them, that hold commits of `database` after `after`.
+    pub(crate) fn bytes_after(&self, database: DatabaseId, after: TxId) -> u64 {
+        let chunks = self.chunks_after(database, after);
+        let chunks: u64 = chunks.iter().map(|(_, len)| len).sum();
+        let state = lock(&self.state);
+        let spools = state.spools.values();
+        let ours = spools.filter(|(id, txid, _)| *id == database && *txid > after);
+        chunks + ours.map(|(_, _, len)| len).sum::<u64>()
     }
 }
 
@@ -55,7 +75,7 @@ pub(crate) fn pages_in(
     (disk, folder): (&Arc<dyn Disk>, &Path),
     chunks: &[(PathBuf, u64)],
     (database, size): (DatabaseId, PageSize),
-    after: TxId,
+    (after, through): (TxId, TxId),
     each: &mut dyn FnMut(&PageDelta<'_>) -> Result<(), Error>,
 ) -> Result<TxId, Error> {
     let mut last = after;
@@ -76,6 +96,9 @@ pub(crate) fn pages_in(
                 }
                 Entry::Record { at, record } if ours == Some(at.slot) => {
                     let record = CommitRecord::decode(record).map_err(damaged)?;
+                    if record.header.txid > through {
+                        return Ok(last);
+                    }
                     if !follows(record.header.txid, &mut last)? {
                         continue;
                     }
@@ -91,6 +114,9 @@ pub(crate) fn pages_in(
                 } if ours == Some(at.slot) => {
                     let (header, _) =
                         RecordHeader::decode(&mut Reader::new(header)).map_err(damaged)?;
+                    if header.txid > through {
+                        return Ok(last);
+                    }
                     if follows(header.txid, &mut last)? {
                         let path = spool_path(folder, database, header.txid);
                         spooled(disk, &path, len, size, &header, each)?;

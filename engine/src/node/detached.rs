@@ -31,7 +31,9 @@ use super::keys::seal_disk;
 use super::life::Life;
 use super::start::Started;
 use crate::capture::Scratches;
+use crate::copy::Untouched;
 use crate::core::{Core, Parts, Room};
+use crate::database::backfill::Backfills;
 use crate::database::rolled_back::RolledBack;
 use crate::disk::Disk;
 use crate::error::{Code, Error};
@@ -127,6 +129,8 @@ pub(crate) fn start(
         parts,
         journal,
         pump: Pump::default(),
+        backfills: Backfills::default(),
+        untouched: Untouched::default(),
         tails: Tails::default(),
         breaks: Breaks::default(),
         scratches: Scratches::default(),

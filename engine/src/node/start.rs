@@ -23,8 +23,10 @@ use super::life::Life;
 use super::tail::unsettled;
 use super::terms::{Closed, close_earlier, refuse_beside_open, term_error};
 use crate::capture::Scratches;
+use crate::copy::Untouched;
 use crate::core::{Core, Parts, Room};
 use crate::crash_point;
+use crate::database::backfill::Backfills;
 use crate::database::rolled_back::RolledBack;
 use crate::error::{Code, Error};
 use crate::gap::Breaks;
@@ -198,6 +200,8 @@ pub(crate) async fn start(
         parts,
         journal,
         pump: Pump::default(),
+        backfills: Backfills::default(),
+        untouched: Untouched::default(),
         remote,
         tails: Tails::default(),
         scratches: Scratches::default(),

@@ -74,6 +74,11 @@ pub(crate) struct Timing {
 }
 
 impl Timing {
+    /// Has what runs end at once.
+    pub(crate) fn is_over(&self) {
+        self.deadline.store(0, Ordering::Relaxed);
+    }
+
     /// The statement waits for somebody: others have its turn meanwhile.
     pub(crate) fn rest(&self) {
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,8 +89,9 @@ impl Timing {
 
     /// It goes on after so many microseconds, which are not its own.
     pub(crate) fn go_on(&self, rested: u64) {
-        let later = |until: u64| (until != u64::MAX).then(|| until.saturating_add(rested));
-        // Nobody else sets it while a statement runs; without one there is nothing to put off.
+        let later =
+            |until: u64| (until != u64::MAX && until != 0).then(|| until.saturating_add(rested));
+        // While a statement runs only its end is set beside this; without one there is nothing to put off.
         let _ = self
             .deadline
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);

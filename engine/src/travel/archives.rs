@@ -47,6 +47,7 @@ use super::retention::run::trusted;
 use super::watched::materialise;
 use crate::boxed;
 use crate::bucket::At;
+use crate::copy as local;
 use crate::core::Core;
 use crate::crash_point;
 use crate::engine::Database;
@@ -313,7 +314,16 @@ impl Maker {
         system.archive_operation(self.begun.id, task.id()).await?;
         let folder = scratch::folder(core, "an archive", plain_bytes(plan))?;
         let file = folder.path().join("state.db");
-        let restored = materialise(&core.remote.store, plan, &file, task).await;
+        task.phase("restoring", plain_bytes(plan))?;
+        let lease = self.database.lease().await?;
+        let copied = local::into_file(&lease, plan.target, &file, Some(task)).await?;
+        drop(lease);
+        let restored = match copied {
+            true => Ok(()),
+            false => materialise(&core.remote.store, plan, &file, task)
+                .await
+                .map(drop),
+        };
         if let Err(error) = restored {
             // What was settled since the plan was made may have taken the place of objects it reads.
             let again = self.database.plan_at(At::Bookmark(plan.target.position));

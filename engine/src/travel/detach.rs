@@ -12,7 +12,9 @@ use tidelog_wal::Position;
 
 use super::forks::unpin;
 use crate::boxed;
+use crate::copy;
 use crate::crash_point;
+use crate::database::Lease;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::image;
@@ -56,15 +58,16 @@ impl Database {
 }
 
 /// The state that the fork begins with, in a file.
-async fn copy(database: &Database, task: &Task, at: Position, file: &Path) -> Result<Plan, Error> {
-    let core = &database.engine().inner.core;
-    let row = database.row();
-    let mut history = history(core, row.namespace, row.id).await?;
+async fn state(lease: &Lease, task: &Task, at: Position, file: &Path) -> Result<Plan, Error> {
+    let (core, meta) = (&lease.core, lease.meta());
+    let mut history = history(core, meta.namespace, meta.id).await?;
     let store = &core.remote.store;
     let target = Target::Position(at);
     let plan = plan(store, &mut history, target, present(core.term())).await?;
-    task.phase("copy", plan.bytes)?;
-    task.unless_stopped(materialise(store, &plan, file)).await?;
+    task.phase("copy", plan.target.n.bytes(plan.page_size))?;
+    if !copy::into_file(lease, plan.target, file, Some(task)).await? {
+        task.unless_stopped(materialise(store, &plan, file)).await?;
+    }
     Ok(plan)
 }
 
@@ -89,7 +92,7 @@ async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
         .tempdir_in(scratch)
         .map_err(io)?;
     let file = scratch.path().join("database");
-    let plan = replanned!(copy(database, task, parent.at, &file))?;
+    let plan = replanned!(state(&lease, task, parent.at, &file))?;
     task.phase("store", plan.target.n.bytes(plan.page_size))?;
     let state = plan.target;
     let meta = ImageMeta {

@@ -222,7 +222,7 @@ async fn apply(child: &Database, folder: &Path, remainder: Remainder) -> Result<
                 (disk, journal.as_path()),
                 &remainder.chunks,
                 (id, size),
-                after,
+                (after, remainder.last),
                 &mut |page| xors.add(page).map_err(|e| Error::io("merge a delta", e)),
             )?;
             if last != remainder.last {

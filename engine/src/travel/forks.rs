@@ -166,7 +166,11 @@ async fn make(
     let child = child_of(database, fork, id, target.position).await?;
     let made = create(engine, &child).await;
     match made {
-        Ok(()) => Ok(child.row),
+        Ok(()) => {
+            let core = &engine.inner.core;
+            core.untouched.add(id, target);
+            Ok(child.row)
+        }
         Err(error) => {
             if let Err(left) = discard(engine, &child.meta, Some(&child.parent)).await {
                 tracing::warn!(database = %id, error = %left, "a fork that failed is not removed yet");

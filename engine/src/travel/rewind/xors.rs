@@ -51,18 +51,23 @@ impl PageXors {
 
     /// Fills `xor` with the XOR of `page`: zeros if it does not differ.
     pub(crate) fn load(&self, page: PageNo, xor: &mut [u8]) -> io::Result<()> {
+        if !self.load_changed(page, xor)? {
+            xor.fill(0);
+        }
+        Ok(())
+    }
+
+    /// The same, or false if `page` does not differ.
+    pub(crate) fn load_changed(&self, page: PageNo, xor: &mut [u8]) -> io::Result<bool> {
         if let Some(held) = self.memory.get(&page) {
             xor.copy_from_slice(held);
-            return Ok(());
+            return Ok(true);
         }
         match &self.file {
-            Some(file) if self.in_file.contains(&page) => {
-                file.read_exact_at(xor, page.offset(self.size))
-            }
-            _ => {
-                xor.fill(0);
-                Ok(())
-            }
+            Some(file) if self.in_file.contains(&page) => file
+                .read_exact_at(xor, page.offset(self.size))
+                .map(|()| true),
+            _ => Ok(false),
         }
     }
 

@@ -1,72 +1,46 @@
-//! The live database, read page by page through SQLite: what it holds now, not what was kept in memory of it.
+//! The live database, read page by page from its files: what they hold now, not what was kept in memory of it.
 //!
-//! It is read through a read transaction whose Position is known (see [`crate::image`]); writers go on.
+//! It is read by a fuzzy copy (see [`crate::copy`]); writers go on.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use tidelog_archive::plan::Resolved;
 use tidelog_archive::restore::PageSink;
-use tidelog_wal::digest::PageHash;
-use tidelog_wal::{Digest, PageCount, PageNo};
+use tidelog_wal::Digest;
 
-use crate::capture::Head;
+use crate::copy::Copy;
 use crate::database::Lease;
-use crate::error::{Code, Error};
-use crate::image::snapshot;
+use crate::error::Error;
+use crate::executor::blocking;
 use crate::operations::Task;
 
 /// A live database at one commit.
 #[derive(Debug)]
 pub(super) struct Live {
     /// The commit, with the digest that was recorded for it.
-    pub(super) head: Head,
+    pub(super) state: Resolved,
     /// The digest of the pages as they were read.
     pub(super) digest: Digest,
 }
 
 /// Reads every page, and writes them to `copy` where one is wanted.
 pub(super) async fn read(lease: &Lease, copy: Option<PathBuf>, task: &Task) -> Result<Live, Error> {
-    let snapshot = snapshot(lease).await?;
-    let head = snapshot.head;
-    let (size, seed) = (lease.meta().page_size, lease.meta().seed);
-    task.phase("reading the live database", head.pages.bytes(size))?;
+    let database = Arc::clone(lease);
+    let live = blocking(lease.core.executor(), move || Copy::newest(&database)).await?;
+    let (size, state) = (lease.meta().page_size, *live.target());
+    task.phase("reading the live database", state.n.bytes(size))?;
     let task = task.clone();
-    crate::executor::blocking(lease.core.executor(), move || {
+    blocking(lease.core.executor(), move || {
         let io = |e| Error::io("copy the live database", e);
-        let sql = |e| Error::new(Code::DatabaseCorrupt, "read the live database").caused_by(e);
         let copy = copy.map(File::create_new).transpose().map_err(io)?;
-        let read: Result<Digest, Error> = snapshot.sqlite.as_engine(|connection| {
-            let mut select = connection
-                .prepare("SELECT pgno, data FROM sqlite_dbpage ORDER BY pgno")
-                .map_err(sql)?;
-            let mut rows = select.query([]).map_err(sql)?;
-            let mut digest = Digest::empty(size).resize(PageCount::ZERO, head.pages, size);
-            let mut bytes = 0_u64;
-            while let Some(row) = rows.next().map_err(sql)? {
-                let number: u32 = row.get(0).map_err(sql)?;
-                let data = row.get_ref(1).map_err(sql)?;
-                let image = data.as_blob().map_err(|e| {
-                    Error::new(Code::DatabaseCorrupt, "a page without bytes").caused_by(e)
-                })?;
-                let page = PageNo::new(number).ok_or_else(|| Error::internal("page 0"))?;
-                let counts = number <= head.pages.get() && page != size.lock_page();
-                if counts {
-                    digest = digest.replace(PageHash::ABSENT, seed.page(page, image));
-                }
-                if let Some(copy) = copy.as_ref().filter(|_| counts) {
-                    copy.write_all_at(image, page.offset(size)).map_err(io)?;
-                }
-                bytes += image.len() as u64;
-                task.progress(bytes);
-                task.check()?;
-            }
-            Ok(digest)
-        });
-        let closed = snapshot.sqlite.close();
-        let digest = read?;
-        closed.map_err(|e| Error::new(Code::Internal, "end a snapshot").caused_by(e))?;
-        Ok(Live { head, digest })
+        let digest = live.pages(Some(&task), |first, run| match &copy {
+            Some(copy) => copy.write_all_at(run, first.offset(size)).map_err(io),
+            None => Ok(()),
+        })?;
+        Ok(Live { state, digest })
     })
     .await
 }

@@ -282,7 +282,7 @@ impl Prover<'_> {
         let store = &core.remote.store;
         let at = self
             .target
-            .or(live.as_ref().map(|(_, live, _)| live.head.position()));
+            .or(live.as_ref().map(|(_, live, _)| live.state.position));
         let target = at.map_or(Target::Head, Target::Position);
         let resolved = history.resolve(store, target, present(core.term())).await;
         let plan = match resolved {
@@ -382,22 +382,22 @@ impl Prover<'_> {
         (_lease, live, folder): (Lease, Live, tempfile::TempDir),
         proof: &mut Proof,
     ) -> Result<(), Error> {
-        let head = live.head;
+        let head = live.state;
         if live.digest != head.digest {
             let what = format!(
                 "the live database at txid {} has digest {}, recorded is {}",
-                head.txid, live.digest, head.digest
+                head.position.txid, live.digest, head.digest
             );
             proof.found(ErrorKind::Corrupt, "", what);
         }
-        let covered = json!({ "bookmark": head.position().to_string(), "pages": head.pages.get() });
+        let covered = json!({ "bookmark": head.position.to_string(), "pages": head.n.get() });
         proof.covers.insert("live".to_owned(), covered);
         let target = plan.target;
-        if target.position == head.position() {
+        if target.position == head.position {
             if target.digest != head.digest {
                 let what = format!(
                     "the log in the store has digest {} for txid {}, this node {}",
-                    target.digest, head.txid, head.digest
+                    target.digest, head.position.txid, head.digest
                 );
                 proof.found(ErrorKind::Corrupt, "", what);
             }
@@ -406,7 +406,7 @@ impl Prover<'_> {
         if live.digest != head.digest {
             return Ok(());
         }
-        let back = match history.plan_from(head.position(), target).await {
+        let back = match history.plan_from(head.position, target).await {
             Ok(back) => back,
             // No log leads over it: the states on either side are proven by themselves.
             Err(PlanError::Gap { .. }) => return Ok(()),

@@ -1,0 +1,196 @@
+//! Backfill: moving captured frames into the database file beside the writers (DESIGN 5.3).
+//!
+//! A read transaction is begun first; SQLite copies no frame beyond what it sees. Then everything committed is
+//! captured and the journal synced, so that every frame the checkpoint may copy has its old image in the log, on
+//! disk. PASSIVE runs on another connection, and only when capture was told where it ended does the read
+//! transaction end: until then the WAL life cannot end. No writer waits; the gate is not taken, and the capture lock
+//! is not held while pages are copied.
+//!
+//! Where everything was in the file already when the read transaction began, SQLite gives it a mark that holds no
+//! frame back. It then excludes the copying as a whole: nothing is copied, and the next backfill does.
+//!
+//! A stored chunk of the journal waits for the files to hold its commits by themselves. Where one does, the WAL is
+//! synced as far as it was captured and the state file says so: file and WAL together are a durable copy, whatever
+//! a reader keeps from being backfilled. So no chunk waits for a reader.
+//!
+//! No note goes to the journal: opening proves where files are by their digest (decision 0001), and frames that a
+//! dead backfill had copied in part stand in the WAL, which SQLite recovers first.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use tidelog_wal::frame::FrameNo;
+
+use super::checkpoint::{checkpoint_pragma, grown_since, wal_position};
+use super::{Made, OpenDb};
+use crate::capture::Scratch;
+use crate::crash_point;
+use crate::error::{Code, Error};
+use crate::sql::connection::{Purpose, Sqlite, open};
+
+/// A close copies what is left of a WAL itself where that is no more than this share of what makes a backfill.
+const LEFT_FOR_CLOSE: u64 = 8;
+
+/// The connections that move frames.
+#[derive(Debug)]
+pub(super) struct Checkpointing {
+    /// Runs every checkpoint.
+    pub(super) mover: Sqlite,
+    /// Holds the read transaction of a backfill; opened with the first one.
+    pub(super) pin: Option<Sqlite>,
+}
+
+impl Checkpointing {
+    pub(super) const fn new(mover: Sqlite) -> Self {
+        Self { mover, pin: None }
+    }
+}
+
+/// When a database was backfilled, and whether it waits for it.
+#[derive(Debug, Default)]
+pub(super) struct Backfilled {
+    queued: AtomicBool,
+    /// The last frame of the WAL after the last attempt.
+    frame: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Arc<OpenDb>>,
+    closed: bool,
+}
+
+/// The databases whose WAL has grown enough to be backfilled, for the one thread that does it.
+#[derive(Debug, Default)]
+pub(crate) struct Backfills {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+impl Backfills {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, database: Arc<OpenDb>) {
+        self.lock().waiting.push_back(database);
+        self.wake.notify_one();
+    }
+
+    /// Ends the thread once the queue is empty.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_all();
+    }
+
+    fn next(&self) -> Option<Arc<OpenDb>> {
+        let waits = |queue: &mut Queue| queue.waiting.is_empty() && !queue.closed;
+        let waited = self.wake.wait_while(self.lock(), waits);
+        let mut queue = waited.unwrap_or_else(PoisonError::into_inner);
+        queue.waiting.pop_front()
+    }
+
+    /// The thread's loop: returns when the queue is closed and empty.
+    pub(crate) fn run(&self) {
+        let mut scratch = Scratch::default();
+        while let Some(database) = self.next() {
+            database.backfilled.queued.store(false, Ordering::Release);
+            if let Err(error) = database.backfill(&mut scratch)
+                && !database.is_poisoned()
+            {
+                // Nothing is lost by it: the frames stay in the WAL.
+                tracing::warn!(database = %database.meta.id, %error, "not backfilled yet");
+            }
+        }
+    }
+}
+
+impl OpenDb {
+    /// Has the WAL backfilled beside the writers if it has grown enough since the last time.
+    pub(super) fn backfill_if_grown(self: &Arc<Self>, frame: FrameNo) {
+        let last = self.backfilled.frame.load(Ordering::Relaxed);
+        let grown = grown_since(frame, last, self.meta.page_size);
+        if grown >= self.core.settings.wal_backfill_bytes
+            && !self.backfilled.queued.swap(true, Ordering::AcqRel)
+        {
+            self.core.backfills.push(Arc::clone(self));
+        }
+    }
+
+    /// Whether so much of the WAL is left that whoever closes the database should have it backfilled first.
+    pub(crate) fn has_much_to_backfill(&self) -> bool {
+        let least = self.core.settings.wal_backfill_bytes / LEFT_FOR_CLOSE;
+        self.header().is_ok_and(|header| {
+            let frames = header
+                .max_frame
+                .get()
+                .saturating_sub(header.backfilled.get());
+            u64::from(frames) * u64::from(self.meta.page_size.get()) > least
+        })
+    }
+
+    /// Copies what is captured into the database file, as far as readers let it, while writers go on; where a
+    /// stored chunk waits for this database it waits no longer. Blocks. Does nothing once the database is closed.
+    pub(crate) fn backfill(&self, scratch: &mut Scratch) -> Result<(), Error> {
+        self.interrupt_old_reads();
+        let mut checkpointing = self.lock_checkpointing();
+        let Some(Checkpointing { mover, pin: held }) = checkpointing.as_mut() else {
+            return Ok(());
+        };
+        self.check()?;
+        let failed = |what| move |e| Error::new(Code::Internal, what).caused_by(e);
+        let pin = match held.take() {
+            Some(pin) => pin,
+            None => open(
+                &self.database_file,
+                Purpose::Checkpointer,
+                &self.core.parts.clock,
+            )
+            .map_err(failed("open a connection for a backfill"))?,
+        };
+        pin.as_engine(|c| c.execute_batch("BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1"))
+            .map_err(failed("begin a backfill"))?;
+        let done = self.backfill_pinned(mover, scratch);
+        pin.as_engine(|c| c.execute_batch("COMMIT"))
+            .map_err(failed("end a backfill"))?;
+        *held = Some(pin);
+        done
+    }
+
+    /// The same once the read transaction has begun; it must not end before this returns.
+    fn backfill_pinned(&self, mover: &Sqlite, scratch: &mut Scratch) -> Result<(), Error> {
+        let (head, captured, lsn) = {
+            let mut slot = self.lock_capture();
+            let header = self.capture_locked(&mut slot, scratch, Made::Live)?;
+            (*slot.capture.head(), header, slot.last_lsn)
+        };
+        self.core.journal.sync_to(lsn)?;
+        crash_point!("backfill.before_copy");
+        let copied = checkpoint_pragma(mover, "PASSIVE");
+        crash_point!("backfill.after_copy");
+        // Also where it failed: capture has to know whether the life may end.
+        let (after, ended) = {
+            let mut slot = self.lock_capture();
+            let after = self.header().inspect_err(|error| self.poison(error))?;
+            let ended = slot.capture.checkpointed(&after);
+            (after, ended.map_err(|e| self.passed_capture(&e))?)
+        };
+        copied.map_err(|e| Error::new(Code::Internal, "backfill a WAL").caused_by(e))?;
+        let frame = u64::from(after.max_frame.get());
+        self.backfilled.frame.store(frame, Ordering::Relaxed);
+        if !self.core.journal.waits_for_checkpoint(self.meta.id) {
+            return Ok(());
+        }
+        if !ended {
+            let io = |e| Error::io("sync a WAL", e);
+            self.with_files(|files| files.sync_wal().map_err(io))?;
+            crate::disk::sync_parent(&self.database_file).map_err(io)?;
+        }
+        crash_point!("backfill.before_state");
+        self.write_state(head, Some(wal_position(&captured)))?;
+        crash_point!("backfill.after_state");
+        self.core.journal.set_checkpointed(self.meta.id, head.txid);
+        self.core.journal.collect()
+    }
+}
