@@ -9,6 +9,7 @@ mod forks;
 mod hrana;
 mod keys;
 mod limits;
+mod namespaces;
 mod neighbours;
 mod operator;
 mod records;
