@@ -110,6 +110,21 @@ impl Engine {
         self.inner.system.role_of(principal, database).await
     }
 
+    /// Counts what may end or lessen a right: while it stays, whoever was let in may stay.
+    pub fn rights_epoch(&self) -> u64 {
+        self.inner.system.rights_epoch()
+    }
+
+    /// Judges a caller anew who was let in a while ago: what they may do in a database now.
+    #[boxed]
+    pub async fn judge_again(
+        &self,
+        principal: &Principal,
+        database: Option<&str>,
+    ) -> Result<Role, Error> {
+        self.inner.system.judge_again(principal, database).await
+    }
+
     /// A member, if there is one of that name.
     #[boxed]
     pub async fn member(

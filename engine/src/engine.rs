@@ -595,24 +595,8 @@ impl Engine {
     }
 
     pub(crate) fn draft(&self, meta: DbMeta, name: &str) -> Draft {
-        let row = DatabaseRow {
-            id: meta.id,
-            namespace: meta.namespace,
-            name: name.to_owned(),
-            page_size: meta.page_size.get(),
-            created_at: self.inner.core.parts.clock.wall(),
-            deleted_at: None,
-            durability: None,
-            block_reads: false,
-            block_writes: false,
-            delete_protection: false,
-            size_limit: None,
-            parent: None,
-            branch: None,
-            expires_at: None,
-            retention_micros: None,
-            purging: false,
-        };
+        let ids = (meta.namespace, meta.id);
+        let row = DatabaseRow::plain(ids, name.to_owned(), meta.page_size, self.now());
         Draft(Database {
             engine: self.clone(),
             row,

@@ -1,5 +1,5 @@
-//! The process dies at every step of making, deleting and restoring an archive, and of replacing a database: what
-//! the next life finds is whole or not there at all, and the operation says which.
+//! The process dies at every step of making, deleting and restoring an archive, of replacing a database, and of purging
+//! a namespace: what the next life finds is whole or not there at all, and the operation says which.
 //!
 //! Method: this test starts itself as a child that works on a folder until it reaches the named crash point and
 //! aborts; then a node is started on the folder.
@@ -105,6 +105,11 @@ async fn child() {
         let file = replacement(&folder);
         let mut handle = database.replace(&file, None, None).await.expect("begin");
         handle.wait(WAIT).await;
+        return;
+    }
+    if work == "namespace" {
+        let purge = engine.namespace_purge(namespace, None).await;
+        purge.expect("begin").wait(WAIT).await;
         return;
     }
     let mut handle = database.archive_create(archive()).await.expect("begin");
@@ -215,6 +220,9 @@ async fn an_archive_is_whole_or_leaves_nothing_wherever_the_process_dies() {
             _ => vec![OperationState::Failed],
         };
         assert_eq!(made, expected, "{point}");
+        for failed in operations.iter().filter_map(|one| one.error.as_ref()) {
+            assert_eq!(failed.code, "operation-interrupted", "{point}");
+        }
         for one in &listed {
             let verified = database.archive_verify(&one.id.to_string(), None).await;
             let verified = verified.expect("begin").wait(WAIT).await;
@@ -291,6 +299,37 @@ async fn a_replaced_database_is_the_old_one_or_the_new_one_and_the_operation_say
             assert_eq!(undone.state, OperationState::Succeeded, "{undone:?}");
             assert_eq!(sql(&database, "SELECT sum(a) FROM t").await, 1);
         }
+        engine.shutdown().await.expect("shutdown");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_whose_purge_began_is_gone_wherever_the_process_dies() {
+    for point in ["namespace.after_closing", "namespace.before_forget"] {
+        let folder = died(point, "namespace");
+        let engine = Engine::start(settings(folder.path()), Parts::production()).await;
+        let engine = engine.expect("start");
+        let deadline = tokio::time::Instant::now() + WAIT;
+        while let Ok(found) = engine.namespace_by_name("acme").await {
+            let end = engine.namespace_end(found.id);
+            assert!(end.is_none_or(|end| end.purging), "{point}: it is open");
+            assert!(tokio::time::Instant::now() < deadline, "{point}: it stays");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Of two namespaces, the system's own is the one that has more than tombstones.
+        let mut full = 0;
+        for entry in std::fs::read_dir(folder.path().join("store/tenants")).expect("a folder") {
+            let mut left = Vec::new();
+            files(&entry.expect("an entry").path(), &mut left);
+            full += usize::from(left.iter().any(|path| {
+                let name = path.file_name().unwrap_or_default();
+                name != "manifest" && name != "key" && !path.to_string_lossy().contains("/audit/")
+            }));
+        }
+        assert!(full <= 1, "{point}: objects stay");
+        let again = engine.namespace_create("acme").await.expect("free").id;
+        let made = engine.database_create(again, NewDatabase::named("orders"));
+        sql(&made.await.expect("create"), "CREATE TABLE t(a)").await;
         engine.shutdown().await.expect("shutdown");
     }
 }

@@ -785,6 +785,121 @@ async fn sealed_archives_show_nothing_outlive_rotations_and_go_with_their_databa
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_archive_that_was_changed_is_refused_by_name() {
+    // Goal: no byte of a sealed archive changes, goes or is another's unnoticed. Method: flips, cuts, additions, an
+    // archive of another moment and one of another database in its place; a verification, a database made of it, a
+    // download and the decryption of the file alone each refuse it; put back, it is whole.
+    let folder = tempfile::tempdir().expect("tempdir");
+    let keys = masters(&[("k1", 1)]);
+    let engine = start(folder.path(), &keys).await;
+    let (a, b) = (make(&engine, "a").await, make(&engine, "b").await);
+    run(&a, "INSERT INTO t(b) VALUES(randomblob(700000))").await;
+    let first = archived(&a, Format::Sqlite).await;
+    run(&a, "INSERT INTO t(b) VALUES('later')").await;
+    let second = archived(&a, Format::Sqlite).await;
+    run(&b, "INSERT INTO t(b) VALUES(randomblob(700000))").await;
+    let foreign = archived(&b, Format::Sqlite).await;
+    let namespace = a.row().namespace;
+    let file = |archive: &Archive| folder.path().join("store").join(archive.key().to_string());
+    let read = |archive: &Archive| std::fs::read(file(archive)).expect("read");
+    let good = read(&first);
+    let flipped = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let end = good.len();
+    let changed = [
+        ("a flip in the header", flipped(70)),
+        ("a flip in a block", flipped(end / 2)),
+        ("a flip at the end", flipped(end - 1)),
+        ("the last byte gone", good[..end - 1].to_vec()),
+        ("half of it", good[..end / 2].to_vec()),
+        ("nothing", Vec::new()),
+        ("a byte more", [&good[..], &[0]].concat()),
+        ("another moment's", read(&second)),
+        ("another database's", read(&foreign)),
+    ];
+    let id = first.document.id.clone();
+    let key_object = file(&first).with_file_name("../key");
+    let key_object = Bytes::from(std::fs::read(key_object).expect("the key object"));
+    let out = folder.path().join("out");
+    for (what, bytes) in changed {
+        std::fs::write(file(&first), &bytes).expect("write");
+        let verified = succeeded(a.archive_verify(&id, None).await).await;
+        assert_eq!(verified["outcome"], "mismatch", "{what}: {verified}");
+        let made = engine.database_from_archive(namespace, "never", &id, None);
+        let mut made = made.await.expect("begun");
+        let failed = made.wait(Duration::from_mins(1)).await;
+        let why = failed.error.expect("an error");
+        assert_eq!(why.code, "object-corrupt", "{what}");
+        assert!(why.detail.contains(&id), "{what}: {}", why.detail);
+        let content = a.archive_content(&id).await;
+        let whole = 0..first.document.stored_bytes;
+        let pieces: Result<Vec<_>, _> = match content {
+            Ok(content) => content.stream(whole).try_collect().await.map_err(drop),
+            Err(_) => Err(()),
+        };
+        assert!(pieces.is_err(), "{what}: it was given out");
+        let _ = std::fs::remove_file(&out);
+        let decrypted =
+            archives::decrypt(&file(&first), &out, &key_object, &keys, false, &|_, _| ());
+        // The file alone is what it says it is: an archive of another moment, whole.
+        if what != "another moment's" {
+            let refused = decrypted.expect_err(what);
+            assert_ne!(refused.code(), Code::Internal, "{what}: {refused:?}");
+            assert!(!out.exists(), "{what}: something was written");
+        }
+    }
+    std::fs::write(file(&first), &good).expect("put it back");
+    let verified = succeeded(a.archive_verify(&id, None).await).await;
+    assert_eq!(verified["outcome"], "verified", "{verified}");
+    engine.shutdown().await.expect("shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_of_a_data_key_cut_short_loses_nothing() {
+    // Goal: a process that dies between writing a new data key and using it leaves both usable. Method: the key is
+    // added behind the node's back, as by a process that died there; the next life writes with it and reads the old.
+    let folder = tempfile::tempdir().expect("tempdir");
+    let keys = masters(&[("k1", 1)]);
+    let engine = start(folder.path(), &keys).await;
+    let database = make(&engine, "orders").await;
+    fill(&database).await;
+    let ids = (database.row().namespace, database.row().id);
+    engine.shutdown().await.expect("shutdown");
+    drop((database, engine));
+    let store = Store::open(&url(folder.path()), StoreOptions::default()).expect("store");
+    let store = store.with_keys(tidelog_archive::seal::Keyring::new(keys.clone()));
+    let half = tidelog_archive::seal::KeyStore::new(store, ids.0, ids.1);
+    let entropy = tidelog_archive::SystemEntropy;
+    let now = tidelog_wal::Timestamp::from_micros(1);
+    let newest = half.rotate(now, &entropy).await.expect("added").id;
+    drop(half);
+    let engine = start(folder.path(), &keys).await;
+    let database = find(&engine, "orders").await.expect("there");
+    assert_eq!(count(&database).await, 80);
+    fill(&database).await;
+    let status = engine.key_status(ids.0, ids.1).await.expect("status");
+    let status = status.expect("keys");
+    assert_eq!((status.keys, status.newest.expect("one").0), (2, newest));
+    engine.rotate_data_key(ids.0, ids.1).await.expect("again");
+    run(&database, "INSERT INTO t(b) VALUES('on')").await;
+    engine.shutdown().await.expect("shutdown");
+    let bucket = Bucket::open_with_keys(&url(folder.path()), &keys).await;
+    let bucket = bucket.expect("bucket");
+    let found = bucket.find("acme", "orders").await.expect("find");
+    let out = folder.path().join("out.db");
+    let restored = bucket.restore(&found, At::Latest, &out, false).await;
+    restored.expect("restore");
+    let restored = rusqlite::Connection::open(&out).expect("open");
+    let rows: i64 = restored
+        .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .expect("count");
+    assert_eq!(rows, 160);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shredded_database_opens_from_no_copy_of_the_bucket() {
     // Goal: one write makes a deleted tenant unreadable. Method: its keys are destroyed; then, from the raw bytes of
     // the bucket and every master key, each of its objects and journal sections is tried. Before, all open.

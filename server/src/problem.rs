@@ -68,6 +68,7 @@ codes! {
     IdempotencyResultRolledBack 409 "idempotency-result-rolled-back" "What the first call did was rolled back by a restore" false;
     BookmarkExpired 410 "bookmark-expired" "The bookmark has left the retention window" false;
     BookmarkLost 410 "bookmark-lost" "The commit was never stored and its machine was lost" false;
+    NamespaceDeleted 410 "namespace-deleted" "The namespace is deleted" false;
     DatabasePurged 410 "database-purged" "The database has been purged" false;
     SnapshotExpired 410 "snapshot-expired" "The snapshot has left the retention window" false;
     DatabaseMoved 412 "database-moved" "The database has moved since" false;

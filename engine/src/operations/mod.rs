@@ -104,6 +104,16 @@ impl Running {
         self.lock().exclusive.get(&database).cloned()
     }
 
+    /// An operation that changes something in a namespace.
+    pub(crate) fn changing_in(&self, namespace: NamespaceId) -> Option<String> {
+        let inner = self.lock();
+        let mut all = inner.by_id.values().map(|shared| shared.current());
+        let changing = all.find(|operation| {
+            operation.namespace == namespace && operation.kind != OperationType::Verification
+        });
+        changing.map(|operation| operation.id)
+    }
+
     /// Interrupts everything that has not passed its point of no return, and lets nothing new in.
     pub(crate) fn interrupt(&self) -> Vec<Handle> {
         let mut inner = self.lock();
@@ -259,6 +269,12 @@ impl Engine {
             }
         }
         self.inner.system.operation(namespace, id).await
+    }
+
+    /// An operation of a namespace that is gone: how its end came out.
+    #[boxed]
+    pub async fn operation_of_gone(&self, id: &str) -> Result<Operation, Error> {
+        self.inner.system.operation_of_gone(id).await
     }
 
     /// Follows an operation of a namespace; one that has ended shows its end and no change.

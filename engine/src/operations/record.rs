@@ -352,6 +352,28 @@ impl System {
         })
     }
 
+    /// One operation of a namespace that is gone.
+    pub(super) async fn operation_of_gone(&self, id: &str) -> Result<Operation, Error> {
+        let wanted = id.to_owned();
+        let found = self
+            .read(move |c| {
+                c.query_row(
+                    &format!(
+                        "SELECT {COLUMNS} FROM operations WHERE id = ?1 AND NOT EXISTS(\
+                         SELECT 1 FROM namespaces WHERE id = operations.namespace)"
+                    ),
+                    [wanted],
+                    operation,
+                )
+                .optional()
+            })
+            .await?;
+        found.ok_or_else(|| {
+            let what = format!("no namespace that is gone had an operation {id:?}");
+            Error::new(Code::OperationNotFound, what)
+        })
+    }
+
     /// Operations of a namespace, newest first.
     pub(super) async fn operation_list(
         &self,

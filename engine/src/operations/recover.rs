@@ -63,6 +63,9 @@ async fn outcome(engine: &Engine, operation: &Operation) -> Result<Option<Json>,
         }
         // What these make is either complete by one conditional write or garbage that nothing names.
         OperationType::Restore => crate::travel::rewind::recover(engine, operation).await,
+        OperationType::Purge if database.is_none() => {
+            engine.recover_namespace_purge(operation).await
+        }
         OperationType::Purge => engine.recover_purge(operation).await,
         OperationType::Fork => crate::travel::forks::recover(engine, operation).await,
         OperationType::Detach => crate::travel::detach::recover(engine, operation).await,

@@ -40,6 +40,10 @@ impl Shared {
         self.changes.borrow().id.clone()
     }
 
+    pub(super) fn current(&self) -> Operation {
+        self.changes.borrow().clone()
+    }
+
     pub(super) fn subscribe(&self) -> watch::Receiver<Operation> {
         self.changes.subscribe()
     }

@@ -453,6 +453,6 @@ pub fn sql_error(sqlite: &Sqlite, error: rusqlite::Error) -> Error {
         } => Error::new(Code::SqlError, msg.clone())
             .with("sqlite_code", failure.extended_code)
             .with("offset", *offset),
-        _ => Error::new(Code::SqlError, error.to_string()),
+        _ => Error::new(Code::SqlError, error.to_string()).caused_by(error),
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr as _;
 use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
-use tidelog_wal::{DatabaseId, NamespaceId, Position, Timestamp};
+use tidelog_wal::{DatabaseId, NamespaceId, PageSize, Position, Timestamp};
 
 use super::names::check_name;
 use super::requests::Record;
@@ -67,6 +67,35 @@ pub struct DatabaseRow {
     pub purging: bool,
 }
 
+impl DatabaseRow {
+    /// The row of a database with settings that nobody has changed.
+    pub(crate) fn plain(
+        (namespace, id): (NamespaceId, DatabaseId),
+        name: String,
+        page_size: PageSize,
+        created_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            namespace,
+            name,
+            page_size: page_size.get(),
+            created_at,
+            deleted_at: None,
+            durability: None,
+            block_reads: false,
+            block_writes: false,
+            delete_protection: false,
+            size_limit: None,
+            parent: None,
+            branch: None,
+            expires_at: None,
+            retention_micros: None,
+            purging: false,
+        }
+    }
+}
+
 /// Where a fork begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParentRow {
@@ -117,6 +146,10 @@ impl Cache {
 
     pub(super) fn forget(&self, namespace: NamespaceId, name: &str) {
         self.lock().remove(&(namespace, name.to_owned()));
+    }
+
+    pub(super) fn forget_all_of(&self, namespace: NamespaceId) {
+        self.lock().retain(|(of, _), _| *of != namespace);
     }
 }
 
@@ -267,10 +300,12 @@ impl System {
         record: Option<Record>,
     ) -> Result<(), Error> {
         let row = made.clone();
-        self.write_recorded(record, move |c| {
-            c.execute(
+        let added = self.write_recorded(record, move |c| {
+            // Nothing begins in a namespace that is deleted: it would be left behind.
+            let rows = c.execute(
                 "INSERT INTO databases(id, namespace, name, page_size, created, parent, parent_at, \
-                 branch, expires, due) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)",
+                 branch, expires, due) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9 \
+                 WHERE NOT EXISTS(SELECT 1 FROM namespaces WHERE id = ?2 AND deleted IS NOT NULL)",
                 params![
                     row.id.as_bytes(),
                     row.namespace.as_bytes(),
@@ -282,10 +317,13 @@ impl System {
                     row.branch,
                     row.expires_at.map(micros),
                 ],
-            )
-        })
-        .await
-        .map_err(|error| taken("database", &made.name, error))?;
+            )?;
+            some_row(rows)
+        });
+        if let Err(error) = added.await {
+            self.refuse_ended(made.namespace)?;
+            return Err(taken("database", &made.name, error));
+        }
         self.databases.put(made);
         Ok(())
     }
@@ -529,22 +567,44 @@ impl System {
         let id = found.id;
         let changed = self
             .write_recorded(record, move |c| {
-                c.execute(
+                // A namespace that is deleted brings its databases back itself.
+                let rows = c.execute(
                     "UPDATE databases SET deleted = NULL, due = 0 \
-                     WHERE id = ?1 AND purging IS NULL",
+                     WHERE id = ?1 AND purging IS NULL AND NOT EXISTS(SELECT 1 FROM namespaces \
+                     WHERE id = databases.namespace AND deleted IS NOT NULL)",
                     [id.as_bytes()],
-                )
+                )?;
+                some_row(rows)
             })
-            .await
-            .map_err(|error| taken("database", &found.name, error))?;
-        if changed == 0 {
-            return Err(super::lifecycle::purged(&found.name));
+            .await;
+        if let Err(error) = changed {
+            self.refuse_ended(found.namespace)?;
+            return Err(if is_no_row(&error) {
+                super::lifecycle::purged(&found.name)
+            } else {
+                taken("database", &found.name, error)
+            });
         }
         Ok(DatabaseRow {
             deleted_at: None,
             ..found
         })
     }
+}
+
+/// Ends a transaction that was to change a row and did not, so that no answer of it is kept.
+fn some_row(rows: usize) -> rusqlite::Result<()> {
+    if rows == 0 {
+        return Err(rusqlite::Error::StatementChangedRows(0));
+    }
+    Ok(())
+}
+
+/// Whether [`some_row`] ended it.
+fn is_no_row(error: &Error) -> bool {
+    let source = std::error::Error::source(error);
+    let source = source.and_then(|source| source.downcast_ref::<rusqlite::Error>());
+    matches!(source, Some(rusqlite::Error::StatementChangedRows(0)))
 }
 
 fn namespace_insert(c: &Connection, row: &Namespace) -> rusqlite::Result<()> {

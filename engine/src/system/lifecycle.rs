@@ -17,6 +17,18 @@ pub(crate) struct DueRow {
     pub(crate) retention_micros: Option<u64>,
 }
 
+/// Tables whose rows go with their database.
+const OF_A_DATABASE: [&str; 8] = [
+    "archives",
+    "archive_schedules",
+    "verifications",
+    "verification_schedules",
+    "restores",
+    "rolled_back_keys",
+    "insights",
+    "slow_queries",
+];
+
 impl System {
     /// The live database of this name, or the one that was deleted last.
     pub(crate) async fn database_or_deleted(
@@ -165,11 +177,11 @@ impl System {
         let now = self.core.parts.clock.wall();
         self.write(move |c| {
             c.execute("DELETE FROM databases WHERE id = ?1", [row.id.as_bytes()])?;
-            // Their objects are gone with the others.
-            c.execute(
-                "DELETE FROM archives WHERE database = ?1",
-                [row.id.as_bytes()],
-            )?;
+            // Nothing that tells of what was in it stays: what is shown of it was its own.
+            for table in OF_A_DATABASE {
+                let delete = format!("DELETE FROM {table} WHERE database = ?1");
+                c.execute(&delete, [row.id.as_bytes()])?;
+            }
             c.execute(
                 "INSERT OR IGNORE INTO purged(id, namespace, name, purged) VALUES(?1, ?2, ?3, ?4)",
                 params![

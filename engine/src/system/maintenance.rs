@@ -86,6 +86,13 @@ impl System {
         }
     }
 
+    /// Forgets the maintenance of a namespace that is gone.
+    pub(super) fn drop_maintenance(&self, namespace: NamespaceId) {
+        let on = &self.maintenance.on;
+        let mut on = on.write().unwrap_or_else(PoisonError::into_inner);
+        on.remove(&Some(namespace));
+    }
+
     /// Switches the maintenance of a scope on, for a reason, or off. Starting it twice keeps its beginning.
     pub(crate) async fn set_maintenance(
         &self,

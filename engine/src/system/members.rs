@@ -56,6 +56,16 @@ impl Cache {
         cached.epoch += 1;
         cached.members.remove(&(namespace, principal.to_owned()));
     }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    pub(super) fn forget_all_of(&self, namespace: NamespaceId) {
+        let mut cached = self.lock();
+        cached.epoch += 1;
+        cached.members.retain(|(of, _), _| *of != namespace);
+    }
 }
 
 const SELECT: &str = "SELECT m.principal, m.role, m.databases, m.created, m.changed, r.at FROM members m \

@@ -14,6 +14,7 @@ pub(crate) mod lifecycle;
 pub mod maintenance;
 pub mod members;
 pub mod names;
+pub mod namespaces;
 pub mod requests;
 mod schema;
 mod token_rows;
@@ -81,6 +82,7 @@ pub(crate) struct System {
     tokens: token_rows::Cache,
     members: members::Cache,
     maintenance: maintenance::State,
+    closed: namespaces::Closed,
     audit: audit::Waiting,
     insights: insights::Waiting,
 }
@@ -101,6 +103,7 @@ impl System {
             tokens: token_rows::Cache::default(),
             members: members::Cache::default(),
             maintenance: maintenance::State::default(),
+            closed: namespaces::Closed::default(),
             audit: audit::Waiting::default(),
             insights: insights::Waiting::default(),
         }
@@ -129,7 +132,8 @@ impl System {
             })
             .await?;
         }
-        self.load_maintenance().await
+        self.load_maintenance().await?;
+        self.load_closed().await
     }
 
     /// Whether audit lines or counts wait to be written.

@@ -69,6 +69,16 @@ CREATE INDEX purged_of ON purged(namespace, name);
     PROOF,
     // A restore may have read an archive.
     "ALTER TABLE restores ADD COLUMN archive TEXT;",
+    // Archives by schedule, and namespaces that end.
+    "
+ALTER TABLE archives ADD COLUMN scheduled INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE archive_schedules(
+  database BLOB PRIMARY KEY, namespace BLOB NOT NULL, every INTEGER NOT NULL, format TEXT NOT NULL,
+  keep_newest INTEGER, keep_for INTEGER, due INTEGER NOT NULL, begun INTEGER, operation TEXT,
+  failed TEXT) WITHOUT ROWID;
+ALTER TABLE namespaces ADD COLUMN deleted INTEGER;
+ALTER TABLE namespaces ADD COLUMN purging INTEGER;
+",
 ];
 
 /// Answers to repeat, rates and owners of tokens, members, audit lines, insights, maintenance.

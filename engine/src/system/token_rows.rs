@@ -50,7 +50,7 @@ impl Cache {
     }
 
     /// Forgets the tokens that `which` says of.
-    fn forget(&self, which: impl Fn(&TokenInfo) -> bool) {
+    pub(super) fn forget(&self, which: impl Fn(&TokenInfo) -> bool) {
         let mut cached = self.lock();
         cached.epoch += 1;
         cached
@@ -422,6 +422,45 @@ impl System {
             token,
             namespace_name: Some(found.name),
         })
+    }
+
+    /// Counts what may end or lessen a right: while it stays, whoever was let in may stay.
+    pub(crate) fn rights_epoch(&self) -> u64 {
+        self.tokens.lock().epoch + self.members.epoch()
+    }
+
+    /// Judges a caller anew who was let in a while ago: what they may do in a database now.
+    pub(crate) async fn judge_again(
+        &self,
+        principal: &Principal,
+        database: Option<&str>,
+    ) -> Result<Role, Error> {
+        let token = &principal.token;
+        let now = self.core.parts.clock.wall();
+        let expired = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+        let revoked = || Error::new(Code::TokenRevoked, "the token was revoked");
+        let mut ends = token.expires_at;
+        match (token.kind, token.namespace, &token.principal) {
+            (TokenKind::Signed, Some(namespace), Some(name)) => {
+                let member = self.member(namespace, name).await?;
+                let before = member.and_then(|member| member.revoked_before);
+                if before.is_some_and(|at| token.created_at <= at) {
+                    return Err(revoked());
+                }
+            }
+            (_, Some(namespace), _) => {
+                let row = self.token(namespace, &token_id_text(&token.id)).await?;
+                if row.revoked_at.is_some() {
+                    return Err(revoked());
+                }
+                ends = row.expires_at;
+            }
+            _ => {}
+        }
+        if expired(ends) {
+            return Err(Error::new(Code::TokenExpired, "the token has expired"));
+        }
+        self.role_of(principal, database).await
     }
 
     /// What a caller may do, in a database if one is named: the token's role, and no more than the member's

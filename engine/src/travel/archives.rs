@@ -26,6 +26,7 @@ mod read;
 mod record;
 mod recover;
 mod restore;
+mod schedule;
 
 use std::fs::File;
 use std::io::{Read as _, Write};
@@ -68,6 +69,7 @@ use record::Begun;
 pub(crate) use record::{held, refuse_held};
 pub(crate) use recover::{end_interrupted, sweep};
 pub(crate) use restore::end_interrupted as end_interrupted_import;
+pub use schedule::{ArchiveSchedule, Keep, NewArchiveSchedule, ScheduledRun};
 
 /// Bytes read from the scratch file at a time.
 const PIECE: usize = 1 << 18;
@@ -101,6 +103,11 @@ impl Database {
     /// Begins to make an archive. Errors that concern the state asked for come at once.
     #[boxed]
     pub async fn archive_create(&self, new: NewArchive) -> Result<Handle, Error> {
+        self.archive_begin(new, false).await
+    }
+
+    /// The same for a schedule, or not.
+    async fn archive_begin(&self, new: NewArchive, scheduled: bool) -> Result<Handle, Error> {
         check_name(new.name.as_deref())?;
         let system = &self.engine().inner.system;
         if let Some(key) = &new.request
@@ -121,6 +128,7 @@ impl Database {
             retain_until: new.retain_until,
             legal_hold: new.legal_hold,
             request: new.request.clone(),
+            scheduled,
         };
         // Refused before it begins where it would not fit.
         drop(scratch::folder(&core, "an archive", plain_bytes(&plan))?);
@@ -139,7 +147,11 @@ impl Database {
             database: Some((row.id, row.name.clone())),
             exclusive: false,
             token: new.token.clone(),
-            note: json!({ "archive": begun.id.to_string(), "format": new.format.as_str() }),
+            note: json!({
+                "archive": begun.id.to_string(),
+                "format": new.format.as_str(),
+                "scheduled": scheduled,
+            }),
         };
         let (id, name) = (begun.id, row.name.clone());
         let maker = Maker {

@@ -3,7 +3,8 @@
 //! Due times stand in the rows of the system database, so that a restart forgets none. A database that owes
 //! nothing has no entry, no timer and no request (I9); its first settle after that gives it one. One look
 //! does, in this order: end a purge that was begun; purge what was deleted seven days ago and has no archives; delete
-//! what has expired; let the manifest's state follow the row; apply the retention window.
+//! what has expired; let the manifest's state follow the row; begin an archive that a schedule asks for; apply the
+//! retention window. Namespaces that are deleted end after their last database.
 //!
 //! What ends by time ends by two clocks (see [`super::retention`]): what is due by ours alone is looked at again
 //! later.
@@ -36,6 +37,7 @@ pub(crate) struct Calendar {
     wake: Notify,
     pub(crate) turn: tokio::sync::Mutex<()>,
     purging: tokio::sync::Mutex<()>,
+    ending: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +93,16 @@ impl Calendar {
         self.purging.lock().await
     }
 
+    /// One namespace ends at a time, for the same reason.
+    pub(crate) async fn ending(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.ending.lock().await
+    }
+
+    /// The same, unless one ends now.
+    pub(crate) fn try_ending(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        self.ending.try_lock().ok()
+    }
+
     fn take_begun(&self) -> Vec<DatabaseId> {
         self.lock().begun.drain().collect()
     }
@@ -123,7 +135,7 @@ impl Calendar {
 }
 
 /// `at`, `micros` later.
-fn later(at: Timestamp, micros: u64) -> Timestamp {
+pub(super) fn later(at: Timestamp, micros: u64) -> Timestamp {
     Timestamp::from_micros(at.micros().saturating_add(micros))
 }
 
@@ -216,6 +228,7 @@ impl Engine {
                 }
             }
         }
+        self.end_deleted_namespaces().await?;
         Ok(reports)
     }
 
@@ -368,6 +381,10 @@ impl Engine {
             return Ok((None, Some(self.end(&row).await?)));
         }
         self.follow_row(&row).await?;
+        let archive = match row.deleted_at {
+            None => self.archive_by_schedule(&row).await?,
+            Some(_) => None,
+        };
         let report = retention::run::run(core, row.namespace, id, true).await?;
         let ends = if kept {
             Some(later(self.now(), DAY_MICROS))
@@ -375,7 +392,8 @@ impl Engine {
             ends
         };
         let next = [report.next, ends].into_iter().flatten().min();
-        Ok((Some(report), next.map(|at| at.max(soon))))
+        let next = next.map(|at| at.max(soon)).into_iter().chain(archive);
+        Ok((Some(report), next.min()))
     }
 
     /// Deletes a database whose time is over, or purges one that was deleted long enough; when to look again.

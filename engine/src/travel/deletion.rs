@@ -217,7 +217,11 @@ impl Engine {
     }
 
     /// Purges a database, from wherever an earlier attempt stopped.
-    async fn purge(&self, row: &DatabaseRow, task: Option<&Task>) -> Result<Json, Error> {
+    pub(super) async fn purge(
+        &self,
+        row: &DatabaseRow,
+        task: Option<&Task>,
+    ) -> Result<Json, Error> {
         let core = &self.inner.core;
         let _turn = core.calendar.purging().await;
         let (namespace, id) = (row.namespace, row.id);

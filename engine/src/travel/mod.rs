@@ -9,6 +9,7 @@ mod diverged;
 pub mod forks;
 pub(crate) mod inspect;
 pub mod labels;
+mod namespaces;
 pub mod replace;
 pub mod restores;
 pub mod retention;

@@ -11,8 +11,11 @@ use object_store::memory::InMemory;
 use tidelog_archive::store::Store;
 use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::node::detached::Detached;
-use tidelog_engine::{Code, Database, Durability, Engine, Error, MasterKeys, Parts, Settings};
+use tidelog_engine::{
+    Code, Database, Durability, Engine, Error, MasterKey, MasterKeys, Parts, Settings,
+};
 use tidelog_testkit::faultstore::{Fault, FaultStore, Shared, script};
+use tidelog_testkit::sealing::sealed_masters;
 use tidelog_wal::Position;
 
 use crate::{on, rig};
@@ -25,6 +28,7 @@ const LARGE: &str = "INSERT INTO t(b) VALUES(randomblob(60000))";
 /// One bucket, and a switch for each way to it.
 struct Bench {
     folder: tempfile::TempDir,
+    keys: MasterKeys,
     objects: Arc<InMemory>,
 }
 
@@ -42,8 +46,13 @@ impl Way {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(MasterKeys::default())
+    }
+
+    fn with(keys: MasterKeys) -> Self {
         Self {
             folder: tempfile::tempdir().expect("tempdir"),
+            keys,
             objects: Arc::default(),
         }
     }
@@ -69,6 +78,7 @@ impl Bench {
             store_url: "s3://bucket".to_owned(),
             durability_timeout: Duration::from_millis(200),
             spool_bytes: 16 << 10,
+            master_keys: self.keys.clone(),
             ..rig::settings(self.folder.path())
         }
     }
@@ -94,8 +104,8 @@ impl Bench {
     }
 
     async fn bucket(&self, way: &Way) -> Bucket {
-        let keys = MasterKeys::default();
-        let bucket = Bucket::open_on(way.store.clone(), Parts::production(), &keys).await;
+        let (store, keys) = (way.store.clone(), &self.keys);
+        let bucket = Bucket::open_on(store, Parts::production(), keys).await;
         bucket.expect("bucket")
     }
 }
@@ -120,7 +130,43 @@ fn tear(data: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_store_is_away_at_its_start_goes_on_and_ships_later() {
-    let bench = Bench::new();
+    goes_on_and_ships_later(&Bench::new()).await;
+}
+
+/// The same with everything sealed: the folder's own key, wrapped by the master key, is all that such a start has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_node_whose_store_is_away_at_its_start_goes_on_and_ships_later() {
+    goes_on_and_ships_later(&Bench::with(sealed_masters())).await;
+}
+
+/// Goal: a sealed folder opens without the store by its own master key alone. Method: no key and another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_folder_without_its_store_refuses_wrong_and_missing_keys() {
+    let mut bench = Bench::with(sealed_masters());
+    let way = bench.way();
+    let (engine, database) = bench.start("a", &way).await;
+    made(&database).await;
+    // What is not shipped stands in sealed chunks: they are what has to be opened.
+    way.cut(true);
+    rig::run(&database, ROW, Durability::Local).await;
+    rig::run(&database, LARGE, Durability::Local).await;
+    engine.shutdown().await.expect("shutdown");
+    let other = MasterKey::parse("k1", &[9; 32]).expect("a key");
+    let other = MasterKeys::new(vec![other]).expect("one key");
+    for wrong in [MasterKeys::default(), other] {
+        bench.keys = wrong;
+        let refused = bench.try_start("a", &way, Parts::production()).await;
+        let refused = refused.expect_err("it does not open");
+        assert_eq!(refused.code(), Code::KeyUnavailable, "{refused}");
+    }
+    bench.keys = sealed_masters();
+    let (engine, database) = bench.start("a", &way).await;
+    assert_eq!(engine.detached(), Some(Detached::Writes));
+    assert_eq!(rig::numbers(&database, COUNT).await, [4]);
+    engine.shutdown().await.expect("shutdown");
+}
+
+async fn goes_on_and_ships_later(bench: &Bench) {
     let way = bench.way();
     let (engine, database) = bench.start("a", &way).await;
     made(&database).await;

@@ -11,7 +11,7 @@ use tidelog_engine::system::Page;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind, Way};
 use tidelog_engine::{Code, Database, Durability, Engine, Parts, Settings};
 use tidelog_wal::record::RecordKind;
-use tidelog_wal::{Position, TxId};
+use tidelog_wal::{Position, Timestamp, TxId};
 
 use crate::rig;
 
@@ -173,6 +173,21 @@ async fn written_while_stopped(settles: bool) {
         assert_eq!(rows_at(&bucket, At::Bookmark(at)).await, rows, "{at}");
     }
     assert_eq!(rows_at(&bucket, At::Latest).await, 6);
+    // No commit of ours is from a time inside it: what was there then is not guessed.
+    let page = Page {
+        limit: 2,
+        cursor: None,
+    };
+    let around = database.history(Some(before.txid), None, page).await;
+    let around = around.expect("history").items;
+    let [from, to] = [&around[0], &around[1]].map(|commit| commit.time.micros());
+    let inside = Timestamp::from_micros(from.midpoint(to));
+    let to = RestoreTarget::At(At::Time(inside));
+    let refused = database.preview(&to).await.expect_err("inside the gap");
+    assert_eq!(refused.code(), Code::RecoveryGap, "{refused:?}");
+    let members = refused.members();
+    assert_eq!(members["nearest_earlier"], before.to_string());
+    assert_eq!(members["nearest_later"], after.to_string());
     rig::verify(&bucket).await;
     rewind(&database, before).await;
     assert_eq!(rig::numbers(&database, COUNT).await, [3]);

@@ -18,11 +18,21 @@ use crate::app::App;
 use crate::problem::Problem;
 
 /// Endings of paths, and what happens there: on POST or PUT, and on DELETE.
-const EVENTS: [(&str, &str, &str); 33] = [
+const EVENTS: [(&str, &str, &str); 36] = [
     (
         "/v1/namespaces",
         "admin.namespace_create",
         "admin.namespace_delete",
+    ),
+    (
+        "/v1/namespaces/{ns}",
+        "admin.namespace_update",
+        "admin.namespace_delete",
+    ),
+    (
+        "/v1/namespaces/{ns}/undelete",
+        "admin.namespace_undelete",
+        "",
     ),
     ("/databases", "admin.database_create", ""),
     (
@@ -74,6 +84,11 @@ const EVENTS: [(&str, &str, &str); 33] = [
         "backup.verification_schedule",
         "backup.verification_schedule",
     ),
+    (
+        "/archive-schedule",
+        "backup.archive_schedule",
+        "backup.archive_schedule",
+    ),
     ("/erasures", "backup.erase", ""),
     ("/retention", "backup.retention_change", ""),
     ("/recovery-sql", "backup.recovery_sql", ""),
@@ -83,13 +98,15 @@ const EVENTS: [(&str, &str, &str); 33] = [
 ];
 
 /// Events that are on record, stored, before they act.
-const GRAVE: [&str; 6] = [
+const GRAVE: [&str; 8] = [
     "backup.restore",
     "backup.undo",
     "backup.erase",
+    "backup.import_replace",
     "backup.archive_delete",
     "admin.database_purge",
     "admin.namespace_delete",
+    "admin.namespace_purge",
 ];
 
 /// What a call of this route does; nothing for what only reads. Queries have insights instead.
@@ -108,16 +125,19 @@ pub(crate) fn event(route: &Route, query: Option<&str>) -> Option<&'static str> 
     {
         return None;
     }
-    let purges = query
-        .unwrap_or_default()
-        .split('&')
-        .any(|pair| pair == "purge=true");
+    // Read as the handlers read it: however it is written, what acts is on record.
+    let asked = |name: &str| {
+        let mut pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+        pairs.any(|(key, value)| key == name && value == "true")
+    };
     match found {
         Some((_, _, delete)) if route.method == Method::DELETE => match *delete {
-            "admin.database_delete" if purges => Some("admin.database_purge"),
+            "admin.database_delete" if asked("purge") => Some("admin.database_purge"),
+            "admin.namespace_delete" if asked("purge") => Some("admin.namespace_purge"),
             "" => Some("admin.delete"),
             event => Some(event),
         },
+        Some((_, "backup.import", _)) if asked("replace") => Some("backup.import_replace"),
         Some((_, event, _)) => Some(event),
         None => Some("admin.change"),
     }

@@ -67,11 +67,15 @@ pub(crate) async fn admit(
     let (namespace, database) = (name("ns").or(implied.as_deref()), name("db"));
     // The namespace first: what the caller may do elsewhere is not looked up.
     let own = namespace.is_some() && principal.namespace_name.as_deref() == namespace;
-    let allowed = if own {
+    let limited = route.whole_namespace && principal.token.databases.is_some();
+    let allowed = if own && limited {
+        Err(lacks("a token for the whole namespace"))
+    } else if own {
         match app.engine.role_of(&principal, database).await {
             Ok(role) => {
                 principal.token.role = role;
                 allow(&principal, route.access, namespace, database)
+                    .and_then(|()| served(app, route, &principal))
             }
             Err(error) => Err(error.into()),
         }
@@ -82,6 +86,22 @@ pub(crate) async fn admit(
         Ok(()) => Ok(Some(principal)),
         Err(problem) => Err((Some(Box::new(principal)), problem)),
     }
+}
+
+/// Refuses what is not served in a namespace that is deleted.
+fn served(app: &App, route: &Route, principal: &Principal) -> Result<(), Problem> {
+    match principal.token.namespace {
+        Some(namespace) if !route.when_deleted => Ok(app.engine.refuse_ended(namespace)?),
+        _ => Ok(()),
+    }
+}
+
+fn lacks(required: &str) -> Problem {
+    Problem::new(
+        Code::InsufficientPermissions,
+        format!("this call needs {required}"),
+    )
+    .with("required", required)
 }
 
 /// Who sends the bearer token, of our own or signed by somebody we trust.
@@ -134,13 +154,6 @@ fn allow(
     namespace: Option<&str>,
     database: Option<&str>,
 ) -> Result<(), Problem> {
-    let lacks = |required: &str| {
-        Problem::new(
-            Code::InsufficientPermissions,
-            format!("this call needs {required}"),
-        )
-        .with("required", required)
-    };
     let is_server = principal.token.namespace.is_none();
     let minimum = match access {
         Access::Public => return Ok(()),

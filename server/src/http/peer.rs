@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::{Extensions, HeaderMap};
 
+use tidelog_engine::system::tokens::TokenInfo;
+
 use super::rates::{Key, Running};
 use crate::app::App;
 use crate::problem::{Code, Problem};
@@ -18,8 +20,8 @@ pub(crate) struct Peer {
     users: Arc<Mutex<Vec<User>>>,
 }
 
-/// A token that uses a connection, and its place among the token's connections.
-type User = ([u8; 16], Running);
+/// A token that uses a connection, or its tenant, and the place among the connections of theirs.
+type User = (Key, Running);
 
 impl Peer {
     pub(crate) fn new(address: IpAddr) -> Self {
@@ -29,28 +31,37 @@ impl Peer {
         }
     }
 
-    /// Counts the connection as one of the token's until it ends; refuses what would be one too many. A proxy's
-    /// connections carry anybody's requests and are not counted.
-    pub(crate) fn used_by(&self, token: [u8; 16], app: &App) -> Result<(), Problem> {
-        let limit = app.limits.connections_per_principal_max;
-        if limit == 0 || app.trusted_proxies.contains(&self.address.to_canonical()) {
+    /// Counts the connection as one of the token's and of its tenant's until it ends; refuses what would be one too
+    /// many: a tenant with many tokens still leaves the others half. A proxy's connections carry anybody's requests and
+    /// are not counted.
+    pub(crate) fn used_by(&self, token: &TokenInfo, app: &App) -> Result<(), Problem> {
+        if app.trusted_proxies.contains(&self.address.to_canonical()) {
             return Ok(());
         }
+        let limits = &app.limits;
+        let half = (limits.connections_max / 2).max(1);
+        let keys = [
+            (
+                Key::Connected(token.id),
+                limits.connections_per_principal_max,
+                "token",
+            ),
+            (Key::ConnectedTo(token.namespace), half, "namespace"),
+        ];
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if users.iter().any(|(user, _)| *user == token) {
-            return Ok(());
+        for (key, limit, whose) in keys {
+            if limit == 0 || users.iter().any(|(user, _)| *user == key) {
+                continue;
+            }
+            let counted = app.guards.in_flight.enter(&[(key, limit)]).map_err(|_| {
+                let detail =
+                    format!("{limit} connections of this {whose} are open already; use them");
+                Problem::new(Code::RateLimited, detail)
+                    .with("limit", limit)
+                    .with("retry_after", 1)
+            })?;
+            users.push((key, counted));
         }
-        let counted = app
-            .guards
-            .in_flight
-            .enter(&[(Key::Connected(token), limit)]);
-        let counted = counted.map_err(|_| {
-            let detail = format!("{limit} connections of this token are open already; use them");
-            Problem::new(Code::RateLimited, detail)
-                .with("limit", limit)
-                .with("retry_after", 1)
-        })?;
-        users.push((token, counted));
         Ok(())
     }
 }

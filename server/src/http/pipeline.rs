@@ -208,7 +208,7 @@ impl Incoming {
                 }
             }
             if let Some(peer) = self.parts.extensions.get::<Peer>()
-                && let Err(problem) = peer.used_by(token.id, &self.app)
+                && let Err(problem) = peer.used_by(token, &self.app)
             {
                 let mut done = Done::refused(problem);
                 done.hangs_up = true;

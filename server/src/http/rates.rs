@@ -34,6 +34,8 @@ pub(crate) enum Key {
     Connections(IpAddr),
     /// Connections that one caller uses.
     Connected([u8; 16]),
+    /// Connections that the callers of one tenant use.
+    ConnectedTo(Option<NamespaceId>),
 }
 
 #[derive(Debug, Clone, Copy, Default)]

@@ -53,6 +53,10 @@ pub(crate) struct Route {
     pub(crate) hrana: bool,
     /// Whether it is answered during maintenance although it changes something.
     pub(crate) in_maintenance: bool,
+    /// Whether it is answered in a namespace that is deleted: what shows, ends or brings it back.
+    pub(crate) when_deleted: bool,
+    /// Whether it reaches beyond single databases, so that a token which is limited to some may not call it.
+    pub(crate) whole_namespace: bool,
     pub(crate) handler: Handler,
     /// What becomes of its answers: aliases of a route answer in words of their own.
     pub(crate) reshape: fn(Answer) -> Answer,
@@ -76,6 +80,8 @@ impl Route {
             key_required: false,
             hrana: false,
             in_maintenance: false,
+            when_deleted: false,
+            whole_namespace: false,
             handler,
             reshape: std::convert::identity,
         }
@@ -128,9 +134,26 @@ impl Route {
         self.hrana || (self.on_database() && !self.path.contains("{ns}"))
     }
 
+    /// The same, answered in a namespace that is deleted, too.
+    pub(crate) fn when_deleted(mut self) -> Self {
+        self.when_deleted = true;
+        self
+    }
+
+    /// The same, closed to tokens that are limited to some databases.
+    pub(crate) fn whole_namespace(mut self) -> Self {
+        self.whole_namespace = true;
+        self
+    }
+
+    /// Whether its path lies in a namespace.
+    pub(crate) fn in_namespace(&self) -> bool {
+        self.path == "/v1/namespaces/{ns}" || self.path.starts_with("/v1/namespaces/{ns}/")
+    }
+
     /// Whether maintenance of its namespace refuses it. Of SQL the engine judges which statements write.
     pub(crate) fn pauses(&self) -> bool {
-        let sql = self.keyed_by_handler || !self.path.starts_with("/v1/namespaces/{");
+        let sql = self.keyed_by_handler || !self.in_namespace();
         self.method != Method::GET && !sql && !self.in_maintenance
     }
 

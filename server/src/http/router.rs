@@ -88,8 +88,7 @@ fn filter(method: &Method) -> MethodFilter {
 pub(crate) fn defects(route: &Route) -> Vec<&'static str> {
     use super::{Access, BodyKind};
     let mut defects = Vec::new();
-    let tenant =
-        route.path.starts_with("/v1/namespaces/{ns}/") || route.path.starts_with("/v1/db/{ns}/");
+    let tenant = route.in_namespace() || route.path.starts_with("/v1/db/{ns}/");
     // It says what every client may know.
     let open = route.path == "/v1/openapi.json";
     // Where the path leaves it out the layer takes the credential's.
@@ -107,6 +106,9 @@ pub(crate) fn defects(route: &Route) -> Vec<&'static str> {
     }
     if matches!(route.method, Method::GET | Method::DELETE) && route.body != BodyKind::None {
         defects.push("a body where none belongs");
+    }
+    if route.path.contains("/members") && !route.whole_namespace {
+        defects.push("members are open to a token for some databases");
     }
     if route.conditional && !route.on_database() {
         defects.push("If-Match without a database");

@@ -186,6 +186,30 @@ const ROWS: &[Row] = &[
     ),
     (
         "GET",
+        "/v1/operations/{operation}",
+        told("An operation of a namespace that is gone", &[200]),
+    ),
+    (
+        "GET",
+        "/v1/namespaces/{ns}",
+        told("A namespace, and whether it is deleted", &[200]),
+    ),
+    (
+        "DELETE",
+        "/v1/namespaces/{ns}",
+        told(
+            "Delete a namespace with all its databases; undone within seven days unless purged",
+            &[200, 202],
+        )
+        .query(&[may("purge", "boolean", "For good, at once.")]),
+    ),
+    (
+        "POST",
+        "/v1/namespaces/{ns}/undelete",
+        told("Bring a deleted namespace back with its databases", &[200]),
+    ),
+    (
+        "GET",
         "/v1/namespaces/{ns}/databases",
         told("List databases", &[200]).query(PAGE),
     ),
@@ -604,6 +628,27 @@ const ROWS: &[Row] = &[
                 ),
             ],
             r#"{"every":"24h","level":"restore"}"#,
+        ),
+    ),
+    (
+        "GET",
+        "/v1/namespaces/{ns}/databases/{db}/archive-schedule",
+        told("When archives are made by themselves", &[200]),
+    ),
+    (
+        "PUT",
+        "/v1/namespaces/{ns}/databases/{db}/archive-schedule",
+        told("Have archives made by themselves", &[200]).body(
+            &[
+                must("every", "text", "Seconds, or a text such as 24h, 7d; an hour at least."),
+                may("format", "text", "sqlite or sql."),
+                may(
+                    "retain",
+                    "object",
+                    "newest, days: which of the schedule's archives stay; all without it.",
+                ),
+            ],
+            r#"{"every":"24h","retain":{"newest":7,"days":90}}"#,
         ),
     ),
     (

@@ -243,6 +243,9 @@ fn refusals(route: &Route) -> BTreeSet<u16> {
     if route.method != Method::GET {
         found.extend([409, 422, 507]);
     }
+    if route.in_namespace() {
+        found.insert(410);
+    }
     if route.on_database() {
         found.extend([409, 410, 412, 422, 507]);
     }

@@ -1,6 +1,7 @@
 //! Archives: making, listing, downloading, proving, holding, deleting; and a database made of one.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -8,13 +9,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value as Json, json};
 use tidelog_engine::bucket::At;
+use tidelog_engine::operations::Operation;
 use tidelog_engine::system::tokens::token_id_text;
-use tidelog_engine::travel::archives::{Archive, Format, NewArchive};
+use tidelog_engine::travel::archives::{
+    Archive, ArchiveSchedule, Format, Keep, NewArchive, NewArchiveSchedule,
+};
 use tidelog_engine::travel::retention::DAY_MICROS;
 use tidelog_wal::Timestamp;
 
 use super::operations::outcome;
 use super::restores::bookmark;
+use super::shape::span;
 use crate::config::Regulation;
 use crate::fields::Fields;
 use crate::http::{Answer, Call};
@@ -70,6 +75,7 @@ fn shown(archive: &Archive) -> Json {
         "retain_until": archive.retain_until.map(time::format),
         "legal_hold": archive.legal_hold,
         "key_id": document.key_id,
+        "scheduled": archive.scheduled,
         "verified": archive.verified,
     })
 }
@@ -150,6 +156,98 @@ pub(super) async fn verify(mut call: Call) -> Result<Answer, Problem> {
     let token = Some(token_id_text(&call.principal()?.token.id));
     let handle = call.database().await?.archive_verify(&id, token).await?;
     outcome(&call, handle, StatusCode::OK).await
+}
+
+fn schedule_shown(schedule: &ArchiveSchedule, last: Option<&Operation>) -> Json {
+    let days = |span: Duration| span.as_secs() / 86_400;
+    let archive = |operation: &Operation| {
+        let result = operation.result.as_ref()?;
+        result["archive"]["id"].as_str().map(str::to_owned)
+    };
+    json!({
+        "every_seconds": schedule.every.as_secs(),
+        "format": schedule.format.as_str(),
+        "retain": {
+            "newest": schedule.keep.newest,
+            "days": schedule.keep.within.map(days),
+        },
+        "due_at": time::format(schedule.due),
+        "last": schedule.last.as_ref().map(|run| json!({
+            "at": time::format(run.at),
+            "operation": run.operation,
+            "state": match (last, &run.error) {
+                (Some(operation), _) => operation.state.as_str(),
+                (None, Some(_)) => "failed",
+                (None, None) => "unknown",
+            },
+            "archive": last.and_then(archive),
+            "error": last
+                .and_then(|operation| operation.error.as_ref())
+                .map(|failure| failure.code.clone())
+                .or_else(|| run.error.clone()),
+        })),
+    })
+}
+
+async fn scheduled(call: &Call, schedule: Option<ArchiveSchedule>) -> Result<Answer, Problem> {
+    let Some(schedule) = schedule else {
+        return Ok(Answer::ok(json!({ "schedule": null })));
+    };
+    let run = schedule.last.as_ref();
+    let operation = match run.and_then(|run| run.operation.as_deref()) {
+        // It is shown for 180 days, which a schedule may outlive.
+        Some(id) => call.app.engine.operation(call.namespace()?, id).await.ok(),
+        None => None,
+    };
+    let shown = schedule_shown(&schedule, operation.as_ref());
+    Ok(Answer::ok(json!({ "schedule": shown })))
+}
+
+pub(super) async fn schedule(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let schedule = call.database().await?.archive_schedule().await?;
+    scheduled(&call, schedule).await
+}
+
+/// `retain`: `{"newest": N, "days": D}`; what neither keeps of the schedule's archives is deleted after the next one.
+fn keep(call: &mut Call) -> Result<Keep, Problem> {
+    let Some(value) = call.body.take("retain") else {
+        return Ok(Keep::default());
+    };
+    let mut fields = Fields::of_value(value, "/retain")?;
+    let (newest, days) = (fields.number("newest")?, fields.number("days")?);
+    fields.finish()?;
+    let newest = newest.map(|count| {
+        u32::try_from(count).map_err(|_| {
+            let detail = "newest is a number of archives";
+            Problem::invalid(Code::InvalidRequest, "/retain/newest", detail)
+        })
+    });
+    Ok(Keep {
+        newest: newest.transpose()?,
+        within: days.map(|days| Duration::from_secs(days.saturating_mul(86_400))),
+    })
+}
+
+pub(super) async fn set_schedule(mut call: Call) -> Result<Answer, Problem> {
+    let every = span(&mut call, "every")?;
+    let format = call.body.word("format", Format::parse)?;
+    let new = NewArchiveSchedule {
+        every,
+        format: format.unwrap_or(Format::Sqlite),
+        keep: keep(&mut call)?,
+    };
+    call.finish()?;
+    let database = call.database().await?;
+    let set = database.set_archive_schedule(Some(new)).await?;
+    scheduled(&call, set).await
+}
+
+pub(super) async fn end_schedule(mut call: Call) -> Result<Answer, Problem> {
+    call.finish()?;
+    let database = call.database().await?;
+    database.set_archive_schedule(None).await?;
+    Ok(Answer::nothing())
 }
 
 /// What of a content is asked for.
@@ -263,13 +361,15 @@ pub(super) async fn seeded(call: &Call, name: &str, archive: &str) -> Result<Ans
     let principal = call.principal()?;
     let token = Some(token_id_text(&principal.token.id));
     let (engine, namespace) = (&call.app.engine, call.namespace()?);
-    if let Some(visible) = &principal.token.databases {
-        let found = engine.archive(namespace, archive).await?;
-        if !visible.contains(&found.document.database_name) {
-            let detail = format!("there is no archive {archive:?}");
-            return Err(Problem::new(Code::ArchiveNotFound, detail));
-        }
+    let found = engine.archive(namespace, archive).await?;
+    let of = &found.document.database_name;
+    if let Some(visible) = &principal.token.databases
+        && !visible.contains(of)
+    {
+        let detail = format!("there is no archive {archive:?}");
+        return Err(Problem::new(Code::ArchiveNotFound, detail));
     }
+    super::may_fork(call, of).await?;
     let handle = engine
         .database_from_archive(namespace, name, archive, token)
         .await?;

@@ -122,6 +122,7 @@ async fn seeded(mut call: Call, name: String, seed: Json, plain: bool) -> Result
         ..Fork::named(name)
     };
     call.finish()?;
+    super::may_fork(&call, &source).await?;
     let source = call.app.engine.database(call.namespace()?, &source).await?;
     let handle = source.fork(fork).await?;
     outcome(&call, handle, StatusCode::CREATED).await

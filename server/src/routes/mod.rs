@@ -31,12 +31,14 @@ mod verifications;
 use axum::http::Method;
 use tidelog_engine::Role::{Admin, Analyst, Operator, Owner, Viewer};
 
-use crate::http::{Access, BodyKind, Route};
+use crate::http::{Access, BodyKind, Call, Route};
+use crate::problem::{Code, Problem};
 
 const DATABASES: &str = "/v1/namespaces/{ns}/databases";
 const DATABASE: &str = "/v1/namespaces/{ns}/databases/{db}";
 const QUERY: &str = "/v1/namespaces/{ns}/databases/{db}/query";
 const BATCH: &str = "/v1/namespaces/{ns}/databases/{db}/batch";
+const NAMESPACE: &str = "/v1/namespaces/{ns}";
 const TOKENS: &str = "/v1/namespaces/{ns}/tokens";
 const FORKS: &str = "/v1/namespaces/{ns}/databases/{db}/forks";
 const BRANCH: &str = "/v1/namespaces/{ns}/databases/{db}/branches/{ref}";
@@ -49,7 +51,27 @@ const ARCHIVES: &str = "/v1/namespaces/{ns}/databases/{db}/archives";
 const ARCHIVE: &str = "/v1/namespaces/{ns}/databases/{db}/archives/{archive}";
 const VERIFICATIONS: &str = "/v1/namespaces/{ns}/databases/{db}/verifications";
 const VERIFICATION_SCHEDULE: &str = "/v1/namespaces/{ns}/databases/{db}/verification-schedule";
+const ARCHIVE_SCHEDULE: &str = "/v1/namespaces/{ns}/databases/{db}/archive-schedule";
 const OPERATIONS: &str = "/v1/namespaces/{ns}/operations";
+
+/// Refuses a caller who may not fork `source`: a database that begins with the rows of another is made by whoever may
+/// have them all. Paths that name the source are judged before; these calls name it in their bodies.
+async fn may_fork(call: &Call, source: &str) -> Result<(), Problem> {
+    let principal = call.principal()?;
+    let lacks = |required: &str| {
+        let detail = format!("this call needs {required} to begin with");
+        Problem::new(Code::InsufficientPermissions, detail).with("required", required)
+    };
+    if let Some(listed) = &principal.token.databases
+        && !listed.iter().any(|one| one == source)
+    {
+        return Err(lacks("a token for the database"));
+    }
+    if call.app.engine.role_of(principal, Some(source)).await? < Admin {
+        return Err(lacks(Admin.as_str()));
+    }
+    Ok(())
+}
 
 /// Every route.
 pub(crate) fn table() -> Vec<Route> {
@@ -98,6 +120,35 @@ pub(crate) fn table() -> Vec<Route> {
             handler!(retention::run),
         )
         .body(BodyKind::Json),
+        Route::new(
+            Method::GET,
+            "/v1/operations/{operation}",
+            Access::Server,
+            handler!(namespaces::operation),
+        ),
+        Route::new(
+            Method::GET,
+            NAMESPACE,
+            role(Viewer),
+            handler!(namespaces::show),
+        )
+        .when_deleted(),
+        Route::new(
+            Method::DELETE,
+            NAMESPACE,
+            role(Owner),
+            handler!(namespaces::delete),
+        )
+        .when_deleted()
+        .whole_namespace(),
+        Route::new(
+            Method::POST,
+            "/v1/namespaces/{ns}/undelete",
+            role(Owner),
+            handler!(namespaces::undelete),
+        )
+        .when_deleted()
+        .whole_namespace(),
         Route::new(
             Method::POST,
             DATABASES,
@@ -222,23 +273,28 @@ pub(crate) fn table() -> Vec<Route> {
             "/v1/namespaces/{ns}/members",
             role(Admin),
             handler!(members::list),
-        ),
-        Route::new(Method::GET, MEMBER, role(Admin), handler!(members::show)),
-        Route::new(Method::PUT, MEMBER, role(Admin), handler!(members::put)).body(BodyKind::Json),
+        )
+        .whole_namespace(),
+        Route::new(Method::GET, MEMBER, role(Admin), handler!(members::show)).whole_namespace(),
+        Route::new(Method::PUT, MEMBER, role(Admin), handler!(members::put))
+            .body(BodyKind::Json)
+            .whole_namespace(),
         Route::new(
             Method::DELETE,
             MEMBER,
             role(Admin),
             handler!(members::delete),
         )
-        .in_maintenance(),
+        .in_maintenance()
+        .whole_namespace(),
         Route::new(
             Method::POST,
             "/v1/namespaces/{ns}/members/{principal}/revoke",
             role(Admin),
             handler!(members::revoke),
         )
-        .in_maintenance(),
+        .in_maintenance()
+        .whole_namespace(),
         Route::new(
             Method::GET,
             "/v1/namespaces/{ns}/audit",
@@ -311,7 +367,8 @@ pub(crate) fn table() -> Vec<Route> {
             handler!(maintenance::change),
         )
         .body(BodyKind::Json)
-        .in_maintenance(),
+        .in_maintenance()
+        .whole_namespace(),
         Route::new(
             Method::GET,
             "/v1/maintenance",
@@ -429,16 +486,37 @@ pub(crate) fn table() -> Vec<Route> {
         ),
         Route::new(
             Method::GET,
+            ARCHIVE_SCHEDULE,
+            role(Viewer),
+            handler!(archives::schedule),
+        ),
+        Route::new(
+            Method::PUT,
+            ARCHIVE_SCHEDULE,
+            role(Admin),
+            handler!(archives::set_schedule),
+        )
+        .body(BodyKind::Json),
+        Route::new(
+            Method::DELETE,
+            ARCHIVE_SCHEDULE,
+            role(Admin),
+            handler!(archives::end_schedule),
+        ),
+        Route::new(
+            Method::GET,
             OPERATIONS,
             role(Viewer),
             handler!(operations::list),
-        ),
+        )
+        .when_deleted(),
         Route::new(
             Method::GET,
             "/v1/namespaces/{ns}/operations/{operation}",
             role(Viewer),
             handler!(operations::show),
-        ),
+        )
+        .when_deleted(),
         Route::new(
             Method::POST,
             "/v1/namespaces/{ns}/operations/{operation}/cancel",
@@ -450,7 +528,8 @@ pub(crate) fn table() -> Vec<Route> {
             "/v1/namespaces/{ns}/operations/{operation}/events",
             role(Viewer),
             handler!(operations::events),
-        ),
+        )
+        .when_deleted(),
     ]
     .into_iter()
     .chain(alias_routes())

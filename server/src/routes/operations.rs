@@ -1,16 +1,20 @@
 //! Operations: long work as a resource. Every call that may be long answers through [`outcome`]: the finished
 //! operation if it ends in time, else 202 and where to look.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use futures::stream;
 use serde_json::{Value as Json, json};
+use tidelog_engine::Role;
 use tidelog_engine::operations::{
     Handle, Operation, OperationFilter, OperationState, OperationType,
 };
+use tidelog_engine::system::tokens::Principal;
 
+use crate::app::App;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 use crate::time;
@@ -133,14 +137,40 @@ pub(super) async fn list(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     let engine = &call.app.engine;
     let found = engine.operations(call.namespace()?, filter, page).await?;
-    let items: Vec<Json> = found.items.iter().map(shown).collect();
+    let mut items: Vec<Json> = Vec::new();
+    for operation in &found.items {
+        if admit(&call, operation, Role::Viewer).await.is_ok() {
+            items.push(shown(operation));
+        }
+    }
     Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
+}
+
+/// Refuses an operation of a database that is not the caller's: the path names none, so that only the operation tells
+/// whose it is. To a token for other databases it does not exist; what is asked needs the role in its database.
+async fn admit(call: &Call, operation: &Operation, needed: Role) -> Result<(), Problem> {
+    let principal = call.principal()?;
+    let database = operation.database_name.as_deref();
+    if let Some(listed) = &principal.token.databases
+        && !database.is_some_and(|name| listed.iter().any(|one| one == name))
+    {
+        let detail = format!("there is no operation {:?}", operation.id);
+        return Err(Problem::new(Code::OperationNotFound, detail));
+    }
+    let role = call.app.engine.role_of(principal, database).await?;
+    if role < needed {
+        let detail = format!("this call needs {} in its database", needed.as_str());
+        let problem = Problem::new(Code::InsufficientPermissions, detail);
+        return Err(problem.with("required", needed.as_str()));
+    }
+    Ok(())
 }
 
 pub(super) async fn show(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     let id = call.name("operation")?;
     let operation = call.app.engine.operation(call.namespace()?, &id).await?;
+    admit(&call, &operation, Role::Viewer).await?;
     Ok(Answer::ok(shown(&operation)))
 }
 
@@ -148,6 +178,8 @@ pub(super) async fn cancel(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     let id = call.name("operation")?;
     let engine = &call.app.engine;
+    let asked = engine.operation(call.namespace()?, &id).await?;
+    admit(&call, &asked, Role::Operator).await?;
     let operation = engine.operation_cancel(call.namespace()?, &id).await?;
     Ok(Answer::ok(shown(&operation)))
 }
@@ -158,14 +190,22 @@ pub(super) async fn events(mut call: Call) -> Result<Answer, Problem> {
     let id = call.name("operation")?;
     let engine = &call.app.engine;
     let handle = engine.operation_watch(call.namespace()?, &id).await?;
+    admit(&call, &handle.current(), Role::Viewer).await?;
     let max = call.app.limits.streams_per_principal_max;
     let place = call.app.event_streams.enter(call.principal()?, max)?;
     let first = event(&handle.current());
+    let listener = Listener {
+        app: Arc::clone(&call.app),
+        principal: call.principal()?.clone(),
+        database: handle.current().database_name,
+        judged: call.app.engine.rights_epoch(),
+    };
     let changes = stream::unfold(
-        (handle, place, Some(first)),
-        async |(mut handle, place, now)| {
+        (handle, (place, listener), Some(first)),
+        async |(mut handle, (place, mut listener), now)| {
             if let Some(first) = now {
-                return Some((Ok::<_, std::io::Error>(first), (handle, place, None)));
+                let rest = (handle, (place, listener), None);
+                return Some((Ok::<_, std::io::Error>(first), rest));
             }
             let piece = match tokio::time::timeout(KEEP_ALIVE, handle.changed()).await {
                 Err(_) => Bytes::from_static(b": still here\n\n"),
@@ -177,7 +217,10 @@ pub(super) async fn events(mut call: Call) -> Result<Answer, Problem> {
                     event(&handle.current())
                 }
             };
-            Some((Ok(piece), (handle, place, None)))
+            if !listener.may_listen().await {
+                return None;
+            }
+            Some((Ok(piece), (handle, (place, listener), None)))
         },
     );
     let buffering = HeaderName::from_static("x-accel-buffering");
@@ -185,6 +228,28 @@ pub(super) async fn events(mut call: Call) -> Result<Answer, Problem> {
         Answer::other("text/event-stream", Body::from_stream(changes))
             .header(buffering, HeaderValue::from_static("no")),
     )
+}
+
+/// Who listens to a stream of events: judged anew before each piece, so that a right that ends takes the stream along.
+struct Listener {
+    app: Arc<App>,
+    principal: Principal,
+    database: Option<String>,
+    judged: u64,
+}
+
+impl Listener {
+    async fn may_listen(&mut self) -> bool {
+        let (engine, now) = (&self.app.engine, self.app.clock.wall());
+        let epoch = engine.rights_epoch();
+        let expires = self.principal.token.expires_at;
+        if epoch == self.judged && expires.is_none_or(|at| at > now) {
+            return true;
+        }
+        let role = engine.judge_again(&self.principal, self.database.as_deref());
+        self.judged = epoch;
+        role.await.is_ok_and(|role| role >= Role::Viewer)
+    }
 }
 
 fn event(operation: &Operation) -> Bytes {

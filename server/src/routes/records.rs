@@ -31,9 +31,20 @@ pub(super) async fn audit(mut call: Call) -> Result<Answer, Problem> {
     };
     let (page, link) = call.page()?;
     call.finish()?;
-    let namespace = call.principal()?.token.namespace;
-    let found = call.app.engine.audit_list(namespace, filter, page).await?;
-    let items: Vec<Json> = found.items.into_iter().map(timed).collect();
+    let token = &call.principal()?.token;
+    let found = call
+        .app
+        .engine
+        .audit_list(token.namespace, filter, page)
+        .await?;
+    // To a token for some databases the log is about those.
+    let listed = token.databases.as_deref();
+    let own = |line: &Json| {
+        let of = line["details"]["database"].as_str();
+        listed.is_none_or(|listed| listed.iter().any(|name| Some(name.as_str()) == of))
+    };
+    let items = found.items.into_iter().filter(own).map(timed);
+    let items: Vec<Json> = items.collect();
     Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
 }
 

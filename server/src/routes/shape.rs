@@ -1,5 +1,7 @@
 //! How the engine's answers look as JSON.
 
+use std::time::Duration;
+
 use serde_json::{Value as Json, json};
 use tidelog_archive::plan::CommitInfo;
 use tidelog_engine::system::databases::DatabaseRow;
@@ -9,6 +11,8 @@ use tidelog_engine::{Durability, StatementResult};
 use tidelog_wal::Position;
 use tidelog_wal::record::{RecordKind, tag};
 
+use crate::http::Call;
+use crate::problem::{Code, Problem};
 use crate::time;
 use crate::values::{Integers, to_json};
 
@@ -100,6 +104,64 @@ pub(crate) fn commit(commit: &CommitInfo) -> Json {
 }
 
 /// A duration in milliseconds, to the microsecond.
-pub(crate) fn millis(duration: std::time::Duration) -> f64 {
+pub(crate) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// A span of time that the body has to give.
+pub(super) fn span(call: &mut Call, name: &str) -> Result<Duration, Problem> {
+    let given = call.body.take(name).and_then(|value| span_of(&value));
+    given.ok_or_else(|| {
+        let detail = format!("{name} is required: seconds, or a text such as 30m, 24h, 7d");
+        Problem::invalid(Code::InvalidRequest, &call.body.at(name), detail)
+    })
+}
+
+/// A span of time: whole seconds, or a number with one of `s`, `m`, `h`, `d`.
+fn span_of(value: &Json) -> Option<Duration> {
+    let seconds = match value {
+        Json::Number(number) => number.as_u64()?,
+        Json::String(text) => {
+            let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+            let unit = match unit {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3_600,
+                "d" => 86_400,
+                _ => return None,
+            };
+            let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+            let number: u64 = digits.then(|| number.parse().ok())??;
+            number.checked_mul(unit)?
+        }
+        _ => return None,
+    };
+    Some(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_seconds_or_a_number_with_a_unit() {
+        let of = |value: Json| span_of(&value).map(|span| span.as_secs());
+        assert_eq!(of(json!(90)), Some(90));
+        assert_eq!(of(json!("90s")), Some(90));
+        assert_eq!(of(json!("30m")), Some(1_800));
+        assert_eq!(of(json!("7d")), Some(604_800));
+        for bad in [
+            json!(""),
+            json!("d"),
+            json!("1w"),
+            json!("-1h"),
+            json!("1.5h"),
+            json!("99999999999999999999d"),
+            json!(-1),
+            json!(1.5),
+            json!(true),
+        ] {
+            assert_eq!(of(bad.clone()), None, "{bad}");
+        }
+    }
 }

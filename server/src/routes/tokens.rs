@@ -112,7 +112,7 @@ fn within_own_rights(
 }
 
 fn lacks(required: &str) -> Problem {
-    let detail = format!("this token may not pass on {required}");
+    let detail = format!("this token may not pass on or take away {required}");
     Problem::new(Code::InsufficientPermissions, detail).with("required", required)
 }
 
@@ -162,11 +162,18 @@ pub(super) async fn list(mut call: Call) -> Result<Answer, Problem> {
     Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
 }
 
+/// Ends a token, which may not have more rights than the caller's: nobody takes away what stands above them.
 pub(super) async fn revoke(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    call.app
-        .engine
-        .token_revoke(call.namespace()?, &call.name("token")?)
-        .await?;
+    let (engine, namespace, id) = (&call.app.engine, call.namespace()?, call.name("token")?);
+    let (found, own) = (
+        engine.token(namespace, &id).await?,
+        &call.principal()?.token,
+    );
+    if found.role > own.role {
+        return Err(lacks(found.role.as_str()));
+    }
+    within_own_rights(own, found.databases.as_deref(), None)?;
+    engine.token_revoke(namespace, &id).await?;
     Ok(Answer::nothing())
 }

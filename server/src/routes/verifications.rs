@@ -1,7 +1,5 @@
 //! Verifications: making one, the list of them, and when they are made by themselves.
 
-use std::time::Duration;
-
 use axum::http::StatusCode;
 use serde_json::{Value as Json, json};
 use tidelog_engine::system::tokens::token_id_text;
@@ -81,28 +79,6 @@ fn scheduled(schedule: Option<&Schedule>) -> Answer {
     })) }))
 }
 
-/// A span of time: whole seconds, or a number with one of `s`, `m`, `h`, `d`.
-fn span(value: &Json) -> Option<Duration> {
-    let seconds = match value {
-        Json::Number(number) => number.as_u64()?,
-        Json::String(text) => {
-            let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-            let unit = match unit {
-                "s" => 1,
-                "m" => 60,
-                "h" => 3_600,
-                "d" => 86_400,
-                _ => return None,
-            };
-            let digits = number.bytes().all(|byte| byte.is_ascii_digit());
-            let number: u64 = digits.then(|| number.parse().ok())??;
-            number.checked_mul(unit)?
-        }
-        _ => return None,
-    };
-    Some(Duration::from_secs(seconds))
-}
-
 pub(super) async fn schedule(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
     let schedule = call.database().await?.verification_schedule().await?;
@@ -110,11 +86,7 @@ pub(super) async fn schedule(mut call: Call) -> Result<Answer, Problem> {
 }
 
 pub(super) async fn set_schedule(mut call: Call) -> Result<Answer, Problem> {
-    let every = call.body.take("every").and_then(|value| span(&value));
-    let every = every.ok_or_else(|| {
-        let detail = "every is required: seconds, or a text such as 30m, 24h, 7d";
-        Problem::invalid(Code::InvalidRequest, "/every", detail)
-    })?;
+    let every = shape::span(&mut call, "every")?;
     let level = level(&mut call)?;
     let percent = percent(&mut call)?;
     call.finish()?;
@@ -130,31 +102,4 @@ pub(super) async fn end_schedule(mut call: Call) -> Result<Answer, Problem> {
     let database = call.database().await?;
     database.set_verification_schedule(None).await?;
     Ok(Answer::nothing())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_are_seconds_or_a_number_with_a_unit() {
-        let of = |value: Json| span(&value).map(|span| span.as_secs());
-        assert_eq!(of(json!(90)), Some(90));
-        assert_eq!(of(json!("90s")), Some(90));
-        assert_eq!(of(json!("30m")), Some(1_800));
-        assert_eq!(of(json!("7d")), Some(604_800));
-        for bad in [
-            json!(""),
-            json!("d"),
-            json!("1w"),
-            json!("-1h"),
-            json!("1.5h"),
-            json!("99999999999999999999d"),
-            json!(-1),
-            json!(1.5),
-            json!(true),
-        ] {
-            assert_eq!(of(bad.clone()), None, "{bad}");
-        }
-    }
 }

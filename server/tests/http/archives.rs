@@ -344,3 +344,59 @@ async fn an_archive_is_kept_for_as_long_as_a_regulation_asks() {
     }
     world.stop().await;
 }
+
+/// The schedule itself is the engine's; here is what a caller may say of it and sees.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_schedule_is_set_shown_and_ended() {
+    let world = World::start().await;
+    let path = format!("{}/archive-schedule", world.database("orders").await);
+    assert!(world.get(&path).await.body["schedule"].is_null());
+    let put = |body: serde_json::Value| read(world.ask(Method::PUT, &path).json(&body));
+    for (body, code) in [
+        (json!({}), "invalid-request"),
+        (json!({ "every": "59m" }), "invalid-request"),
+        (json!({ "every": "367d" }), "invalid-request"),
+        (json!({ "every": "1d", "format": "csv" }), "invalid-request"),
+        (
+            json!({ "every": "1d", "retain": { "newest": 0 } }),
+            "invalid-request",
+        ),
+        (
+            json!({ "every": "1d", "retain": { "days": 0 } }),
+            "invalid-request",
+        ),
+        (
+            json!({ "every": "1d", "retain": { "newest": 5_000_000_000_u64 } }),
+            "invalid-request",
+        ),
+        (
+            json!({ "every": "1d", "retain": { "hours": 1 } }),
+            "unknown-field",
+        ),
+        (json!({ "every": "1d", "level": "chain" }), "unknown-field"),
+    ] {
+        assert_eq!(put(body.clone()).await.code(), code, "{body}");
+    }
+    let set = put(json!({ "every": "24h", "retain": { "newest": 7, "days": 90 } })).await;
+    assert_eq!(set.status, 200, "{set:?}");
+    let schedule = &set.body["schedule"];
+    assert_eq!(schedule["every_seconds"], 86_400);
+    assert_eq!(schedule["format"], "sqlite");
+    assert_eq!(schedule["retain"], json!({ "newest": 7, "days": 90 }));
+    assert!(schedule["due_at"].is_string() && schedule["last"].is_null());
+    assert_eq!(world.get(&path).await.body, set.body);
+    // It deletes archives, which an operator may not.
+    let operator = world.token(json!({ "scopes": ["write"] })).await;
+    let url = format!("{}{path}", world.base);
+    let got = read(world.client.delete(&url).bearer_auth(&operator)).await;
+    assert_eq!((got.status, &got.body["required"]), (403, &json!("admin")));
+    let log = "/v1/namespaces/default/audit?action=backup.archive_schedule";
+    let lines = world.get(log).await.body["items"].clone();
+    assert!(
+        lines.as_array().is_some_and(|lines| !lines.is_empty()),
+        "{lines}"
+    );
+    assert_eq!(read(world.ask(Method::DELETE, &path)).await.status, 204);
+    assert!(world.get(&path).await.body["schedule"].is_null());
+    world.stop().await;
+}

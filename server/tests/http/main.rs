@@ -11,6 +11,7 @@ mod hrana;
 mod hrana_bad;
 mod keys;
 mod limits;
+mod namespaces;
 mod neighbours;
 mod operator;
 mod records;

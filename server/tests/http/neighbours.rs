@@ -276,6 +276,54 @@ async fn a_token_holds_so_many_connections_and_no_more() {
     world.stop().await;
 }
 
+/// Goal (I7): a tenant that makes itself many tokens does not hold every connection of the server. Method: of eight
+/// connections four tokens of one tenant get four; another tenant is served over new ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_leaves_half_of_the_connections_to_the_others() {
+    let limits = Limits {
+        connections_max: 8,
+        ..Limits::default()
+    };
+    let world = World::with(limits).await;
+    let owner = tenant(&world, "noisy").await;
+    let noisy = "/v1/namespaces/noisy/databases";
+    let mut tokens = Vec::new();
+    for _ in 0..4 {
+        let url = format!("{}/v1/namespaces/noisy/tokens", world.base);
+        let request = world.client.post(url).header("connection", "close");
+        let made = read(
+            request
+                .bearer_auth(&owner)
+                .json(&json!({ "scopes": ["read"] })),
+        )
+        .await;
+        tokens.push(made.body["token"].as_str().expect("a secret").to_owned());
+    }
+    let mut held = Vec::new();
+    let mut refused = 0;
+    for token in tokens.iter().chain(&tokens[..2]) {
+        let mut connection = Raw::connect(&world).await;
+        let (status, head) = connection.get(noisy, token).await;
+        if status == 429 {
+            assert!(head.contains("connection: close"), "{head}");
+            refused += 1;
+        } else {
+            assert_eq!(status, 200, "{head}");
+            held.push(connection);
+        }
+    }
+    assert!((3..=4).contains(&held.len()), "{} are open", held.len());
+    assert!(refused >= 2, "{refused}");
+    for _ in 0..2 {
+        let mut other = Raw::connect(&world).await;
+        let databases = "/v1/namespaces/default/databases";
+        let (status, head) = other.get(databases, &world.owner).await;
+        assert_eq!(status, 200, "{head}");
+    }
+    drop(held);
+    world.stop().await;
+}
+
 /// Goal: memory of large answers is the tenant's to free. Method: a client that asks and does not read; further
 /// requests of its tenant are refused until it goes, and nobody else's.
 #[tokio::test(flavor = "multi_thread")]

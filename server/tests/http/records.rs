@@ -195,6 +195,81 @@ async fn a_restore_is_on_record_before_it_acts() {
     world.stop().await;
 }
 
+/// Goal: whatever takes something away is on record before it acts, however its request is written. Method: each such
+/// call in turn, a purge spelt in percent codes and an import that replaces among them; the line that says `before` is
+/// older than the outcome's.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_grave_call_is_on_record_before_it_acts() {
+    let world = World::start().await;
+    let orders = world.database("orders").await;
+    let made = world.run(&orders, "create table t(a)").await;
+    let bookmark = made.body["bookmark"].clone();
+    world.run(&orders, "insert into t values(1)").await;
+    let made = world.keyed(&format!("{orders}/archives"), json!({})).await;
+    let archive = made.body["archive"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let restored = world
+        .keyed(
+            &format!("{orders}/restores"),
+            json!({ "target": { "bookmark": bookmark } }),
+        )
+        .await;
+    let restore = restored.body["restore"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let export = world.ask(Method::GET, &format!("{orders}/export"));
+    let file = export
+        .send()
+        .await
+        .expect("an answer")
+        .bytes()
+        .await
+        .expect("a file");
+    let import = world.ask_keyed(&format!("{orders}/import?replac%65=tru%65"));
+    let got = read(import.body(file)).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    let undo = world
+        .keyed(
+            &format!("{orders}/restores/{restore}/undo"),
+            json!({ "force": got.body["bookmark"] }),
+        )
+        .await;
+    assert_eq!(undo.status, 200, "{undo:?}");
+    let delete = |path: String| read(world.ask(Method::DELETE, &path));
+    assert_eq!(
+        delete(format!("{orders}/archives/{archive}")).await.status,
+        204
+    );
+    assert_eq!(delete(format!("{orders}?purg%65=%74rue")).await.status, 200);
+    let all = lines(&world, "").await;
+    for event in [
+        "backup.restore",
+        "backup.import_replace",
+        "backup.undo",
+        "backup.archive_delete",
+        "admin.database_purge",
+    ] {
+        let of: Vec<&Json> = all
+            .iter()
+            .filter(|line| line["event_type"] == event)
+            .collect();
+        let [after, before] = of[..] else {
+            panic!("{event}: {of:?}");
+        };
+        assert_eq!(before["details"]["phase"], "before", "{event}");
+        assert_eq!(before["severity"], "critical", "{event}");
+        assert_eq!(
+            (&after["details"]["phase"], &after["success"]),
+            (&Json::Null, &json!(true)),
+            "{event}"
+        );
+    }
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn insights_count_and_name_no_sql() {
     let world = World::start().await;

@@ -247,3 +247,145 @@ async fn who_does_not_wait_is_told_where_to_look() {
     );
     world.stop().await;
 }
+
+/// Goal (I7): a right that ends takes the events that were opened by it along. Method: a purge waits for a session that
+/// holds the database; meanwhile the token that listens is revoked. It hears nothing more, the owner hears the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_end_with_the_right_to_hear_them() {
+    use futures::StreamExt as _;
+    let world = World::start().await;
+    let db = world.database("orders").await;
+    world.run(&db, "CREATE TABLE t(a)").await;
+    let made = world
+        .post(
+            "/v1/namespaces/default/tokens",
+            json!({ "scopes": ["read"] }),
+        )
+        .await;
+    let (token, id) = (made.body["token"].as_str(), made.body["id"].as_str());
+    let (token, id) = (token.expect("a secret"), id.expect("an id"));
+    let namespace = world.engine.namespace_by_name("default").await;
+    let namespace = namespace.expect("there").id;
+    let held = world.engine.database(namespace, "orders").await;
+    let held = held.expect("there").writer().await.expect("a session");
+    let purge = world.ask(Method::DELETE, &format!("{db}?purge=true"));
+    let begun = read(purge.header("prefer", "wait=0")).await;
+    assert_eq!(begun.status, 202, "{begun:?}");
+    let operation = begun.body["operation"]["id"].as_str().expect("an id");
+    let events = format!("/v1/namespaces/default/operations/{operation}/events");
+    let listen = |token: &str| {
+        let url = format!("{}{events}", world.base);
+        world.client.get(url).bearer_auth(token).send()
+    };
+    let reader = listen(token).await.expect("events");
+    assert_eq!(reader.status(), 200);
+    let mut reader = reader.bytes_stream();
+    let first = reader.next().await.expect("the first").expect("a piece");
+    assert!(String::from_utf8_lossy(&first).contains("\"state\":\"running\""));
+    let owner = listen(&world.owner).await.expect("events");
+    let path = format!("/v1/namespaces/default/tokens/{id}");
+    assert_eq!(read(world.ask(Method::DELETE, &path)).await.status, 204);
+    drop(held);
+    let owner = owner.text().await.expect("they end");
+    assert!(owner.contains("\"state\":\"succeeded\""), "{owner}");
+    while let Some(piece) = reader.next().await {
+        let piece = piece.expect("it ends in order");
+        let text = String::from_utf8_lossy(&piece);
+        assert!(!text.contains("\"state\":\"succeeded\""), "{text}");
+    }
+    world.stop().await;
+}
+
+/// Goal: a restore that waits for a writer can be taken back until the change itself, leaves nothing, and nothing else
+/// changes the database meanwhile. Method: a client's transaction holds the gate; a second restore, a deletion and a purge
+/// are refused by the operation's name; the cancel ends it although the transaction stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_waits_is_cancelled_and_alone() {
+    let world = World::start().await;
+    let db = world.database("orders").await;
+    let made = world.run(&db, "CREATE TABLE t(a)").await;
+    let target = json!({ "target": { "bookmark": at(&made) } });
+    let now = at(&world.run(&db, "INSERT INTO t VALUES(1)").await);
+    let begin = json!({ "requests": [
+        { "type": "execute", "stmt": { "sql": "BEGIN IMMEDIATE" } },
+        { "type": "execute", "stmt": { "sql": "INSERT INTO t VALUES(2)" } },
+    ] });
+    let held = world.post("/default/orders/v3/pipeline", begin).await;
+    let baton = held.body["baton"].as_str().expect("a baton").to_owned();
+    let restores = format!("{db}/restores");
+    let restore = || {
+        world
+            .ask_keyed(&restores)
+            .header("prefer", "wait=0")
+            .json(&target)
+    };
+    let begun = read(restore()).await;
+    assert_eq!(begun.status, 202, "{begun:?}");
+    let id = begun.body["operation"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let others = [
+        read(restore()).await,
+        read(world.ask(Method::DELETE, &db)).await,
+        read(world.ask(Method::DELETE, &format!("{db}?purge=true"))).await,
+    ];
+    for refused in others {
+        assert_eq!(
+            (refused.status, refused.code()),
+            (409, "operation-in-progress")
+        );
+        assert_eq!(refused.body["operation"], json!(id));
+    }
+    let place = format!("/v1/namespaces/default/operations/{id}");
+    let cancel = read(world.ask(Method::POST, &format!("{place}/cancel"))).await;
+    assert!(matches!(cancel.status, 200 | 202), "{cancel:?}");
+    let patience = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while world.get(&place).await.body["state"] != "cancelled" {
+        assert!(
+            tokio::time::Instant::now() < patience,
+            "it is not cancelled"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    // Whoever asks again under its key hears the same.
+    let key = world
+        .ask(Method::POST, &restores)
+        .header("idempotency-key", "again");
+    let key = || {
+        key.try_clone()
+            .expect("no stream")
+            .header("prefer", "wait=0")
+            .json(&target)
+    };
+    let again = read(key()).await;
+    assert_eq!(again.status, 202, "{again:?}");
+    let id = again.body["operation"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let cancel = format!("/v1/namespaces/default/operations/{id}/cancel");
+    read(world.ask(Method::POST, &cancel)).await;
+    loop {
+        let told = read(key()).await;
+        if told.status == 409 && told.code() == "operation-cancelled" {
+            assert_eq!(told.body["operation"], json!(id));
+            break;
+        }
+        assert!(tokio::time::Instant::now() < patience, "{told:?}");
+    }
+    let commit = json!({ "baton": baton, "requests": [
+        { "type": "execute", "stmt": { "sql": "COMMIT" } },
+        { "type": "close" },
+    ] });
+    let done = world.post("/default/orders/v3/pipeline", commit).await;
+    assert_eq!(done.body["results"][0]["type"], "ok", "{done:?}");
+    let rows = world.run(&db, "SELECT count(*) FROM t").await;
+    assert_eq!(rows.body["rows"], json!([[2]]));
+    assert!(at(&rows) > now);
+    let listed = world.get(&restores).await;
+    for record in listed.body["items"].as_array().expect("items") {
+        assert_eq!(record["outcome"], "failed", "{record}");
+    }
+    world.stop().await;
+}

@@ -282,3 +282,167 @@ async fn a_region_is_chosen_at_creation_and_stays() {
     );
     world.stop().await;
 }
+
+/// Goal: a token for one database reaches others by no detour: not by what a body names, what a path without a database
+/// lists, or by making itself more. Method: an admin's token for one database, a member's override, everything that works
+/// on the whole namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_one_database_reaches_no_other_by_a_detour() {
+    let world = World::start().await;
+    let (mine, theirs) = (world.database("mine").await, world.database("theirs").await);
+    for database in [&mine, &theirs] {
+        world.run(database, "create table t(a)").await;
+    }
+    let limited = json!({ "scopes": ["admin"], "databases": ["mine", "next"] });
+    let token = world.token(limited).await;
+    let ask = |method: Method, path: &str, body: Option<serde_json::Value>| {
+        let url = format!("{}/v1/namespaces/default{path}", world.base);
+        let request = world.client.request(method, url).bearer_auth(&token);
+        let request = request.header("idempotency-key", path.replace('/', "-"));
+        match body {
+            Some(body) => read(request.json(&body)),
+            None => read(request),
+        }
+    };
+    let post = Method::POST;
+    // A fork of another database would bring its rows along.
+    let seed = json!({ "name": "next", "seed": { "database": "theirs" } });
+    let got = ask(post.clone(), "/databases", Some(seed)).await;
+    assert_eq!(
+        (got.status, got.code()),
+        (403, "insufficient-permissions"),
+        "{got:?}"
+    );
+    let seed = json!({ "name": "next", "seed": { "database": "mine" } });
+    let got = ask(post.clone(), "/databases?", Some(seed)).await;
+    assert_eq!(got.status, 201, "{got:?}");
+
+    let verify = json!({ "level": "objects" });
+    let own = world
+        .post(&format!("{mine}/verifications"), verify.clone())
+        .await;
+    let foreign = world.post(&format!("{theirs}/verifications"), verify).await;
+    let id = |got: &crate::world::Got| {
+        let id = &got.body["operation"]["id"];
+        id.as_str().expect("an id").to_owned()
+    };
+    let (own, foreign) = (id(&own), id(&foreign));
+    let got = ask(Method::GET, &format!("/operations/{own}"), None).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    for (method, end) in [
+        (Method::GET, ""),
+        (Method::GET, "/events"),
+        (post.clone(), "/cancel"),
+    ] {
+        let got = ask(method, &format!("/operations/{foreign}{end}"), None).await;
+        assert_eq!(
+            (got.status, got.code()),
+            (404, "operation-not-found"),
+            "{end}"
+        );
+    }
+    let listed = ask(Method::GET, "/operations", None).await;
+    let items = listed.body["items"].as_array().expect("items");
+    assert!(!items.is_empty());
+    for item in items {
+        assert_ne!(item["links"]["database"], "theirs", "{item}");
+    }
+    let log = ask(Method::GET, "/audit?limit=500", None).await;
+    let lines = log.body["items"].as_array().expect("items");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line["details"]["database"] == "mine")
+    );
+    for line in lines {
+        let of = &line["details"]["database"];
+        assert!(of == "mine" || of == "next", "{line}");
+    }
+
+    let made = world
+        .post(
+            "/v1/namespaces/default/tokens",
+            json!({ "scopes": ["read"] }),
+        )
+        .await;
+    let wide = made.body["id"].as_str().expect("an id");
+    let owners = world.get("/v1/namespaces/default/tokens").await;
+    let owner = owners.body["items"].as_array().expect("items").iter();
+    let owner = owner.filter(|one| one["role"] == "owner");
+    let owner = owner.map(|one| one["id"].as_str().expect("an id")).next();
+    let owner = owner.expect("the owner's").to_owned();
+    for (method, path, body) in [
+        (Method::DELETE, format!("/tokens/{wide}"), None),
+        (
+            post.clone(),
+            format!("/tokens/{wide}/rotate"),
+            Some(json!({})),
+        ),
+        (Method::DELETE, format!("/tokens/{owner}"), None),
+        (Method::GET, "/members".to_owned(), None),
+        (
+            Method::PUT,
+            "/members/ana".to_owned(),
+            Some(json!({ "role": "admin" })),
+        ),
+        (Method::DELETE, "/members/ana".to_owned(), None),
+        (post, "/members/ana/revoke".to_owned(), None),
+        (
+            Method::PUT,
+            "/maintenance".to_owned(),
+            Some(json!({ "enabled": true })),
+        ),
+    ] {
+        let got = ask(method.clone(), &path, body).await;
+        assert_eq!(
+            (got.status, got.code()),
+            (403, "insufficient-permissions"),
+            "{method} {path}: {got:?}"
+        );
+    }
+    // An admin's token for everything takes no owner's away either.
+    let admin = world.token(json!({ "scopes": ["admin"] })).await;
+    let url = format!("{}/v1/namespaces/default/tokens/{owner}", world.base);
+    let got = read(world.client.delete(url).bearer_auth(&admin)).await;
+    assert_eq!((got.status, &got.body["required"]), (403, &json!("owner")));
+    world.run(&mine, "select 1").await;
+    world.stop().await;
+}
+
+/// Goal: a member's other role in a database counts wherever a call concerns that database. Method: an admin who is an
+/// analyst in production makes no fork of it, and cancels nothing there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_members_role_in_a_database_counts_behind_paths_that_do_not_name_it() {
+    let world = World::start().await;
+    let live = world.database("live").await;
+    world.run(&live, "create table t(a)").await;
+    let member = world.ask(Method::PUT, "/v1/namespaces/default/members/ana");
+    let role = json!({ "role": "admin", "databases": { "live": "analyst" } });
+    assert_eq!(read(member.json(&role)).await.status, 200);
+    let ana = world
+        .token(json!({ "scopes": ["admin"], "principal": "ana" }))
+        .await;
+    let post = |path: &str, body: serde_json::Value| {
+        let url = format!("{}/v1/namespaces/default{path}", world.base);
+        read(world.client.post(url).bearer_auth(&ana).json(&body))
+    };
+    let seed = json!({ "name": "copy", "seed": { "database": "live" } });
+    let got = post("/databases", seed).await;
+    assert_eq!((got.status, &got.body["required"]), (403, &json!("admin")));
+    let made = world.keyed(&format!("{live}/archives"), json!({})).await;
+    let archive = &made.body["archive"]["id"];
+    let seed = json!({ "name": "copy", "seed": { "archive": archive } });
+    let got = post("/databases", seed).await;
+    assert_eq!((got.status, &got.body["required"]), (403, &json!("admin")));
+    let id = made.body["operation"]["id"].as_str().expect("an id");
+    let url = format!(
+        "{}/v1/namespaces/default/operations/{id}/cancel",
+        world.base
+    );
+    let got = read(world.client.post(url).bearer_auth(&ana)).await;
+    assert_eq!(
+        (got.status, &got.body["required"]),
+        (403, &json!("operator"))
+    );
+    world.stop().await;
+}

@@ -128,6 +128,8 @@ pub struct Archive {
     pub legal_hold: bool,
     /// What the last verification said: `{at, outcome}`.
     pub verified: Option<Json>,
+    /// Nobody asked for it: a schedule did.
+    pub scheduled: bool,
 }
 
 impl Archive {

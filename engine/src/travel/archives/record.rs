@@ -45,6 +45,7 @@ pub(super) struct Begun {
     pub(super) retain_until: Option<Timestamp>,
     pub(super) legal_hold: bool,
     pub(super) request: Option<IdempotencyKey>,
+    pub(super) scheduled: bool,
 }
 
 /// What was found under a caller's key: the operation, once it is known.
@@ -90,6 +91,7 @@ fn archive(row: &Row<'_>) -> rusqlite::Result<Archive> {
         retain_until: row.get::<_, Option<i64>>("retain_until")?.map(timestamp),
         legal_hold: row.get("legal_hold")?,
         verified: verified.and_then(|text| serde_json::from_str(&text).ok()),
+        scheduled: row.get("scheduled")?,
     })
 }
 
@@ -152,8 +154,8 @@ impl System {
             // Nothing begins in a database that is being purged: it would be left behind.
             c.execute(
                 "INSERT INTO archives(id, namespace, database, state, term, created, retain_until, \
-                 legal_hold, request, fingerprint) \
-                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 \
+                 legal_hold, request, fingerprint, scheduled) \
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11 \
                  WHERE EXISTS(SELECT 1 FROM databases WHERE id = ?3 AND purging IS NULL)",
                 params![
                     row.id.to_string(),
@@ -166,6 +168,7 @@ impl System {
                     row.legal_hold,
                     request,
                     row.request.map(|key| key.fingerprint.to_vec()),
+                    row.scheduled,
                 ],
             )
         })
@@ -366,6 +369,24 @@ impl System {
             })
             .await?;
         Ok(PageOf::cut(items, limit, |archive| archive.id.to_string()))
+    }
+
+    /// The complete archives that a schedule made of a database, newest first.
+    pub(super) async fn archives_scheduled(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Vec<Archive>, Error> {
+        self.read(move |c| {
+            let mut select = c.prepare(
+                "SELECT * FROM archives WHERE database = ?1 AND state = ?2 AND scheduled \
+                 ORDER BY id DESC",
+            )?;
+            let ready = RowState::Ready.as_str();
+            select
+                .query_map(params![database.as_bytes(), ready], archive)?
+                .collect()
+        })
+        .await
     }
 
     /// Rows that are not ready.

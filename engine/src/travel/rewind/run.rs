@@ -319,7 +319,8 @@ async fn change(
     accepted: &Accepted,
 ) -> Result<Changed, Error> {
     task.phase("wait_for_writers", 0)?;
-    let gate = lease.gate().await?;
+    // A writer may hold it for long: whoever cancels meanwhile does not wait for them.
+    let gate = task.unless_stopped(lease.gate()).await?;
     task.phase("apply", 0)?;
     task.point_of_no_return()?;
     let database = Arc::clone(lease);

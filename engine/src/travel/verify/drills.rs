@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::json;
 use tidelog_wal::Timestamp;
 use tokio::sync::{Notify, watch};
 
@@ -14,6 +15,8 @@ use super::record::{Due, Schedule, Verification};
 use super::{Level, NewVerification, Outcome};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::operations::Operation;
+use crate::system::audit::{AuditLine, Severity};
 
 /// The longest sleep: the wall clock, which says what is due, may be set.
 const SLEEP_MAX: Duration = Duration::from_hours(1);
@@ -177,6 +180,37 @@ impl Engine {
         self.follow(database, new).await
     }
 
+    /// Puts on record how a verification that nobody asked for came out.
+    fn note_run(&self, database: &crate::engine::Database, ended: &Operation) {
+        let row = database.row();
+        let outcome = ended.result.as_ref();
+        let outcome = outcome.and_then(|result| result["verification"]["outcome"].as_str());
+        let right = outcome == Some(Outcome::Verified.as_str());
+        let failed = ended.error.as_ref().map(|failure| failure.code.clone());
+        self.audit(AuditLine {
+            namespace: Some(row.namespace),
+            event: "backup.verify".to_owned(),
+            severity: if right {
+                Severity::Info
+            } else {
+                Severity::Critical
+            },
+            user: Some("schedule".to_owned()),
+            action: "verification-schedule".to_owned(),
+            resource: "database".to_owned(),
+            resource_id: Some(row.name.clone()),
+            details: json!({
+                "database": row.name,
+                "operation": ended.id,
+                "outcome": outcome,
+                "scheduled": true,
+            }),
+            success: right,
+            error_code: failed,
+            ..AuditLine::default()
+        });
+    }
+
     async fn follow(
         &self,
         database: crate::engine::Database,
@@ -185,7 +219,7 @@ impl Engine {
         let mut handle = database.begin_verification(new, None, true).await?;
         let mut stop = self.inner.stop_signal();
         tokio::select! {
-            _ = handle.wait(RUN_MAX) => {}
+            ended = handle.wait(RUN_MAX) => self.note_run(&database, &ended),
             _ = stop.wait_for(|stop| *stop) => {}
         }
         Ok(())
