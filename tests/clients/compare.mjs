@@ -15,13 +15,16 @@ const DIFFERENCES = {
     { errors: ["SQL_PARSE_ERROR", null], results: [null, [["1"]]] },
     { error: "SQL_PARSE_ERROR" },
   ],
-  "a script with an error in it": [{ error: "SQL_PARSE_ERROR", left: 1 }, { left: 1 }],
+  "a script with an error in it": [{ error: "SQL_PARSE_ERROR", left: 1 }, { left: 2 }],
   "close twice": [{ status: 400 }, { status: 200 }],
   "store a text twice": [{ value: "2" }, { status: 400 }],
   "attach": [{ error: "SQLITE_AUTH" }, { error: "SQL_PARSE_ERROR" }],
   "commit nothing": [{ error: "SQLITE_ERROR" }, { error: "SQLITE_UNKNOWN" }],
   "a rowid where nothing was inserted": [{ rowid: "0" }, { rowid: null }],
-  "no such table": [{ error: "SQL_INPUT_ERROR" }, { error: "SQL_INPUT_ERROR" }],
+  "no such table": [{ error: "SQLITE_ERROR" }, { error: "SQLITE_UNKNOWN" }],
+  "no rows wanted": [{ rows: 0 }, { rows: 3 }],
+  "describe what cannot be parsed": [{ error: "SQL_PARSE_ERROR" }, { error: "SQL_INPUT_ERROR" }],
+  "a step of a cursor that fails": [["step_error"], ["step_begin", "step_error"]],
 };
 
 class Peer {
@@ -46,7 +49,7 @@ class Peer {
   // One statement as one request: rows, or the code of its error.
   async one(sql, more = {}) {
     const answer = await this.pipeline([{ type: "execute", stmt: { sql, ...more } }, { type: "close" }]);
-    return answer.status ? answer : outcome(answer.results[0]);
+    return answer.status ? answer : outcome(answer.results[0], sql.startsWith("insert"));
   }
   libsql(more = {}) {
     return createClient({ url: this.url, authToken: this.token, ...more });
@@ -57,10 +60,10 @@ class Peer {
 }
 
 const plain = (rows) => rows.map((row) => row.map((value) => value.value ?? value.base64 ?? null));
-const outcome = (result) => {
+const outcome = (result, inserts = false) => {
   if (result.type === "error") return { error: result.error.code };
   const { cols, rows, affected_row_count, last_insert_rowid } = result.response.result;
-  return { cols, rows, affected: affected_row_count, ...(affected_row_count ? { rowid: last_insert_rowid } : {}) };
+  return { cols, rows, affected: affected_row_count, ...(inserts ? { rowid: last_insert_rowid } : {}) };
 };
 const caught = async (work) => {
   try {
@@ -92,7 +95,7 @@ const cases = {
   },
   "too few arguments": (peer) => peer.one("select ?, ?", args(integer(1))),
   "too many arguments": (peer) => peer.one("select ?", args(integer(1), integer(2))),
-  "no rows wanted": (peer) => peer.one("select * from t", { want_rows: false }),
+  "no rows wanted": async (peer) => ({ rows: (await peer.one("select * from t", { want_rows: false })).rows.length }),
   "update": (peer) => peer.one("update t set b = 'w' where a > 1"),
   "delete nothing": (peer) => peer.one("delete from t where a > 100"),
   "a rowid where nothing was inserted": async (peer) => {
@@ -122,11 +125,15 @@ const cases = {
   },
   "describe": async (peer) => {
     const described = [];
-    for (const sql of ["select a, :x as b from t where c > ?", "insert into t(b) values(?) returning a", "explain select 1", "pragma user_version", "selec"]) {
+    for (const sql of ["select a, :x as b from t where c > ?", "insert into t(b) values(?) returning a", "explain select 1", "pragma user_version"]) {
       const { results } = await peer.pipeline([{ type: "describe", sql }, close]);
-      described.push(results[0].error ? results[0].error.code : results[0].response.result);
+      described.push(results[0].response.result);
     }
     return described;
+  },
+  "describe what cannot be parsed": async (peer) => {
+    const { results } = await peer.pipeline([{ type: "describe", sql: "selec" }, close]);
+    return { error: results[0].error.code };
   },
   "a transaction over requests": async (peer) => {
     const begun = await peer.pipeline([stmt("begin immediate"), stmt("insert into t(b) values('in')"), { type: "get_autocommit" }]);
@@ -186,8 +193,12 @@ const cases = {
   },
   "version 2": async (peer) => outcome((await peer.pipeline([stmt("select 1 as a"), close], null, "v2/pipeline")).results[0]),
   "a cursor": async (peer) => {
-    const entries = await peer.cursor([{ stmt: { sql: "select a, b from t order by a" } }, { stmt: { sql: "insert into t(b) values('c')" } }, { condition: { type: "error", step: 1 }, stmt: { sql: "select 1" } }, { stmt: { sql: "insert into t(a) values(1)" } }]);
+    const entries = await peer.cursor([{ stmt: { sql: "select a, b from t order by a" } }, { stmt: { sql: "insert into t(b) values('c')" } }, { condition: { type: "error", step: 1 }, stmt: { sql: "select 1" } }]);
     return entries.map(({ type, step, cols, row, error, affected_row_count }) => ({ type, step, cols, row, error: error?.code, affected_row_count })).filter((one) => one.type !== "replication_index");
+  },
+  "a step of a cursor that fails": async (peer) => {
+    const entries = await peer.cursor([{ stmt: { sql: "insert into t(a) values(1)" } }]);
+    return entries.map((one) => one.type).filter((type) => type !== "replication_index");
   },
   "@libsql/client": async (peer) => {
     const db = peer.libsql({ intMode: "bigint" });

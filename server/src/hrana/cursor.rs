@@ -98,10 +98,10 @@ impl Sink for Lines {
         Ok(())
     }
 
-    fn end(&mut self, step: usize, end: StepEnd) -> Result<(), Error> {
+    fn end(&mut self, _: usize, end: StepEnd) -> Result<(), Error> {
         self.read += end.tally.rows_read;
         self.written += end.tally.rows_written;
-        self.add(&wire::step_end(step, &end.tally));
+        self.add(&wire::step_end(&end.tally));
         self.offer()
     }
 

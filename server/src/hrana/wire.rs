@@ -300,11 +300,10 @@ pub(crate) fn line(to: &mut Vec<u8>, entry: &Json) {
     let _ = writeln!(to, "{entry}");
 }
 
-/// The end of a step, for a cursor.
-pub(crate) fn step_end(step: usize, tally: &Tally) -> Json {
+/// The end of the step that began last, for a cursor.
+pub(crate) fn step_end(tally: &Tally) -> Json {
     json!({
         "type": "step_end",
-        "step": step,
         "affected_row_count": tally.changes,
         "last_insert_rowid": tally.last_insert_rowid.to_string(),
     })
