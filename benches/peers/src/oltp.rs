@@ -30,6 +30,10 @@ pub(crate) struct Options {
     /// Length of the run.
     #[arg(long, default_value_t = 60)]
     seconds: u32,
+    /// Commits between the load and the run, as fast as they go. The published figure of Litestream begins behind
+    /// 8,500.
+    #[arg(long, default_value_t = 8_500)]
+    warm_up: u32,
     /// Commits of the run, if not rate times seconds.
     #[arg(long)]
     commits: Option<u32>,
@@ -129,7 +133,7 @@ pub(crate) async fn run(options: Options) -> Value {
         .commits
         .unwrap_or(options.rate.max(1) * options.seconds);
     let rate = options.rate * speed;
-    let rows = options.rows;
+    let (rows, warm_up) = (options.rows, options.warm_up);
     let meter = {
         let engine = engine.clone();
         move || {
@@ -158,6 +162,12 @@ pub(crate) async fn run(options: Options) -> Value {
                 .block_on(ticket.wait(Durability::Remote))
                 .expect("shipped")
         };
+        for i in 0..warm_up {
+            loaded = writer
+                .transaction(|connection| mix.apply(connection, u64::from(i)))
+                .expect("commit")
+                .1;
+        }
         wait(loaded.expect("the load commits"));
         let mut before = put_bytes();
         loop {
@@ -173,7 +183,7 @@ pub(crate) async fn run(options: Options) -> Value {
         let mut last = None;
         for i in 0..commits {
             let ((), ticket) = writer
-                .transaction(|connection| mix.apply(connection, u64::from(i)))
+                .transaction(|connection| mix.apply(connection, u64::from(warm_up + i)))
                 .expect("commit");
             last = ticket.or(last);
             if rate > 0 {
@@ -189,6 +199,7 @@ pub(crate) async fn run(options: Options) -> Value {
     let all = meter();
     engine.shutdown().await.expect("shutdown");
     json!({
+        "warm_up": warm_up,
         "commits": commits,
         "rate": rate,
         "seconds": took.as_secs_f64(),
