@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidelog_archive::manifest::Manifest;
 use tidelog_archive::plan::{Resolved, Start, Target};
 use tidelog_archive::restore::{FileSink, PageSink, RestoreSettings, merge};
-use tidelog_wal::page::{mask_page1, unmask_page1};
 use tidelog_wal::digest::PageHash;
+use tidelog_wal::page::{mask_page1, unmask_page1};
 use tidelog_wal::{DatabaseId, Digest, PageCount, PageNo, TxId};
 
 use crate::boxed;
@@ -131,7 +131,9 @@ impl Copy {
         let mut digest = Digest::empty(size).resize(PageCount::ZERO, n, size);
         let mut next = 1_u32;
         while let Some(first) = PageNo::new(next).filter(|first| n.contains(*first)) {
-            let left = usize::try_from(n.get() - next).unwrap_or(most).saturating_add(1);
+            let left = usize::try_from(n.get() - next)
+                .unwrap_or(most)
+                .saturating_add(1);
             let count = left.min(most);
             let run = buffer.get_mut(..count * size.bytes()).unwrap_or_default();
             let at = self.lease.read_run(first, run)?;
@@ -188,9 +190,13 @@ impl Copy {
 
     /// Writes the state into a file at `path`, which must not exist; it has its name once it is proven and synced.
     /// Blocks.
-    pub(crate) fn to_file(self, path: &Path, task: Option<&Task>) -> Result<(), Error> {
+    pub(crate) fn write_to(self, path: &Path, task: Option<&Task>) -> Result<(), Error> {
         let io = |e| Error::io(format!("write {}", path.display()), e);
-        let (id, size, target) = (self.lease.meta().id, self.lease.meta().page_size, self.target);
+        let (id, size, target) = (
+            self.lease.meta().id,
+            self.lease.meta().page_size,
+            self.target,
+        );
         let mut sink = FileSink::create(path).map_err(io)?;
         let digest = self.pages(task, |first, run| {
             sink.write(first.offset(size), run).map_err(io)
@@ -260,7 +266,7 @@ async fn back_to(lease: &Lease, target: Resolved) -> Result<Option<Copy>, Error>
 
 /// Writes a stored state of the database's history into a file at `path`, from the files on this node, where that is
 /// the cheaper way; answers whether it did. What fails here leaves no file, and is no reason not to ask the store.
-pub(crate) async fn into_file(
+pub(crate) async fn inwrite_to(
     lease: &Lease,
     target: Resolved,
     path: &Path,
@@ -271,7 +277,7 @@ pub(crate) async fn into_file(
         let Some(copy) = back_to(lease, target).await? else {
             return Ok(false);
         };
-        blocking(move || copy.to_file(&at, watched.as_ref())).await?;
+        blocking(move || copy.write_to(&at, watched.as_ref())).await?;
         Ok(true)
     }
     .await;
@@ -345,6 +351,6 @@ pub(crate) async fn fork_files(
         }
     };
     let lease = registry.lease(parent.namespace, parent.database).await?;
-    let copied = into_file(&lease, target, &path, None).await?;
+    let copied = inwrite_to(&lease, target, &path, None).await?;
     Ok(copied.then_some(target))
 }

@@ -11,8 +11,8 @@ use tidelog_archive::envelope::Finished;
 use tidelog_archive::image::{ImageMeta, ImageWriter};
 use tidelog_archive::key::{Key, KeyNonce};
 use tidelog_archive::manifest::{ImageEntry, Loaded, Manifest, PublishError};
-use tidelog_wal::{PageCount, PageNo};
 use tidelog_wal::block::Compressor;
+use tidelog_wal::{PageCount, PageNo};
 
 use crate::copy::Copy;
 use crate::core::Core;

@@ -157,7 +157,9 @@ async fn copies_under_full_load_are_states_that_were() {
          INSERT INTO t SELECT x, hex(zeroblob(600)) FROM s",
     ] {
         let at = rig::run(&database, sql, Durability::Memory).await;
-        log.lock().expect("lock").push((Did::Ran(sql.to_owned()), at));
+        log.lock()
+            .expect("lock")
+            .push((Did::Ran(sql.to_owned()), at));
     }
     let stop = Arc::new(AtomicBool::new(false));
     let loading = load(
@@ -189,7 +191,7 @@ async fn copies_under_full_load_are_states_that_were() {
     loading.await.expect("the load");
     let log = log.lock().expect("lock").clone();
     assert!(
-        log.iter().any(|(did, _)| matches!(did, Did::WentBack(_)) ) || log.len() < 200,
+        log.iter().any(|(did, _)| matches!(did, Did::WentBack(_))) || log.len() < 200,
         "{} commits and no rewind",
         log.len()
     );
@@ -200,7 +202,9 @@ async fn copies_under_full_load_are_states_that_were() {
         assert_eq!(twin::dump(&file), known[&txid], "commit {txid}");
     }
     engine.shutdown().await.expect("shutdown");
-    let bucket = Bucket::open(&rig::url(folder.path())).await.expect("bucket");
+    let bucket = Bucket::open(&rig::url(folder.path()))
+        .await
+        .expect("bucket");
     rig::verify(&bucket).await;
 }
 

@@ -67,7 +67,11 @@ async fn settling_at_a_start_leaves_no_database_open() {
         .await;
     }
     for (id, _) in &last {
-        assert_eq!(held(&files.join(id.to_string())), 0, "a database was opened");
+        assert_eq!(
+            held(&files.join(id.to_string())),
+            0,
+            "a database was opened"
+        );
     }
     engine.shutdown().await.expect("shutdown");
 }

@@ -16,12 +16,7 @@ use crate::files::DbFiles;
 impl Capture {
     /// Fills `run` with the pages from `first` on, as they are at the newest captured commit; those above its
     /// end are zeros.
-    pub(crate) fn present(
-        &self,
-        files: &DbFiles,
-        first: PageNo,
-        run: &mut [u8],
-    ) -> io::Result<()> {
+    pub(crate) fn present(&self, files: &DbFiles, first: PageNo, run: &mut [u8]) -> io::Result<()> {
         files.pages(first, self.page_size, run)?;
         let numbers = (first.get()..).filter_map(PageNo::new);
         for (page, image) in numbers.zip(run.chunks_exact_mut(self.page_size.bytes())) {

@@ -28,7 +28,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use tidelog_wal::record::TimeFlag;
 use tidelog_wal::shm::WalIndexHeader;
-use tidelog_wal::{DatabaseId, DigestSeed, NamespaceId, PageNo, PageSize, Position, Timestamp, TxId};
+use tidelog_wal::{
+    DatabaseId, DigestSeed, NamespaceId, PageNo, PageSize, Position, Timestamp, TxId,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::capture::{Capture, CaptureError, Head, Pass, Scratch};

@@ -71,7 +71,7 @@ pub(crate) struct Deadline(Arc<AtomicU64>);
 
 impl Deadline {
     /// Has what runs end at once.
-    pub(crate) fn is_over(&self) {
+    pub(crate) fn end_now(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
