@@ -266,7 +266,7 @@ async fn back_to(lease: &Lease, target: Resolved) -> Result<Option<Copy>, Error>
 
 /// Writes a stored state of the database's history into a file at `path`, from the files on this node, where that is
 /// the cheaper way; answers whether it did. What fails here leaves no file, and is no reason not to ask the store.
-pub(crate) async fn inwrite_to(
+pub(crate) async fn into_file(
     lease: &Lease,
     target: Resolved,
     path: &Path,
@@ -351,6 +351,6 @@ pub(crate) async fn fork_files(
         }
     };
     let lease = registry.lease(parent.namespace, parent.database).await?;
-    let copied = inwrite_to(&lease, target, &path, None).await?;
+    let copied = into_file(&lease, target, &path, None).await?;
     Ok(copied.then_some(target))
 }
