@@ -24,14 +24,14 @@ struct ShutDisk(Arc<Shut>);
 
 #[derive(Debug, Default)]
 struct Shut {
-    is_shut: Mutex<bool>,
+    closed: Mutex<bool>,
     opened: Condvar,
     waiting: AtomicUsize,
 }
 
 impl ShutDisk {
     fn shut(&self, shut: bool) {
-        *self.0.is_shut.lock().expect("lock") = shut;
+        *self.0.closed.lock().expect("lock") = shut;
         self.0.opened.notify_all();
     }
 
@@ -54,7 +54,7 @@ impl AppendFile for ShutFile {
     fn sync(&self) -> io::Result<()> {
         let shut = &self.disk.0;
         shut.waiting.fetch_add(1, Ordering::SeqCst);
-        let guard = shut.is_shut.lock().expect("lock");
+        let guard = shut.closed.lock().expect("lock");
         drop(shut.opened.wait_while(guard, |shut| *shut).expect("lock"));
         shut.waiting.fetch_sub(1, Ordering::SeqCst);
         self.file.sync()
