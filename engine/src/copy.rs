@@ -190,7 +190,7 @@ impl Copy {
 
     /// Writes the state into a file at `path`, which must not exist; it has its name once it is proven and synced.
     /// Blocks.
-    pub(crate) fn to_file(self, path: &Path, task: Option<&Task>) -> Result<(), Error> {
+    pub(crate) fn write_to(self, path: &Path, task: Option<&Task>) -> Result<(), Error> {
         let io = |e| Error::io(format!("write {}", path.display()), e);
         let (id, size, target) = (
             self.lease.meta().id,
@@ -278,7 +278,7 @@ pub(crate) async fn into_file(
             return Ok(false);
         };
         blocking(lease.core.executor(), move || {
-            copy.to_file(&at, watched.as_ref())
+            copy.write_to(&at, watched.as_ref())
         })
         .await?;
         Ok(true)

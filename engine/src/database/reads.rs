@@ -62,7 +62,7 @@ impl Reads {
         let running = self.lock();
         for one in running.reads.values().filter(|one| one.since <= before) {
             one.ended.store(true, Ordering::Release);
-            one.timing.is_over();
+            one.timing.end_now();
         }
     }
 }

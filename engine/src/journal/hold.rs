@@ -62,3 +62,61 @@ impl Journal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tidelog_archive::env::SystemClock;
+    use tidelog_wal::{Chain, ClusterId, DigestSeed, NamespaceId, PageSize, Term};
+
+    use super::super::chunk::{ChunkDatabase, WalPosition};
+    use super::super::{Append, JournalParts, Payload};
+    use super::*;
+    use crate::disk::StdDisk;
+
+    /// A chunk that nothing else needs stays while a commit in it is held, and no longer.
+    #[test]
+    fn what_somebody_reads_is_not_collected() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let parts = JournalParts {
+            folder: folder.path().to_owned(),
+            disk: Arc::new(StdDisk),
+            clock: Arc::new(SystemClock::default()),
+            cluster: ClusterId::from_bytes([9; 16]),
+            term: Term::FIRST,
+            bytes_max: 1 << 30,
+            chunk_bytes: 1 << 20,
+        };
+        let journal = Journal::create(parts, 1).expect("a journal");
+        let (id, one) = (DatabaseId::from_bytes([1; 16]), TxId::FIRST);
+        let database = ChunkDatabase {
+            id,
+            namespace: NamespaceId::from_bytes([2; 16]),
+            page_size: PageSize::DEFAULT,
+            seed: DigestSeed::new(3),
+            chain_before: Chain::default(),
+        };
+        let append = Append {
+            txid: one,
+            wal: WalPosition::default(),
+            chain: Chain::default(),
+            payload: Payload::Record(b"a record"),
+        };
+        journal.append(&database, &[append]).expect("appended");
+        let sealed = journal.seal().expect("sealed").expect("a chunk");
+        let (before, behind) = (journal.hold(id, TxId::ZERO), journal.hold(id, one));
+        journal.set_shipped(&sealed);
+        journal.set_settled(id, one);
+        assert!(journal.waits_for_checkpoint(id));
+        journal.set_checkpointed(id, one);
+        assert!(!journal.waits_for_checkpoint(id));
+        journal.collect().expect("collected");
+        assert!(journal.chunk_file(sealed.id).is_some(), "it is read");
+        drop(before);
+        journal.collect().expect("collected");
+        assert!(
+            journal.chunk_file(sealed.id).is_none(),
+            "what is behind it is read"
+        );
+        drop(behind);
+    }
+}

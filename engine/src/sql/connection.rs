@@ -75,7 +75,7 @@ pub(crate) struct Timing {
 
 impl Timing {
     /// Has what runs end at once.
-    pub(crate) fn is_over(&self) {
+    pub(crate) fn end_now(&self) {
         self.deadline.store(0, Ordering::Relaxed);
     }
 

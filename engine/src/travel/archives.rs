@@ -330,11 +330,11 @@ impl Maker {
         let lease = self.database.lease().await?;
         let copied = local::into_file(&lease, plan.target, &file, Some(task)).await?;
         drop(lease);
-        let restored = match copied {
-            true => Ok(()),
-            false => materialise(&core.remote.store, plan, &file, task)
-                .await
-                .map(drop),
+        let restored = if copied {
+            Ok(())
+        } else {
+            let restored = materialise(&core.remote.store, plan, &file, task).await;
+            restored.map(drop)
         };
         if let Err(error) = restored {
             // What was settled since the plan was made may have taken the place of objects it reads.
