@@ -9,7 +9,7 @@ use std::time::Duration;
 use object_store::memory::InMemory;
 use tidelog_archive::env::{Clock, SystemEntropy};
 use tidelog_archive::manifest::{ManifestStore, State};
-use tidelog_archive::seal::KeyStore;
+use tidelog_archive::seal::{KeyStore, Keyring};
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::At;
 use tidelog_engine::disk::StdDisk;
@@ -27,6 +27,7 @@ use tidelog_engine::{
     Settings, Statement,
 };
 use tidelog_testkit::faultstore::{Fault, FaultStore, Shared, script};
+use tidelog_testkit::sealing::sealed_masters;
 use tidelog_testkit::sim::ShiftedClock as Shifted;
 use tidelog_wal::DatabaseId;
 
@@ -51,7 +52,7 @@ async fn node(folder: &Path, clock: &Arc<Shifted>, store: &Store) -> Engine {
         ship_interval: Duration::from_millis(5),
         settle_bytes: 1,
         settle_pause: Duration::from_millis(1),
-        master_keys: tidelog_testkit::sealing::sealed_masters(),
+        master_keys: sealed_masters(),
         ..Settings::default()
     };
     let parts = Parts {
@@ -131,7 +132,8 @@ impl World {
 
     async fn state(&self, id: DatabaseId) -> State {
         let entropy = Arc::new(SystemEntropy);
-        let manifests = ManifestStore::new(self.store.clone(), self.namespace.id, id, entropy);
+        let store = self.store.clone().with_keys(Keyring::new(sealed_masters()));
+        let manifests = ManifestStore::new(store, self.namespace.id, id, entropy);
         manifests.load().await.expect("a manifest").manifest.state
     }
 
@@ -452,28 +454,25 @@ async fn archives_come_by_schedule_and_the_rule_says_which_stay() {
     assert_eq!(scheduled(&orders).await, [], "the first comes after a day");
 
     let mut held = None;
-    for day in 1..=6 {
+    for day in 1..=6_usize {
         world.pass(DAY + 60);
         if day == 3 {
             world.restart().await;
         }
         let orders = world.open("orders").await;
         world.turn().await;
-        let (orders_, kept) = (&orders, usize::from(held.is_some()) + day.min(2));
-        eventually(
-            "the archive of the day is there and old ones are gone",
-            || async move {
-                let newest = scheduled(orders_).await;
-                newest.len() == kept && schedule(orders_).await.last.is_some()
-            },
-        )
-        .await;
         let run = schedule(&orders).await.last.expect("a run");
         let operation = run.operation.expect("an operation");
-        let operation = world.engine.operation(world.namespace.id, &operation).await;
-        let result = operation.expect("shown").result.expect("it succeeded");
+        let handle = world.engine.operation_watch(world.namespace.id, &operation);
+        let result = succeeded(handle.await.expect("shown")).await;
         let newest = scheduled(&orders).await.remove(0);
         assert_eq!(result["archive"]["id"], newest.id.to_string(), "day {day}");
+        // The second day's is held from then on, and one of the newest two on the third.
+        let (orders_, kept) = (&orders, [1, 2, 2, 3, 3, 3][day - 1]);
+        eventually("old ones are gone", || async move {
+            scheduled(orders_).await.len() == kept
+        })
+        .await;
         world.turn().await;
         assert_eq!(scheduled(&orders).await.len(), kept, "once a day");
         if day == 2 {
@@ -531,7 +530,7 @@ async fn archives_come_by_schedule_and_the_rule_says_which_stay() {
 /// comes back, with archives kept for two days.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_runs_ahead_lets_no_scheduled_archive_go() {
-    let world = World::new().await;
+    let mut world = World::new().await;
     let orders = world.filled("orders").await;
     let keep = Keep {
         newest: None,
@@ -553,6 +552,9 @@ async fn a_clock_that_runs_ahead_lets_no_scheduled_archive_go() {
     })
     .await;
     world.clock.step(-365 * DAY);
+    world.restart().await;
+    let orders = world.open("orders").await;
+    let (orders_, world_) = (&orders, &world);
     world.turn().await;
     assert_eq!(scheduled(&orders).await.len(), 2, "neither is gone");
     let due = schedule(&orders).await.due;
