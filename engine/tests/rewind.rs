@@ -230,7 +230,7 @@ fn random_history(seed: u64, runtime: &Runtime) -> Result<usize, String> {
         ship_interval: Duration::from_millis(pick(&[1, 20, 100])),
         chunk_bytes: pick(&[8 << 10, 64 << 10, 4 << 20]),
         settle_bytes: pick(&[1 << 10, 16 << 10, 256 << 10]),
-        wal_backfill_bytes: pick(&[4 << 10, 40 << 10, 1 << 20]),
+        wal_backfill_bytes: 4 << 10,
         wal_soft_bytes: pick(&[16 << 10, 100 << 10, 1 << 20]),
         spool_bytes: pick(&[2 << 10, 20 << 10, 1 << 20]),
         ..settings(folder.path())

@@ -170,7 +170,7 @@ impl World {
             settle_bytes: pick(&[1, 4 << 10, 64 << 10]),
             settle_age: Duration::from_millis(pick(&[20, 3_600_000])),
             settle_pause: Duration::from_millis(1),
-            wal_backfill_bytes: pick(&[4 << 10, 1 << 20]),
+            wal_backfill_bytes: 4 << 10,
             wal_soft_bytes: pick(&[16 << 10, 1 << 20]),
             spool_bytes: pick(&[8 << 10, 1 << 20]),
             restores_max: usize::MAX,
