@@ -153,8 +153,9 @@ impl Route {
 
     /// Whether maintenance of its namespace refuses it. Of SQL the engine judges which statements write.
     pub(crate) fn pauses(&self) -> bool {
-        let sql = self.keyed_by_handler || !self.in_namespace();
-        self.method != Method::GET && !sql && !self.in_maintenance
+        let sql = self.keyed_by_handler || self.hrana;
+        let tenants = self.in_namespace() || self.implies_namespace();
+        self.method != Method::GET && tenants && !sql && !self.in_maintenance
     }
 
     /// Whether its answer is due within the request deadline: whole files take as long as they take.

@@ -167,6 +167,14 @@ async fn sqld_clients_fork() {
     );
     let server = read(world.client.post(&url).bearer_auth(&world.server)).await;
     assert_eq!((server.status, server.code()), (403, "namespace-mismatch"));
+    let maintenance = async |on: bool| {
+        let put = world.ask(Method::PUT, "/v1/namespaces/default/maintenance");
+        assert_eq!(read(put.json(&json!({ "enabled": on }))).await.status, 200);
+    };
+    maintenance(true).await;
+    let paused = read(ask("orders", "paused")).await;
+    assert_eq!((paused.status, paused.code()), (503, "maintenance"));
+    maintenance(false).await;
     let seen = lines(&world, "&action=backup.fork").await;
     assert!(events(&seen).len() >= 2, "{seen:?}");
     world.stop().await;
