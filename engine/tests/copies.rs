@@ -223,11 +223,12 @@ async fn noted(folder: &Path, store: &Arc<FaultStore>) -> Engine {
     engine.expect("start")
 }
 
-/// The keys that were read since the call of this number, of a part of the bucket.
+/// The keys that were read since the call of this number, of a part of the bucket. Whoever has stored an object asks
+/// whether it stands: that is no read.
 fn read_since(store: &FaultStore, number: usize, part: &str) -> Vec<String> {
     let calls = store.calls();
     let calls = calls.iter().skip(number);
-    let reads = calls.filter(|call: &&Call| matches!(call.op, Op::Get | Op::Head));
+    let reads = calls.filter(|call: &&Call| call.op == Op::Get);
     let keys = reads.map(|call| call.key.clone());
     keys.filter(|key| key.contains(part)).collect()
 }

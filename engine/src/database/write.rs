@@ -148,8 +148,15 @@ impl Gate {
         let database = &self.database;
         let before = database.header()?;
         sqlite
-            .as_engine(|c| c.prepare_cached(own::BEGIN_IMMEDIATE)?.execute([]))
-            .map_err(|error| sql_error(sqlite, error))?;
+            .as_engine(|c| {
+                c.prepare_cached(own::BEGIN_IMMEDIATE)?.execute([])?;
+                // Reads the schema cookie: what a rewind took away would be called there still.
+                c.prepare_cached(own::TOUCH)?.exists([])
+            })
+            .map_err(|error| {
+                self.roll_back(sqlite);
+                sql_error(sqlite, error)
+            })?;
         database
             .pending
             .note(database.committed_txid(&before).next(), annotations.into());
