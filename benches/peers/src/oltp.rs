@@ -44,8 +44,8 @@ pub(crate) struct Options {
 
 /// How often the journal folder of the store is looked at: an object stays there until it is settled and trimmed.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// The backlog of the load counts as settled once nothing was stored for so long.
-const QUIET: Duration = Duration::from_secs(5);
+/// The backlog of the load counts as settled once nothing was stored for so long: an image is compressed that long.
+const QUIET: Duration = Duration::from_secs(25);
 
 /// Sums the journal objects that come to stand in a store that is a folder.
 #[derive(Debug)]
