@@ -911,7 +911,10 @@ impl Database {
             durable_bookmark: durable,
             committed_at: head.time,
             lag_commits,
-            lag_bytes: lease.core.journal.unshipped_bytes(),
+            lag_bytes: match lag_commits {
+                0 => 0,
+                _ => lease.core.journal.unshipped_bytes(),
+            },
             lag: Duration::from_micros(lag),
             size_bytes: head.pages.bytes(lease.meta().page_size),
         })

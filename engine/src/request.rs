@@ -150,7 +150,7 @@ pub struct BookmarkInfo {
     pub committed_at: Timestamp,
     /// Commits that are not stored yet.
     pub lag_commits: u64,
-    /// Bytes of the node's journal that are not stored yet.
+    /// Bytes of the node's journal that are not stored yet, zero if every commit of this database is.
     pub lag_bytes: u64,
     /// Age of the newest commit that is not stored, zero if all are.
     pub lag: Duration,

@@ -276,6 +276,27 @@ async fn a_detached_fork_needs_its_parent_no_more() {
     );
 }
 
+/// A fork that nobody writes to is stored like any other: its first record counts, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_that_is_only_read_lags_no_longer_than_others() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let engine = start(folder.path()).await;
+    let (_, parent) = made(&engine).await;
+    let child = fork(&parent, &engine, "child", At::Latest).await;
+    sum(&child).await;
+    let begun = tokio::time::Instant::now();
+    loop {
+        let at = child.bookmark().await.expect("where it stands");
+        if at.durable_bookmark == Some(at.bookmark) {
+            assert_eq!((at.lag_commits, at.lag_bytes), (0, 0));
+            break;
+        }
+        assert!(begun.elapsed() < DEADLINE, "{at:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    engine.shutdown().await.expect("shutdown");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schema_only_fork_has_the_tables_of_then_and_no_rows() {
     let folder = tempfile::tempdir().expect("tempdir");

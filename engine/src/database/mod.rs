@@ -97,8 +97,8 @@ impl Ledger {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a captured commit while the journal is shipped up to `shipped_lsn`.
-    fn add(&self, lsn: u64, position: Position, shipped_lsn: u64) {
+    /// Notes a journaled commit while the journal is shipped up to `shipped_lsn`.
+    pub(crate) fn add(&self, lsn: u64, position: Position, shipped_lsn: u64) {
         let mut inner = self.lock();
         inner.advance(shipped_lsn);
         inner.marks.push_back((lsn, position));
@@ -133,7 +133,9 @@ impl Ledger {
 impl LedgerInner {
     fn advance(&mut self, shipped_lsn: u64) {
         while let Some((_, position)) = self.marks.front().filter(|(lsn, _)| *lsn <= shipped_lsn) {
-            self.durable = Some(*position);
+            if self.durable.is_none_or(|known| known.txid < position.txid) {
+                self.durable = Some(*position);
+            }
             self.marks.pop_front();
         }
     }

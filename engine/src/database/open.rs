@@ -299,6 +299,9 @@ fn assemble(
     if let Some(durable) = state.durable {
         ledger.set_durable(durable);
     }
+    // Earlier uses in this life, and whoever made the database, may have journaled what is neither synced nor stored.
+    let last_lsn = core.journal.appended_lsn();
+    ledger.add(last_lsn, head.position(), core.journal.shipped_lsn());
     let open = OpenDb {
         core: Arc::clone(core),
         meta: state.meta,
@@ -318,11 +321,7 @@ fn assemble(
         gate_queue: AtomicUsize::new(0),
         reader_slots: Arc::new(Semaphore::new(READERS_MAX)),
         write_texts: WriteTexts::default(),
-        capture: Mutex::new(CaptureSlot {
-            capture,
-            // Earlier uses in this life may have journaled what is not synced yet.
-            last_lsn: core.journal.appended_lsn(),
-        }),
+        capture: Mutex::new(CaptureSlot { capture, last_lsn }),
         base: (head.txid, header.change),
         head: watch::Sender::new(head),
         pending: Pending::default(),
