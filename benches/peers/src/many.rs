@@ -27,6 +27,10 @@ pub(crate) struct Options {
     seconds: u32,
 }
 
+fn per_second(count: u64, seconds: f64) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / seconds
+}
+
 /// Creations at a time.
 const AT_A_TIME: usize = 32;
 
@@ -85,9 +89,9 @@ pub(crate) async fn run(options: Options) -> Value {
     let started = Instant::now();
     let until = Duration::from_secs(u64::from(options.seconds));
     let mut writing = tokio::task::JoinSet::new();
-    for (number, database) in databases.into_iter().enumerate() {
+    for (number, database) in (0_u32..).zip(databases) {
         let gap = Duration::from_secs_f64(1.0 / options.rate);
-        let share = number as f64 / f64::from(options.active.max(1));
+        let share = f64::from(number) / f64::from(options.active.max(1));
         writing.spawn(async move {
             let mut due = started + gap.mul_f64(share);
             let mut done = 0_u64;
@@ -122,8 +126,8 @@ pub(crate) async fn run(options: Options) -> Value {
         "active": options.active,
         "commits": commits,
         "seconds": took,
-        "puts_per_second": asked.all(Verb::Put) as f64 / took,
-        "requests_per_second": asked.total() as f64 / took,
+        "puts_per_second": per_second(asked.all(Verb::Put), took),
+        "requests_per_second": per_second(asked.total(), took),
         "put_bytes_per_commit": asked.bytes(Verb::Put) / commits.max(1),
         "resident_peak_mib": mib(peak),
         "resident_before_databases_mib": mib(empty),

@@ -467,7 +467,19 @@ pub(crate) async fn run(options: Options) -> Value {
         }));
     }
     let forks = [fork(&loaded, "fork-1").await, fork(&loaded, "fork-2").await];
-    loaded.engine.shutdown().await.expect("shutdown");
+    eprintln!(
+        "{:#}",
+        json!({ "rewinds": rewinds, "forks": forks, "restore_ms": restored_ms })
+    );
+    let Loaded {
+        engine,
+        database,
+        writer,
+        ..
+    } = loaded;
+    // A writer keeps its database open.
+    drop((database, writer));
+    engine.shutdown().await.expect("shutdown");
     // What was measured through it is in its WAL.
     for left in ["restored.db-wal", "restored.db-shm"] {
         let _ = std::fs::remove_file(folder.path().join(left));
