@@ -22,6 +22,7 @@ use tidelog_wal::{DatabaseId, NamespaceId, NodeId, Position, Term, Timestamp};
 use crate::boxed;
 use crate::core::Parts;
 use crate::error::{Code, Error};
+use crate::executor::blocking;
 use crate::node::keys::unlock_bucket;
 use crate::node::start::{open_store, store_error};
 use crate::node::terms::term_error;
@@ -162,11 +163,9 @@ impl Bucket {
         let file = scratch.path().join("system.db");
         let (namespace, id) = (self.root.system_namespace, self.root.system_database);
         self.restore_id(namespace, id, At::Latest, &file).await?;
-        let listed = tokio::task::spawn_blocking(move || list(&file));
-        let listed = listed
-            .await
-            .map_err(|e| Error::internal("read the names").caused_by(e))?;
-        listed.map_err(|e| Error::new(Code::DatabaseCorrupt, "read the names").caused_by(e))
+        let failed = |e| Error::new(Code::DatabaseCorrupt, "read the names").caused_by(e);
+        let executor = Arc::clone(&self.parts.executor);
+        blocking(executor, move || list(&file).map_err(failed)).await
     }
 
     /// The live database `namespace/name`.

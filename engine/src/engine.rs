@@ -25,7 +25,7 @@ use crate::database::execute::{self, Bounds};
 use crate::database::state::DbState;
 use crate::database::{DbMeta, Lease, incarnation_name};
 use crate::error::{Code, Error};
-use crate::executor::blocking;
+use crate::executor::{Executor, blocking};
 use crate::files::DbPaths;
 use crate::import;
 use crate::jobs::Jobs;
@@ -835,6 +835,11 @@ impl Database {
     /// The node it is served by.
     pub(crate) const fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Where blocking work runs.
+    pub(crate) fn executor(&self) -> Arc<dyn Executor> {
+        self.engine.inner.core.executor()
     }
 
     pub(crate) async fn lease(&self) -> Result<Lease, Error> {

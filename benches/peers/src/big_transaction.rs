@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use reqwest::StatusCode;
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tidelog_testkit::server::{Launch, Server, binary};
 
 use crate::dump::by_rows;
+use crate::measure::now;
 use crate::memory::{forget_peak, mib, resident};
 
 /// Bytes of a row's blob.
@@ -27,11 +28,6 @@ pub(crate) struct Options {
     /// Mebibytes of one transaction.
     #[arg(long, default_value_t = 200)]
     mib: u64,
-}
-
-#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 async fn query(server: &Server, sql: &str, durability: &str) -> Value {

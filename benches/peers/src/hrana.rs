@@ -19,6 +19,8 @@ use serde_json::{Value as Json, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::measure::median;
+
 /// What to run.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -358,11 +360,6 @@ async fn measured(server: &Server, kind: Kind, connections: usize, options: &Opt
         p99_micros: at(99),
         failed,
     }
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of.get(of.len() / 2).copied().unwrap_or(0.0)
 }
 
 fn summed(figures: &[Figure]) -> Json {

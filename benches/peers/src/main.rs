@@ -5,6 +5,7 @@ mod dump;
 mod hrana;
 mod idle;
 mod many;
+mod measure;
 mod memory;
 mod oltp;
 mod real_input;

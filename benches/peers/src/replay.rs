@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use rusqlite::Connection;
@@ -17,7 +17,7 @@ use tidelog_engine::bucket::Bucket;
 use tidelog_engine::{Durability, Engine, Parts, Settings};
 use tidelog_testkit::oltp::{Oltp, SCHEMA};
 
-use crate::memory::{forget_peak, mib, resident};
+use crate::measure::made_anew;
 
 /// Nothing more is settled once nothing was stored for so long.
 const QUIET: Duration = Duration::from_secs(5);
@@ -35,25 +35,14 @@ pub(crate) struct Options {
     commits: u32,
 }
 
-/// Restores by a plan: the median in milliseconds, and the memory it took above what there was, in MiB.
-#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+/// Restores by a plan: milliseconds, and how much memory it took above what there was.
 async fn restore(bucket: &Bucket, plan: &Plan, out: &Path) -> (f64, f64) {
-    let (mut times, mut peak) = (Vec::new(), 0.0_f64);
-    for _ in 0..ROUNDS {
-        let _ = std::fs::remove_file(out);
-        let process = std::process::id();
-        forget_peak(process);
-        let (before, _) = resident(process).expect("this process");
-        let begun = Instant::now();
+    made_anew(ROUNDS, out, async |out| {
         let sink = FileSink::create(out).expect("create");
         let done = execute(bucket.store(), plan, sink, RestoreSettings::default()).await;
         done.expect("restore");
-        times.push(begun.elapsed().as_secs_f64() * 1000.0);
-        let (_, most) = resident(process).expect("this process");
-        peak = peak.max(mib(most.saturating_sub(before)));
-    }
-    times.sort_by(f64::total_cmp);
-    (times[times.len() / 2], peak)
+    })
+    .await
 }
 
 pub(crate) async fn run(options: Options) -> Value {

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use rusqlite::Connection;
@@ -18,6 +18,8 @@ use tidelog_engine::database::Ticket;
 use tidelog_engine::disk::{AppendFile, Disk, StdDisk};
 use tidelog_engine::{Database, Durability, Engine, NewDatabase, Parts, Settings};
 use tidelog_testkit::oltp::{Oltp, SCHEMA};
+
+use crate::measure::{median, now, spread};
 
 /// What to run.
 #[derive(Debug, Args)]
@@ -120,22 +122,10 @@ fn pause(time: Duration) {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 fn per_second(commits: u32, work: impl FnOnce()) -> f64 {
-    let begun = Instant::now();
+    let begun = now();
     work();
     f64::from(commits) / begun.elapsed().as_secs_f64()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn spread(values: &[f64]) -> Value {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(0.0, f64::max);
-    json!([least.round(), most.round()])
 }
 
 /// Plain SQLite with the engine's pragmas.

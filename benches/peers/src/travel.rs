@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use rusqlite::{Connection, params};
@@ -23,7 +23,7 @@ use tidelog_testkit::oltp::{Oltp, SCHEMA};
 use tidelog_wal::Position;
 
 use crate::big_transaction::folder_bytes;
-use crate::memory::{forget_peak, mib, resident};
+use crate::measure::{made_anew, median, millis, now};
 
 /// Rows of one loading transaction.
 const LOAD_BATCH: u32 = 20_000;
@@ -49,20 +49,6 @@ pub(crate) struct Options {
     /// Where everything is put; a folder of its own below it.
     #[arg(long)]
     dir: Option<PathBuf>,
-}
-
-#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-fn millis(from: Instant) -> f64 {
-    from.elapsed().as_secs_f64() * 1000.0
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// A node with the loaded database, and where it stood after some of its commits.
@@ -273,22 +259,13 @@ fn unzstd(from: &Path, folder: &Path) -> f64 {
 
 /// Restores the newest state from the bucket: milliseconds, and how much memory it took above what there was.
 async fn restore(store: &str, out: &Path) -> (f64, f64) {
-    let (mut times, mut peak) = (Vec::new(), 0.0_f64);
-    for _ in 0..ROUNDS {
-        let _ = std::fs::remove_file(out);
-        let process = std::process::id();
-        forget_peak(process);
-        let (before, _) = resident(process).expect("this process");
-        let begun = now();
+    made_anew(ROUNDS, out, async |out| {
         let bucket = Bucket::open(store).await.expect("bucket");
         let found = bucket.find("bench", "oltp").await.expect("find");
         let restored = bucket.restore(&found, At::Latest, out, false).await;
         restored.expect("restore");
-        times.push(millis(begun));
-        let (_, most) = resident(process).expect("this process");
-        peak = peak.max(mib(most.saturating_sub(before)));
-    }
-    (median(times), peak)
+    })
+    .await
 }
 
 async fn fork(loaded: &Loaded, name: &str) -> Value {

@@ -240,16 +240,13 @@ impl Turn {
         loop {
             // No worker is held while the gate is waited for: whoever holds the gate may need one to go on.
             run.flow.job = Some(self.terms.database.worker().await?);
-            let (back, pause, captured) = blocking(
-                self.terms.database.engine().inner.core.executor(),
-                move || {
-                    let pause = run.advance();
-                    run.flow.job = None;
-                    let ended = matches!(pause, Pause::Ended { .. });
-                    let captured = ended.then(|| run.session.lease().capture_now());
-                    Ok((run, pause, captured))
-                },
-            )
+            let (back, pause, captured) = blocking(self.terms.database.executor(), move || {
+                let pause = run.advance();
+                run.flow.job = None;
+                let ended = matches!(pause, Pause::Ended { .. });
+                let captured = ended.then(|| run.session.lease().capture_now());
+                Ok((run, pause, captured))
+            })
             .await?;
             run = back;
             self.captured = captured;
@@ -273,14 +270,11 @@ impl Turn {
                 Pause::Committed(ticket, tally, held, began) => {
                     let database = Arc::clone(run.session.lease());
                     acknowledge(&database, &ticket, self.durability).await?;
-                    let (back, outcome) = blocking(
-                        self.terms.database.engine().inner.core.executor(),
-                        move || {
-                            let outcome = run.succeed(tally, held, began);
-                            run.flow.job = None;
-                            Ok((run, outcome))
-                        },
-                    )
+                    let (back, outcome) = blocking(self.terms.database.executor(), move || {
+                        let outcome = run.succeed(tally, held, began);
+                        run.flow.job = None;
+                        Ok((run, outcome))
+                    })
                     .await?;
                     run = back;
                     outcome?;
@@ -295,19 +289,16 @@ impl Turn {
         let mut session = self.session().await?;
         let job = self.terms.database.worker().await?;
         let (sql, terms) = (sql.to_owned(), Arc::clone(&self.terms));
-        let (session, described) = blocking(
-            self.terms.database.engine().inner.core.executor(),
-            move || {
-                let _job = job;
-                let statement = Statement {
-                    sql,
-                    params: Params::None,
-                };
-                let described = check(&statement, &terms.limits)
-                    .and_then(|()| session.describe(&statement.sql, &terms));
-                Ok((session, described))
-            },
-        )
+        let (session, described) = blocking(self.terms.database.executor(), move || {
+            let _job = job;
+            let statement = Statement {
+                sql,
+                params: Params::None,
+            };
+            let described = check(&statement, &terms.limits)
+                .and_then(|()| session.describe(&statement.sql, &terms));
+            Ok((session, described))
+        })
         .await?;
         self.put_back(session);
         Ok(described)

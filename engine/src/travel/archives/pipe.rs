@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::core::Core;
 use crate::error::{Code, Error};
+use crate::executor::piped;
 use crate::node::start::store_error;
 use crate::operations::Task;
 use crate::travel::inspect::hex;
@@ -144,7 +145,7 @@ where
 {
     let (pieces, taken) = mpsc::channel(PIECES_WAITING);
     let (level, working) = (core.settings.settle_level, task.clone());
-    let writing = tokio::task::spawn_blocking(move || {
+    let writing = tokio::spawn(piped(move || {
         let pending = match sealing {
             Some(writer) => Pending::Sealed(Box::new(writer)),
             None => Pending::Plain(BytesMut::new()),
@@ -156,14 +157,14 @@ where
             let _ = pieces.blocking_send(Err(told));
         }
         written
-    });
+    }));
     let source = stream::unfold(taken, async |mut taken: mpsc::Receiver<_>| {
         taken.recv().await.map(|piece| (piece, taken))
     });
     let put = core.remote.store.put_unique(key, source).await;
     let written = writing
         .await
-        .map_err(|e| Error::internal("write an archive").caused_by(e))?;
+        .unwrap_or_else(|e| Err(Error::internal("write an archive").caused_by(e)));
     task.check()?;
     match (put, written) {
         (Ok(head), Ok(stored)) if head.length == stored.object_bytes() => Ok(stored),

@@ -345,11 +345,10 @@ impl Prover<'_> {
         };
         self.task.phase("checking", 0)?;
         let (file, task) = (file.to_owned(), self.task.clone());
-        let said =
-            crate::executor::blocking(self.database.engine().inner.core.executor(), move || {
-                integrity(&file, check, &task)
-            })
-            .await?;
+        let said = crate::executor::blocking(self.database.executor(), move || {
+            integrity(&file, check, &task)
+        })
+        .await?;
         proof.covers.insert("sqlite".to_owned(), json!(name));
         if said != "ok" {
             let what = format!("SQLite finds the restored state damaged: {said}");
