@@ -35,19 +35,9 @@ impl Journal {
         chunks
     }
 
-    /// Shows `each` the pages of every commit of `database` after `after`, as they stand in this folder, and
+    /// Shows `each` the pages of every commit of `database` after `after` up to `through`, as they stand in this folder, and
     /// answers the newest commit seen, `after` if there is none. The commits must not be collected meanwhile:
     /// those that are not stored never are.
-    pub(crate) fn pages_after(
-        &self,
-        (database, size): (DatabaseId, PageSize),
-        after: TxId,
-        each: &mut dyn FnMut(&PageDelta<'_>) -> Result<(), Error>,
-    ) -> Result<TxId, Error> {
-        self.pages_between((database, size), (after, TxId::new(u64::MAX)), each)
-    }
-
-    /// The same of the commits up to `through`.
     pub(crate) fn pages_between(
         &self,
         (database, size): (DatabaseId, PageSize),
@@ -70,7 +60,7 @@ impl Journal {
     }
 }
 
-/// As [`Journal::pages_after`], of the chunks of any journal folder, given with their whole lengths.
+/// As [`Journal::pages_between`], of the chunks of any journal folder, given with their whole lengths.
 pub(crate) fn pages_in(
     (disk, folder): (&Arc<dyn Disk>, &Path),
     chunks: &[(PathBuf, u64)],

@@ -33,7 +33,7 @@ use crate::operations::OperationState;
 use crate::settings::Durability;
 use crate::system::Page;
 use crate::travel::forks::Fork;
-use crate::travel::rewind::{PageXors, Source, Wanted, put_in_place};
+use crate::travel::rewind::{PageXors, Source, Staged, Wanted, put_in_place};
 
 /// What folders that were put aside are called.
 const ASIDE: &str = "fenced-";
@@ -229,9 +229,11 @@ async fn apply(child: &Database, folder: &Path, remainder: Remainder) -> Result<
                 return Err(Error::internal("a journal that was put aside changed"));
             }
             let head = database.capture_now()?;
+            let hold = core.journal.hold(database.meta().id, head.txid);
+            let source = Source::Xors(xors, None);
+            let mut staged = Staged::make(&database, source, wanted, hold, &|_| Ok(()))?;
             let note = CommitNote::default();
-            let source = Source::Xors(xors);
-            let done = put_in_place(&gate, head, wanted, &source, note, &|_| {})?;
+            let done = put_in_place(&gate, head, &mut staged, note, &|_| {})?;
             Ok(done.1)
         })
         .await?;

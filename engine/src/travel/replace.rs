@@ -18,7 +18,7 @@ use tidelog_wal::{Digest, PageCount, Position, Timestamp};
 
 use super::archives::digest_of_file;
 use super::restores::{Outcome, RestoreRecord, RolledBackKey};
-use super::rewind::{Source, Wanted, put_in_place};
+use super::rewind::{Source, Staged, Wanted, put_in_place};
 use crate::boxed;
 use crate::capture::CommitNote;
 use crate::crash_point;
@@ -194,10 +194,23 @@ async fn run(
     let core = &engine.inner.core;
     let began = core.parts.clock.monotonic_micros();
     let created_at = core.parts.clock.wall();
+    let size = u64::from(lease.meta().page_size.get());
+    task.phase("compare", u64::from(fitting.to.n.get()) * size)?;
+    let hold = core.journal.hold(lease.meta().id, lease.head().txid);
+    let (open, comparing) = (Arc::clone(&lease), task.clone());
+    let compared = blocking(lease.core.executor(), move || {
+        let progress = |pages: u64| {
+            comparing.progress(pages * size);
+            comparing.check()
+        };
+        let source = Source::open(&fitting.file)?;
+        let staged = Staged::make(&open, source, fitting.to, hold, &progress)?;
+        Ok((staged, fitting.folder))
+    });
+    let (mut staged, folder) = compared.await?;
     task.phase("wait_for_writers", 0)?;
     let gate = lease.gate().await?;
-    let size = u64::from(lease.meta().page_size.get());
-    task.phase("apply", u64::from(fitting.to.n.get()) * size)?;
+    task.phase("apply", 0)?;
     task.point_of_no_return()?;
     let note = CommitNote {
         annotations: annotations(token.as_deref()),
@@ -208,10 +221,9 @@ async fn run(
     let done = blocking(lease.core.executor(), move || {
         let head = open.capture_now()?;
         check_place(only_at, head.position())?;
-        let source = Source::open(&fitting.file)?;
         let progress = |pages: u64| progressing.progress(pages * size);
-        let done = put_in_place(&gate, head, fitting.to, &source, note, &progress)?;
-        drop(fitting.folder);
+        let done = put_in_place(&gate, head, &mut staged, note, &progress)?;
+        drop(folder);
         Ok(done)
     });
     let (previous, ticket, pages, rolled_back) = done.await?;

@@ -1,8 +1,8 @@
 //! Putting a live database to another state, as one ordinary SQLite write transaction (DESIGN 5.7; each rule
 //! prevents a corruption that was seen):
 //!
-//! 1. a private connection, defensive mode off, closed afterwards (HAZARDS W0c); present pages are read
-//!    through it, never from the WAL by an index of ours: its spills may restart the WAL;
+//! 1. a private connection, defensive mode off, closed afterwards (HAZARDS W0c); behind the gate present pages are
+//!    read through it, never from the WAL by an index of ours: its spills may restart the WAL;
 //! 2. `auto_vacuum=INCREMENTAL`, else COMMIT would vacuum the restored state;
 //! 3. pages 2..n, one row a statement: those that differ, and every page the database grows by, all-zero ones
 //!    too; never the lock page;
@@ -10,19 +10,17 @@
 //!    alone: in one statement with page 1 the truncation is silently lost;
 //! 5. `schema_version` one above the present: an old cookie would let idle connections use a stale schema for
 //!    other tables (HAZARDS W0d);
-//! 6. the base is proven from page hashes before page 1 is written; page count and digest are proven again
-//!    from the captured commit.
-
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+//! 6. the base is proven from page hashes before page 1 is written, that of the target from the base when it is
+//!    staged; page count and digest are proven again from the captured commit.
+//!
+//! The pages of the target were made before the gate was taken ([`Staged`]); those that were committed since are
+//! looked at here.
 
 use rusqlite::{Connection, OptionalExtension as _, params};
-use tidelog_wal::digest::PageHash;
 use tidelog_wal::page::{MASKED_PAGE1, SCHEMA_COOKIE, mask_page1};
-use tidelog_wal::{Digest, DigestSeed, PageCount, PageNo, PageSize};
+use tidelog_wal::{DigestSeed, PageCount, PageNo, PageSize};
 
-use super::xors::PageXors;
+use super::stage::{Staged, hash, not_led};
 use crate::capture::Head;
 use crate::error::{Code, Error};
 use crate::rules::rule;
@@ -30,54 +28,23 @@ use crate::rules::rule;
 /// Pages between two reports of progress.
 const PROGRESS_EVERY: u64 = 1024;
 
-/// Where the pages of the target come from.
-#[derive(Debug)]
-pub(crate) enum Source {
-    /// What differs, as XORs.
-    Xors(PageXors),
-    /// A file that holds the whole target.
-    File(File),
-}
-
-impl Source {
-    /// The target as a file that nobody else has open.
-    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(|e| Error::io("open the state to restore", e))?;
-        Ok(Self::File(file))
-    }
-}
-
-/// The state to come.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted {
-    /// Its pages.
-    pub(crate) n: PageCount,
-    /// Its digest.
-    pub(crate) digest: Digest,
-}
-
 /// A state change inside an open IMMEDIATE transaction.
 pub(crate) struct Change<'a> {
     pub(crate) connection: &'a Connection,
     pub(crate) size: PageSize,
     pub(crate) seed: DigestSeed,
-    /// The present state: captured to the end.
+    /// The present state: captured to the end, and the target is staged up to it.
     pub(crate) from: Head,
-    pub(crate) to: Wanted,
 }
 
 fn sql(error: rusqlite::Error) -> Error {
     Error::new(Code::Internal, "write restored pages").caused_by(error)
 }
 
-fn io(error: std::io::Error) -> Error {
-    Error::io("read the state to restore", error)
-}
-
 impl Change<'_> {
     /// Writes the state; answers the number of pages that changed. The caller commits. `progress` hears how many
     /// pages were looked at.
-    pub(crate) fn run(&self, source: &Source, progress: &dyn Fn(u64)) -> Result<u64, Error> {
+    pub(crate) fn run(&self, staged: &Staged, progress: &dyn Fn(u64)) -> Result<u64, Error> {
         let c = self.connection;
         let cookie: u32 = c
             .query_row("PRAGMA schema_version", [], |row| row.get(0))
@@ -89,49 +56,58 @@ impl Change<'_> {
             c.execute_batch("PRAGMA auto_vacuum=INCREMENTAL")
                 .map_err(sql)?;
         }
+        let (base, to) = (staged.base(), staged.to());
         let mut digest = self
             .from
             .digest
-            .resize(self.from.pages, self.to.n, self.size);
-        let mut target = present.clone();
+            .resize(self.from.pages, base.pages, self.size);
+        let (mut target, mut xor) = (present.clone(), present.clone());
         let mut changed = 0;
         let mut page1 = None;
-        for (at, page) in (0_u64..).zip(self.touched(source)) {
+        for (at, page) in (0_u64..).zip(staged.touched(self.from.pages, self.size)) {
             if at % PROGRESS_EVERY == 0 {
                 progress(at);
             }
-            if page == PageNo::ONE {
-                // As it was before auto_vacuum was set, which may have changed a word of it.
-                present.copy_from_slice(&present_page1);
+            // The base is proven from the present by what is not the same in both.
+            let resized = self.from.pages.contains(page) != base.pages.contains(page);
+            let moved = staged.moved(page, &mut xor)? || resized;
+            if moved {
+                if page == PageNo::ONE {
+                    // As it was before auto_vacuum was set, which may have changed a word of it.
+                    present.copy_from_slice(&present_page1);
+                } else {
+                    self.read(page, &mut present)?;
+                }
+                let now = hash(self.seed, page, &present, self.from.pages);
+                target.copy_from_slice(&present);
+                if page == PageNo::ONE {
+                    mask_page1(&mut target);
+                }
+                target.iter_mut().zip(&xor).for_each(|(byte, x)| *byte ^= x);
+                let then = hash(self.seed, page, &target, base.pages);
+                digest = digest.replace(now, then);
             } else {
-                self.read(page, &mut present)?;
+                target.fill(0);
             }
-            let old = self.hash(page, &present, self.from.pages);
-            self.target(source, page, &present, &mut target)?;
-            if !rule!("rewind.sound_source")
-                && let Some(byte) = target.last_mut()
-            {
-                *byte ^= 1;
-            }
-            let new = self.hash(page, &target, self.to.n);
-            digest = digest.replace(old, new);
+            let staged_page = staged.image(page, self.size, &mut target)?;
             if page == PageNo::ONE {
-                page1 = Some(target.clone());
+                page1 = (moved || staged_page).then(|| target.clone());
                 continue;
             }
-            let grown = rule!("rewind.grown_pages") && !self.from.pages.contains(page);
-            if self.to.n.contains(page) && (grown || present != target) {
+            let grown = !self.from.pages.contains(page);
+            // A page that neither differs nor moved is there because the database grows by it.
+            let write = if grown {
+                rule!("rewind.grown_pages") || target.iter().any(|byte| *byte != 0)
+            } else {
+                !moved || present != target
+            };
+            if to.n.contains(page) && write {
                 self.write(page, &target)?;
                 changed += 1;
             }
         }
-        if rule!("rewind.base_proven") && digest != self.to.digest {
-            let what = format!(
-                "the present state and the log do not lead to the state asked for: digest {digest}, \
-                 recorded is {}; nothing was changed",
-                self.to.digest
-            );
-            return Err(Error::new(Code::DatabaseCorrupt, what));
+        if rule!("rewind.base_proven") && digest != base.digest {
+            return Err(not_led(digest, base.digest));
         }
         let mut page1 = page1.unwrap_or_else(|| present_page1.clone());
         let mut next = cookie.wrapping_add(1);
@@ -148,8 +124,8 @@ impl Change<'_> {
             }
         }
         // Page 1 always, for the same reason.
-        self.last_pages(&page1)?;
-        changed += 1 + u64::from(self.from.pages.get().saturating_sub(self.to.n.get()));
+        self.last_pages(&page1, to.n)?;
+        changed += 1 + u64::from(self.from.pages.get().saturating_sub(to.n.get()));
         if rule!("rewind.cookie_moves_on") {
             c.pragma_update(None, "schema_version", next).map_err(sql)?;
         }
@@ -157,9 +133,9 @@ impl Change<'_> {
     }
 
     /// Page 1, then the end of a database that shrinks: two statements.
-    fn last_pages(&self, page1: &[u8]) -> Result<(), Error> {
-        let above = self.to.n.get().saturating_add(1);
-        let shrinks = self.to.n < self.from.pages;
+    fn last_pages(&self, page1: &[u8], n: PageCount) -> Result<(), Error> {
+        let above = n.get().saturating_add(1);
+        let shrinks = n < self.from.pages;
         if shrinks && !rule!("rewind.truncation_alone") {
             return self
                 .connection
@@ -176,22 +152,6 @@ impl Change<'_> {
                 .map_err(sql)?;
         }
         Ok(())
-    }
-
-    /// Every page that may change, ascending: those that differ and those between the two sizes.
-    fn touched(&self, source: &Source) -> Vec<PageNo> {
-        let (low, high) = (
-            self.from.pages.min(self.to.n),
-            self.from.pages.max(self.to.n),
-        );
-        let mut pages: Vec<PageNo> = match source {
-            Source::Xors(xors) => xors.pages(),
-            Source::File(_) => low.pages(self.size).collect(),
-        };
-        pages.extend(low.grown_to(high, self.size));
-        pages.sort_unstable();
-        pages.dedup();
-        pages
     }
 
     /// The present page: zeros above the database's end.
@@ -220,40 +180,6 @@ impl Change<'_> {
         }
         let what = format!("page {} of the present state cannot be read", page.get());
         Err(Error::new(Code::DatabaseCorrupt, what))
-    }
-
-    /// The page as it is to be, masked where the log masks it.
-    fn target(
-        &self,
-        source: &Source,
-        page: PageNo,
-        present: &[u8],
-        target: &mut [u8],
-    ) -> Result<(), Error> {
-        match source {
-            Source::Xors(xors) => {
-                xors.load(page, target).map_err(io)?;
-                let mut base = present.to_vec();
-                if page == PageNo::ONE {
-                    mask_page1(&mut base);
-                }
-                target.iter_mut().zip(&base).for_each(|(x, old)| *x ^= old);
-            }
-            Source::File(file) if self.to.n.contains(page) => {
-                file.read_exact_at(target, page.offset(self.size))
-                    .map_err(io)?;
-            }
-            Source::File(_) => target.fill(0),
-        }
-        Ok(())
-    }
-
-    fn hash(&self, page: PageNo, image: &[u8], n: PageCount) -> PageHash {
-        if n.contains(page) {
-            self.seed.page(page, image)
-        } else {
-            PageHash::ABSENT
-        }
     }
 
     fn write(&self, page: PageNo, image: &[u8]) -> Result<(), Error> {

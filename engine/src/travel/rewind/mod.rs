@@ -5,14 +5,16 @@
 //!
 //! The work is done outside the write gate as far as it can be: the log since the target is read and merged
 //! from the store, or, where that would cost more bytes than the database, the target is materialised from an
-//! image; or it is unpacked from an archive of the database, which may be older than the window. Only the commits made meanwhile are added under the gate, from the local journal. A restore record
-//! with what an undo goes back to is stored before anything changes.
+//! image; or it is unpacked from an archive of the database, which may be older than the window. Then its pages are
+//! made and proven. Only the commits made meanwhile are looked at under the gate, from the local journal. A restore
+//! record with what an undo goes back to is stored before anything changes.
 //!
 //! Preview and execution run the same [`RewindPlan`] (I10).
 
 mod apply;
 mod plan;
 mod run;
+mod stage;
 mod xors;
 
 use std::time::Duration;
@@ -28,10 +30,10 @@ use crate::error::{Code, Error};
 use crate::operations::{Handle, NewOperation, Operation, OperationType};
 use crate::system::{Page, PageOf};
 
-pub(crate) use apply::{Source, Wanted};
 pub(crate) use plan::Plans;
 pub use plan::{Origin, RewindPlan, Way};
 pub(crate) use run::put_in_place;
+pub(crate) use stage::{Source, Staged, Wanted};
 pub(crate) use xors::PageXors;
 
 /// The window in which the restores of one database are bounded.

@@ -7,10 +7,11 @@ use serde_json::{Value as Json, json};
 use tidelog_archive::plan::Start;
 use tidelog_archive::restore::{RestoreSettings, merge};
 use tidelog_wal::record::{RecordKind, RestoreNote, tag};
-use tidelog_wal::{Digest, PageCount, Position, Timestamp, TxId};
+use tidelog_wal::{Digest, PageCount, Position, Timestamp};
 
-use super::apply::{Change, Source, Wanted};
+use super::apply::Change;
 use super::plan::{Origin, RewindPlan};
+use super::stage::{Source, Staged, Wanted};
 use super::xors::PageXors;
 use super::{Accepted, RestoreTarget, moved, stale};
 use crate::bucket::At;
@@ -23,6 +24,7 @@ use crate::database::{Lease, Ticket};
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::executor::blocking;
+use crate::journal::hold::ChunkHold;
 use crate::operations::{Operation, Task};
 use crate::rebuild::{materialise, restore_error};
 use crate::rules::rule;
@@ -38,13 +40,13 @@ const LEFT_FOR_GATE: u64 = 64;
 /// How often it catches up before the gate is taken all the same.
 const CATCH_UPS: usize = 5;
 
-/// What was gathered outside the gate.
+/// What was gathered from the store.
 struct Gathered {
     source: Source,
-    /// The commit up to which the source takes the log back; a whole file takes everything.
-    upto: Option<TxId>,
+    /// Keeps what was committed since.
+    hold: ChunkHold,
     /// Lives as long as the file in it.
-    _scratch: Option<tempfile::TempDir>,
+    scratch: Option<tempfile::TempDir>,
 }
 
 /// What the change came to.
@@ -67,20 +69,22 @@ pub(super) async fn run(
     let clock = Arc::clone(&engine.inner.core.parts.clock);
     let began = clock.monotonic_micros();
     let lease = database.lease().await?;
-    task.phase("read_log", plan.bytes_to_fetch())?;
-    let gathered = task.unless_stopped(gather(&lease, &plan, task)).await;
-    let (plan, mut gathered) = match gathered {
-        // What was settled since the plan was made may have taken the place of objects it reads.
+    let staged = staged(&lease, &plan, task).await;
+    let (plan, (mut staged, scratch)) = match staged {
+        // What was settled since the plan was made may have taken the place of objects it reads, or of the chunks
+        // that go on from them.
         Err(error) if error.is_gone() && plan.archive().is_none() => {
             let plan = replan(database, plan).await?;
-            let gathered = task.unless_stopped(gather(&lease, &plan, task)).await?;
-            (plan, gathered)
+            let again = self::staged(&lease, &plan, task).await?;
+            (plan, again)
         }
-        gathered => (plan, gathered?),
+        staged => (plan, staged?),
     };
     task.phase("catch_up", 0)?;
     for _ in 0..CATCH_UPS {
-        if !catch_up(&lease, &mut gathered).await? {
+        let many;
+        (staged, many) = catch_up(&lease, staged).await?;
+        if !many {
             break;
         }
     }
@@ -112,7 +116,8 @@ pub(super) async fn run(
     }
     system.restore_put(&record, Vec::new()).await?;
     crash_point!("restore.after_record");
-    let changed = change(&lease, task, gathered, &plan, &accepted).await;
+    let changed = change(&lease, task, staged, &plan, &accepted).await;
+    drop(scratch);
     crash_point!("restore.after_commit");
     if let Some(name) = &accepted.rewind.preserve_as {
         let from = changed.as_ref().ok().map(|changed| changed.from);
@@ -196,23 +201,66 @@ async fn replan(database: &Database, plan: RewindPlan) -> Result<RewindPlan, Err
     })
 }
 
+/// Reads the state to come and makes its pages.
+async fn staged(
+    lease: &Lease,
+    plan: &RewindPlan,
+    task: &Task,
+) -> Result<(Staged, Option<tempfile::TempDir>), Error> {
+    task.phase("read_log", plan.bytes_to_fetch())?;
+    let gathered = task.unless_stopped(gather(lease, plan, task)).await?;
+    let page = u64::from(plan.page_size.get());
+    let all = match &gathered.source {
+        Source::Xors(..) => 0,
+        Source::File(_) => plan.target.n.bytes(plan.page_size),
+    };
+    task.phase("compare", all)?;
+    let wanted = Wanted {
+        n: plan.target.n,
+        digest: plan.target.digest,
+    };
+    let (database, comparing) = (Arc::clone(lease), task.clone());
+    blocking(lease.core.executor(), move || {
+        let Gathered {
+            source,
+            hold,
+            scratch,
+        } = gathered;
+        let progress = |pages: u64| {
+            comparing.progress(pages * page);
+            comparing.check()
+        };
+        let staged = Staged::make(&database, source, wanted, hold, &progress)?;
+        Ok((staged, scratch))
+    })
+    .await
+}
+
 async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathered, Error> {
     let core = &lease.core;
     let store = &core.remote.store;
+    let id = lease.meta().id;
+    // Before anything is read: what is committed meanwhile stays in the journal.
+    let now = lease.head().txid;
     let history = match &plan.origin {
         Origin::History(history) => history,
-        Origin::Archive(archive) => return unpacked(core, archive, task).await,
+        Origin::Archive(archive) => {
+            let hold = core.journal.hold(id, now);
+            return unpacked(core, archive, hold, task).await;
+        }
     };
     if let Start::Base(base) = &history.start {
+        let hold = core.journal.hold(id, base.txid);
         let xors = PageXors::new(plan.page_size, scratch(core));
         let merged = merge(store, history, xors, RestoreSettings::default()).await;
         let (xors, _) = merged.map_err(restore_error)?;
         return Ok(Gathered {
-            source: Source::Xors(xors),
-            upto: Some(base.txid),
-            _scratch: None,
+            source: Source::Xors(xors, Some(base.txid)),
+            hold,
+            scratch: None,
         });
     }
+    let hold = core.journal.hold(id, now);
     let io = |e| Error::io("make a scratch folder", e);
     let folder = scratch(core);
     std::fs::create_dir_all(&folder).map_err(io)?;
@@ -224,13 +272,18 @@ async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathere
     materialise(store, history, &path).await?;
     Ok(Gathered {
         source: Source::open(&path)?,
-        upto: None,
-        _scratch: Some(folder),
+        hold,
+        scratch: Some(folder),
     })
 }
 
 /// The state of an archive as a file, proven by its SHA-256; its digest is proven when it is applied.
-async fn unpacked(core: &Arc<Core>, archive: &Archive, task: &Task) -> Result<Gathered, Error> {
+async fn unpacked(
+    core: &Arc<Core>,
+    archive: &Archive,
+    hold: ChunkHold,
+    task: &Task,
+) -> Result<Gathered, Error> {
     let folder = crate::scratch::folder(core, "a restore", archive.document.bytes)?;
     let path = folder.path().join("target");
     if let Err(Wrong(what)) = unpack(core, archive, &path, task).await? {
@@ -239,8 +292,8 @@ async fn unpacked(core: &Arc<Core>, archive: &Archive, task: &Task) -> Result<Ga
     }
     Ok(Gathered {
         source: Source::open(&path)?,
-        upto: None,
-        _scratch: Some(folder),
+        hold,
+        scratch: Some(folder),
     })
 }
 
@@ -274,47 +327,22 @@ async fn preserve(database: &Database, name: &str, at: Position) -> Result<(), E
     database.snapshot_create(new).await.map(drop)
 }
 
-/// Adds the commits that were captured since to what is gathered; answers whether many were.
-async fn catch_up(lease: &Lease, gathered: &mut Gathered) -> Result<bool, Error> {
-    let (Some(upto), Source::Xors(_)) = (gathered.upto, &gathered.source) else {
-        return Ok(false);
-    };
-    let empty = Source::Xors(PageXors::new(lease.meta().page_size, PathBuf::new()));
-    let mut source = std::mem::replace(&mut gathered.source, empty);
+/// Adds the commits that were captured since; answers whether many were.
+async fn catch_up(lease: &Lease, mut staged: Staged) -> Result<(Staged, bool), Error> {
     let database = Arc::clone(lease);
-    let (source, last) = blocking(lease.core.executor(), move || {
-        database.capture_now()?;
-        let last = add_journaled(&database, &mut source, upto)?;
-        Ok((source, last))
+    blocking(lease.core.executor(), move || {
+        let head = database.capture_now()?;
+        let added = staged.catch_up(&database, &head)?;
+        Ok((staged, added > LEFT_FOR_GATE))
     })
-    .await?;
-    gathered.source = source;
-    gathered.upto = Some(last);
-    Ok(last.since(upto).unwrap_or(0) > LEFT_FOR_GATE)
-}
-
-/// Adds the journaled commits after `upto`; answers the newest.
-fn add_journaled(
-    database: &crate::database::OpenDb,
-    source: &mut Source,
-    upto: TxId,
-) -> Result<TxId, Error> {
-    let Source::Xors(xors) = source else {
-        return Ok(upto);
-    };
-    let (id, size) = (database.meta().id, database.meta().page_size);
-    let journal = &database.core.journal;
-    let last = journal.pages_after((id, size), upto, &mut |page| {
-        xors.add(page).map_err(|e| Error::io("merge a delta", e))
-    })?;
-    Ok(last)
+    .await
 }
 
 /// Takes the gate and puts the database to the state.
 async fn change(
     lease: &Lease,
     task: &Task,
-    gathered: Gathered,
+    mut staged: Staged,
     plan: &RewindPlan,
     accepted: &Accepted,
 ) -> Result<Changed, Error> {
@@ -324,19 +352,10 @@ async fn change(
     task.phase("apply", 0)?;
     task.point_of_no_return()?;
     let database = Arc::clone(lease);
-    let wanted = Wanted {
-        n: plan.target.n,
-        digest: plan.target.digest,
-    };
     let (to, current) = (plan.target.position, plan.current.position());
     let planned = accepted.rewind.plan.is_some();
     let (accepted, progressing) = (accepted.clone(), task.clone());
     blocking(lease.core.executor(), move || {
-        let Gathered {
-            mut source,
-            upto,
-            _scratch: scratch,
-        } = gathered;
         let head = database.capture_now()?;
         let now = head.position();
         if accepted.rewind.only_at.is_some_and(|at| at != now) {
@@ -344,16 +363,6 @@ async fn change(
         }
         if planned && current != now {
             return Err(stale(now));
-        }
-        if let Some(upto) = upto {
-            let last = add_journaled(&database, &mut source, upto)?;
-            if last != head.txid {
-                let what = format!(
-                    "the journal folder ends at {last}, the database is at {}",
-                    head.txid
-                );
-                return Err(Error::internal(what));
-            }
         }
         let restore = RestoreNote {
             from: now,
@@ -366,9 +375,7 @@ async fn change(
         };
         let page = u64::from(database.meta().page_size.get());
         let progress = |pages: u64| progressing.progress(pages * page);
-        let done = put_in_place(&gate, head, wanted, &source, note, &progress)?;
-        drop(scratch);
-        Ok(done)
+        put_in_place(&gate, head, &mut staged, note, &progress)
     })
     .await
     .map(|(from, ticket, pages, rolled_back)| Changed {
@@ -379,18 +386,19 @@ async fn change(
     })
 }
 
-/// Puts a database whose write gate is held from `head`, where it stands, to another state: one commit. Answers
-/// where it was, the commit's ticket, the pages changed, and the Idempotency-Keys whose effects are gone.
+/// Puts a database whose write gate is held from `head`, where it stands, to the state that is staged: one commit.
+/// Answers where it was, the commit's ticket, the pages changed, and the Idempotency-Keys whose effects are gone.
 pub(crate) fn put_in_place(
     gate: &Gate,
     head: Head,
-    to: Wanted,
-    source: &Source,
+    staged: &mut Staged,
     note: CommitNote,
     progress: &dyn Fn(u64),
 ) -> Result<(Position, Ticket, u64, Vec<String>), Error> {
     let database = gate.database();
     let (size, seed) = (database.meta().page_size, database.meta().seed);
+    staged.catch_up(database, &head)?;
+    let (staged, to) = (&*staged, staged.to());
     let written = gate.raw_transaction(note, |connection| {
         let keys = request_keys(connection, database.meta().id)?;
         let change = Change {
@@ -398,9 +406,8 @@ pub(crate) fn put_in_place(
             size,
             seed,
             from: head,
-            to,
         };
-        Ok((change.run(source, progress)?, keys))
+        Ok((change.run(staged, progress)?, keys))
     })?;
     let (pages, keys) = written.value;
     let ticket = written

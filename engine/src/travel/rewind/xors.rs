@@ -79,7 +79,8 @@ impl PageXors {
         self.put(delta.page, xor)
     }
 
-    fn put(&mut self, page: PageNo, xor: Box<[u8]>) -> io::Result<()> {
+    /// Puts the whole XOR of a page.
+    pub(super) fn put(&mut self, page: PageNo, xor: Box<[u8]>) -> io::Result<()> {
         self.memory.insert(page, xor);
         if self.memory.len() > self.pages_max {
             self.spill()?;

@@ -1,0 +1,316 @@
+//! What a change of state writes, made before the write gate is taken, so that writers wait for one transaction
+//! and no more.
+//!
+//! The pages that differ are read from the live files as a fuzzy copy reads them, a run at a time under the capture
+//! lock, and led back to one captured commit, the base, by the deltas since; with what the source says they become
+//! the pages of the target. From their hashes and the digest of the base follows the digest of the target, before a
+//! writer waits. Behind the gate only what was committed meanwhile is left to be looked at: those pages alone.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use tidelog_wal::digest::PageHash;
+use tidelog_wal::page::mask_page1;
+use tidelog_wal::{Digest, DigestSeed, PageCount, PageNo, PageSize, TxId};
+
+use super::xors::PageXors;
+use crate::capture::Head;
+use crate::database::OpenDb;
+use crate::error::{Code, Error};
+use crate::journal::hold::ChunkHold;
+use crate::rules::rule;
+
+/// Pages of a run, and its bytes where pages are large.
+const RUN_PAGES: usize = 256;
+const RUN_BYTES: usize = 1 << 20;
+
+/// Where the pages of the target come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// What differs, as XORs, from the state at a commit; from the newest, if it is not named.
+    Xors(PageXors, Option<TxId>),
+    /// A file that holds the whole target.
+    File(File),
+}
+
+impl Source {
+    /// The target as a file that nobody else has open.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(|e| Error::io("open the state to restore", e))?;
+        Ok(Self::File(file))
+    }
+}
+
+/// The state to come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    /// Its pages.
+    pub(crate) n: PageCount,
+    /// Its digest.
+    pub(crate) digest: Digest,
+}
+
+/// The target, as far as it differs from the base.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    to: Wanted,
+    base: Head,
+    /// What led from the base to the commit `upto`.
+    since: PageXors,
+    upto: TxId,
+    /// The pages whose image differs, ascending.
+    pages: Vec<PageNo>,
+    images: Images,
+    _hold: ChunkHold,
+}
+
+/// Where their images stand.
+#[derive(Debug)]
+enum Images {
+    Made(PageXors),
+    File(File),
+}
+
+fn io(error: std::io::Error) -> Error {
+    Error::io("read the state to restore", error)
+}
+
+/// Adds what led from `after` to `through` to `xors`, from the journal of this node. What it does not hold any more
+/// is gone from it because it is stored.
+fn add_journaled(
+    database: &OpenDb,
+    xors: &mut PageXors,
+    after: TxId,
+    through: TxId,
+) -> Result<(), Error> {
+    if after == through {
+        return Ok(());
+    }
+    let of = (database.meta().id, database.meta().page_size);
+    let journal = &database.core.journal;
+    let read = journal.pages_between(of, (after, through), &mut |page| {
+        xors.add(page).map_err(|e| Error::io("merge a delta", e))
+    });
+    let error = match read {
+        Ok(last) if last == through => return Ok(()),
+        Ok(last) => {
+            let what = format!("the journal folder ends at {last}, the database is at {through}");
+            Error::new(Code::StorageUnavailable, what)
+        }
+        Err(error) => error,
+    };
+    let gone = error.code() == Code::StorageUnavailable;
+    Err(error.because_gone(gone))
+}
+
+/// Consecutive pages, first and how many, at most `most` at a time.
+fn runs(pages: &[PageNo], most: usize) -> Vec<(PageNo, usize)> {
+    let mut runs: Vec<(PageNo, usize)> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some((first, count))
+                if *count < most
+                    && u64::from(first.get()) + *count as u64 == u64::from(page.get()) =>
+            {
+                *count += 1;
+            }
+            _ => runs.push((*page, 1)),
+        }
+    }
+    runs
+}
+
+impl Staged {
+    /// Makes the pages of `to` from `source`. Fails, and nothing was touched, where they do not lead to its digest.
+    ///
+    /// `hold` keeps what was committed after the source was read, and was taken before it was. `progress` hears how
+    /// many pages were looked at, and may end it. Blocks.
+    pub(crate) fn make(
+        database: &OpenDb,
+        source: Source,
+        to: Wanted,
+        hold: ChunkHold,
+        progress: &dyn Fn(u64) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        let (size, seed) = (database.meta().page_size, database.meta().seed);
+        let base = database.capture_now()?;
+        let (low, high) = (base.pages.min(to.n), base.pages.max(to.n));
+        let (mut touched, images) = match source {
+            Source::Xors(mut xors, from) => {
+                add_journaled(database, &mut xors, from.unwrap_or(base.txid), base.txid)?;
+                (xors.pages(), Images::Made(xors))
+            }
+            Source::File(file) => (low.pages(size).collect(), Images::File(file)),
+        };
+        touched.extend(low.grown_to(high, size));
+        touched.sort_unstable();
+        touched.dedup();
+        let since = PageXors::new(size, database.core.settings.data.join("scratch"));
+        let mut staged = Self {
+            to,
+            base,
+            since,
+            upto: base.txid,
+            pages: Vec::new(),
+            images,
+            _hold: hold,
+        };
+        let digest = staged.compare(database, &touched, (size, seed), progress)?;
+        if rule!("rewind.base_proven") && digest != to.digest {
+            return Err(not_led(digest, to.digest));
+        }
+        Ok(staged)
+    }
+
+    /// Makes the image of each of these pages and keeps those that differ; answers the digest of the target.
+    fn compare(
+        &mut self,
+        database: &OpenDb,
+        touched: &[PageNo],
+        (size, seed): (PageSize, DigestSeed),
+        progress: &dyn Fn(u64) -> Result<(), Error>,
+    ) -> Result<Digest, Error> {
+        let most = RUN_PAGES.min(RUN_BYTES / size.bytes()).max(1);
+        let mut buffer = vec![0; most * size.bytes()];
+        let (mut xor, mut target) = (vec![0; size.bytes()], vec![0; size.bytes()]);
+        let (base, to) = (self.base, self.to);
+        let mut digest = base.digest.resize(base.pages, to.n, size);
+        let mut seen = 0;
+        for (first, count) in runs(touched, most) {
+            let run = buffer.get_mut(..count * size.bytes()).unwrap_or_default();
+            let at = database.read_run(first, run)?;
+            add_journaled(database, &mut self.since, self.upto, at)?;
+            self.upto = at;
+            let numbers = (first.get()..).filter_map(PageNo::new);
+            for (page, image) in numbers.zip(run.chunks_exact_mut(size.bytes())) {
+                if page == PageNo::ONE {
+                    mask_page1(image);
+                }
+                if self.since.load_changed(page, &mut xor).map_err(io)? {
+                    xor_into(image, &xor);
+                }
+                let old = hash(seed, page, image, base.pages);
+                self.target(page, size, image, &mut target)?;
+                if !rule!("rewind.sound_source")
+                    && let Some(byte) = target.last_mut()
+                {
+                    *byte ^= 1;
+                }
+                digest = digest.replace(old, hash(seed, page, &target, to.n));
+                if to.n.contains(page) && (!base.pages.contains(page) || *image != *target) {
+                    self.pages.push(page);
+                    if let Images::Made(images) = &mut self.images {
+                        images.put(page, target.clone().into()).map_err(io)?;
+                    }
+                }
+            }
+            seen += count as u64;
+            progress(seen)?;
+        }
+        Ok(digest)
+    }
+
+    /// The image of a page in the target, from that in the base.
+    fn target(
+        &self,
+        page: PageNo,
+        size: PageSize,
+        base: &[u8],
+        target: &mut [u8],
+    ) -> Result<(), Error> {
+        match &self.images {
+            Images::Made(xors) => {
+                xors.load(page, target).map_err(io)?;
+                xor_into(target, base);
+            }
+            Images::File(file) if self.to.n.contains(page) => {
+                file.read_exact_at(target, page.offset(size)).map_err(io)?;
+                if page == PageNo::ONE {
+                    mask_page1(target);
+                }
+            }
+            Images::File(_) => target.fill(0),
+        }
+        Ok(())
+    }
+
+    /// What is to come.
+    pub(super) const fn to(&self) -> Wanted {
+        self.to
+    }
+
+    /// Adds what was committed up to `head`; answers how many commits that were.
+    pub(crate) fn catch_up(&mut self, database: &OpenDb, head: &Head) -> Result<u64, Error> {
+        let added = head.txid.since(self.upto).unwrap_or(0);
+        add_journaled(database, &mut self.since, self.upto, head.txid)?;
+        self.upto = head.txid;
+        Ok(added)
+    }
+
+    /// Every page that may have to be written where the database has `from` pages, or that it has more or fewer of
+    /// than the base, ascending.
+    pub(super) fn touched(&self, from: PageCount, size: PageSize) -> Vec<PageNo> {
+        let mut pages = self.since.pages();
+        let base = self.base.pages;
+        pages.extend(from.min(base).grown_to(from.max(base), size));
+        pages.extend(from.grown_to(from.max(self.to.n), size));
+        pages.extend(&self.pages);
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+
+    /// The base, whose digest is to be proven from that of the present.
+    pub(super) const fn base(&self) -> &Head {
+        &self.base
+    }
+
+    /// Fills `xor` with what leads from the present image of a page to that in the base; false if they are the same.
+    pub(super) fn moved(&self, page: PageNo, xor: &mut [u8]) -> Result<bool, Error> {
+        let moved = self.since.load_changed(page, xor).map_err(io)?;
+        if !moved {
+            xor.fill(0);
+        }
+        Ok(moved)
+    }
+
+    /// Fills `image` with that of the target, if the page differs in it from the base.
+    pub(super) fn image(
+        &self,
+        page: PageNo,
+        size: PageSize,
+        image: &mut [u8],
+    ) -> Result<bool, Error> {
+        if self.pages.binary_search(&page).is_err() {
+            return Ok(false);
+        }
+        match &self.images {
+            Images::Made(images) => images.load(page, image).map_err(io)?,
+            Images::File(file) => file.read_exact_at(image, page.offset(size)).map_err(io)?,
+        }
+        Ok(true)
+    }
+}
+
+/// What `page` contributes to the digest of a state of `n` pages.
+pub(super) fn hash(seed: DigestSeed, page: PageNo, image: &[u8], n: PageCount) -> PageHash {
+    if n.contains(page) {
+        seed.page(page, image)
+    } else {
+        PageHash::ABSENT
+    }
+}
+
+fn xor_into(image: &mut [u8], xor: &[u8]) {
+    image.iter_mut().zip(xor).for_each(|(byte, x)| *byte ^= x);
+}
+
+/// What a state says that is not what it should be.
+pub(super) fn not_led(found: Digest, recorded: Digest) -> Error {
+    let what = format!(
+        "the present state and the log do not lead to the state asked for: digest {found}, recorded is \
+         {recorded}; nothing was changed"
+    );
+    Error::new(Code::DatabaseCorrupt, what)
+}
