@@ -168,6 +168,8 @@ pub struct Operation {
     pub state: OperationState,
     /// The part of the work it is at.
     pub phase: String,
+    /// When that part began.
+    pub phase_started_at: Timestamp,
     /// Bytes of this phase that are done.
     pub bytes_done: u64,
     /// Bytes of this phase, 0 where they are not known.
@@ -206,7 +208,7 @@ impl Operation {
         if self.state.is_final() || self.bytes_done == 0 || self.bytes_total == 0 {
             return None;
         }
-        let took = self.heartbeat_at.micros_since(self.started_at);
+        let took = self.heartbeat_at.micros_since(self.phase_started_at);
         let left = self.bytes_total.saturating_sub(self.bytes_done);
         let micros = u128::from(took) * u128::from(left) / u128::from(self.bytes_done);
         u64::try_from(micros / 1_000_000).ok()
@@ -247,6 +249,7 @@ fn operation(row: &Row<'_>) -> rusqlite::Result<Operation> {
         kind,
         state,
         phase: row.get::<_, Option<String>>(10)?.unwrap_or_default(),
+        phase_started_at: started_at,
         bytes_done: 0,
         bytes_total: 0,
         started_at,

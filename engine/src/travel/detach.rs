@@ -18,9 +18,10 @@ use crate::database::Lease;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::image;
-use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
+use crate::operations::{Handle, NewOperation, Operation, OperationState, OperationType, Task};
 use crate::rebuild::{history, materialise, plan, present, replanned};
 use crate::settings::Durability;
+use crate::system::databases::DatabaseRow;
 
 impl Database {
     /// Begins making this database independent of the one it was forked from. One that is, stays as it is.
@@ -40,21 +41,31 @@ impl Database {
             .operate(new, async move |task| detach(&database, &task).await)
             .await
     }
+}
 
-    /// Detaches every live fork that hangs on this database, one after the other.
-    #[boxed]
-    pub async fn detach_forks(&self, token: Option<String>) -> Result<(), Error> {
-        for row in self.forks().await? {
-            let database = self.engine().database(row.namespace, &row.name).await?;
-            let ended = database.detach(token.clone()).await?.ended().await;
-            if let Some(failure) = ended.error {
-                let what = format!("fork {:?} was not detached: {}", row.name, failure.detail);
-                let error = Error::new(Code::ForkParentPinned, what);
-                return Err(error.with("forks", vec![row.name]));
-            }
+/// Detaches these forks one after the other, each as an operation of its own, within `task`.
+pub(super) async fn detach_forks(
+    engine: &Engine,
+    forks: &[DatabaseRow],
+    task: &Task,
+    token: Option<&String>,
+) -> Result<(), Error> {
+    for row in forks {
+        task.phase("detach_forks", 0)?;
+        let database = engine.database(row.namespace, &row.name).await?;
+        let mut handle = database.detach(token.cloned()).await?;
+        let ended = task.unless_stopped(async { Ok(handle.ended().await) });
+        let ended = ended.await?;
+        if ended.state != OperationState::Succeeded {
+            let why = ended
+                .error
+                .map_or_else(|| "it was cancelled".to_owned(), |failure| failure.detail);
+            let what = format!("fork {:?} was not detached: {why}", row.name);
+            let error = Error::new(Code::ForkParentPinned, what);
+            return Err(error.with("forks", vec![row.name.clone()]));
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// The state that the fork begins with, in a file.

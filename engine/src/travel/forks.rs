@@ -164,7 +164,7 @@ async fn make(
     task.phase("create", 0)?;
     let engine = database.engine();
     let child = child_of(database, fork, id, target.position).await?;
-    let made = create(engine, &child).await;
+    let made = create(engine, &child, task).await;
     match made {
         Ok(()) => {
             let core = &engine.inner.core;
@@ -219,7 +219,7 @@ async fn child_of(
 }
 
 /// The four writes that make a fork, in the order that leaves garbage at worst.
-async fn create(engine: &Engine, child: &Child) -> Result<(), Error> {
+async fn create(engine: &Engine, child: &Child, task: &Task) -> Result<(), Error> {
     let core = &engine.inner.core;
     let Child { meta, parent, row } = child;
     let creating = State::Creating(engine.now());
@@ -246,6 +246,10 @@ async fn create(engine: &Engine, child: &Child) -> Result<(), Error> {
                 let what = "the state left the retention window while it was forked";
                 return Err(Error::new(Code::BookmarkExpired, what));
             }
+            if matches!(manifest.state, State::Purged(_)) {
+                let what = "the database was purged while it was forked";
+                return Err(Error::new(Code::DatabasePurged, what));
+            }
             if manifest.pins.iter().all(|other| other.id != pin.id) {
                 manifest.pins.push(pin);
             }
@@ -253,6 +257,7 @@ async fn create(engine: &Engine, child: &Child) -> Result<(), Error> {
         })
         .await?;
     crash_point!("fork.after_pin");
+    task.point_of_no_return()?;
     core.remote
         .change(&made, "make a fork ready", |manifest| {
             manifest.state = State::Active(engine.now());

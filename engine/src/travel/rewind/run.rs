@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 use tidelog_archive::plan::Start;
-use tidelog_archive::restore::{RestoreSettings, merge};
+use tidelog_archive::restore::{RestoreSettings, merge_watched};
 use tidelog_wal::record::{RecordKind, RestoreNote, tag};
 use tidelog_wal::{Digest, PageCount, Position, Timestamp};
 
@@ -210,11 +210,7 @@ async fn staged(
     task.phase("read_log", plan.bytes_to_fetch())?;
     let gathered = task.unless_stopped(gather(lease, plan, task)).await?;
     let page = u64::from(plan.page_size.get());
-    let all = match &gathered.source {
-        Source::Xors(..) => 0,
-        Source::File(_) => plan.target.n.bytes(plan.page_size),
-    };
-    task.phase("compare", all)?;
+    task.phase("compare", 0)?;
     let wanted = Wanted {
         n: plan.target.n,
         digest: plan.target.digest,
@@ -226,8 +222,8 @@ async fn staged(
             hold,
             scratch,
         } = gathered;
-        let progress = |pages: u64| {
-            comparing.progress(pages * page);
+        let progress = |pages: u64, of: u64| {
+            comparing.progress_of(pages * page, of * page);
             comparing.check()
         };
         let staged = Staged::make(&database, source, wanted, hold, &progress)?;
@@ -252,7 +248,9 @@ async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathere
     if let Start::Base(base) = &history.start {
         let hold = core.journal.hold(id, base.txid);
         let xors = PageXors::new(plan.page_size, scratch(core));
-        let merged = merge(store, history, xors, RestoreSettings::default()).await;
+        let fetched = |bytes| task.progress(bytes);
+        let merged =
+            merge_watched(store, history, xors, RestoreSettings::default(), &fetched).await;
         let (xors, _) = merged.map_err(restore_error)?;
         return Ok(Gathered {
             source: Source::Xors(xors, Some(base.txid)),
@@ -374,7 +372,7 @@ async fn change(
             restore: Some(restore),
         };
         let page = u64::from(database.meta().page_size.get());
-        let progress = |pages: u64| progressing.progress(pages * page);
+        let progress = |pages: u64, of: u64| progressing.progress_of(pages * page, of * page);
         put_in_place(&gate, head, &mut staged, note, &progress)
     })
     .await
@@ -393,7 +391,7 @@ pub(crate) fn put_in_place(
     head: Head,
     staged: &mut Staged,
     note: CommitNote,
-    progress: &dyn Fn(u64),
+    progress: &dyn Fn(u64, u64),
 ) -> Result<(Position, Ticket, u64, Vec<String>), Error> {
     let database = gate.database();
     let (size, seed) = (database.meta().page_size, database.meta().seed);
