@@ -642,8 +642,11 @@ async fn a_disk_too_small_refuses_with_both_figures_before_anything_begins() {
     let restore = world
         .engine
         .database_from_archive(world.namespace, "again", &id, None);
+    let out = world.folder.path().join("out.db");
+    let export = database.export(At::Latest, &out);
     for (error, needed) in [
         (refused.expect_err("too small"), bytes),
+        (export.await.expect_err("too small"), bytes),
         (restore.await.expect_err("too small"), 2 * bytes),
     ] {
         assert_eq!(error.code(), Code::DiskFull);
@@ -651,6 +654,7 @@ async fn a_disk_too_small_refuses_with_both_figures_before_anything_begins() {
         assert_eq!(error.members()["free"], (64 << 20) + 1000);
     }
     assert_eq!(objects(&world).len(), 2);
+    assert!(!out.exists(), "nothing was begun");
     world.engine.shutdown().await.expect("shutdown");
 }
 

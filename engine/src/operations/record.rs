@@ -451,6 +451,45 @@ mod tests {
         assert_eq!(OperationType::parse("nothing"), None);
     }
 
+    /// Goal: the time left is that of the phase at its own pace, whatever came before it; nothing is said where nothing
+    /// is known, and 100 percent only at the end.
+    #[test]
+    fn percent_and_time_left_are_of_the_present_phase() {
+        let second = |n: u64| Timestamp::from_micros(n * 1_000_000);
+        let mut operation = Operation {
+            id: "op_1".to_owned(),
+            namespace: NamespaceId::from_bytes([0; 16]),
+            database: None,
+            database_name: None,
+            kind: OperationType::Restore,
+            state: OperationState::Running,
+            phase: "apply".to_owned(),
+            phase_started_at: second(1_000),
+            bytes_done: 25,
+            bytes_total: 100,
+            started_at: second(0),
+            heartbeat_at: second(1_010),
+            ended_at: None,
+            cancellable: true,
+            token: None,
+            note: Json::Null,
+            result: None,
+            error: None,
+        };
+        assert_eq!(operation.progress_percent(), Some(25));
+        assert_eq!(operation.eta_seconds(), Some(30));
+        operation.bytes_done = 0;
+        assert_eq!(operation.progress_percent(), Some(0));
+        assert_eq!(operation.eta_seconds(), None);
+        operation.bytes_done = 120;
+        assert_eq!(operation.progress_percent(), Some(99));
+        assert_eq!(operation.eta_seconds(), Some(0));
+        operation.bytes_total = 0;
+        assert_eq!(operation.progress_percent(), None);
+        operation.state = OperationState::Succeeded;
+        assert_eq!(operation.progress_percent(), Some(100));
+    }
+
     #[test]
     fn failures_survive_their_row() {
         let error = Error::new(Code::DatabaseMoved, "it moved").with("current_bookmark", "x");
