@@ -92,7 +92,7 @@ impl Database {
         let (lease, _, target) = self.resolve(fork.at.clone()).await?;
         if fork.schema_only {
             let bytes = target.n.bytes(lease.meta().page_size);
-            scratch::folder(&lease.core, "a fork without rows", bytes)?;
+            drop(scratch::folder(&lease.core, "a fork without rows", bytes)?);
         }
         drop(lease);
         let id = DatabaseId::from_bytes(engine.inner.core.parts.entropy.bytes16());
