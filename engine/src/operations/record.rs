@@ -320,7 +320,7 @@ impl System {
     }
 
     /// Operations that an earlier process life left open, oldest first.
-    pub(super) async fn operations_open(&self) -> Result<Vec<Operation>, Error> {
+    pub(crate) async fn operations_open(&self) -> Result<Vec<Operation>, Error> {
         self.read(|c| {
             let mut select = c.prepare(&format!(
                 "SELECT {COLUMNS} FROM operations WHERE ended IS NULL ORDER BY id"

@@ -33,6 +33,7 @@ pub(super) async fn followed(
     };
     let bar = output.bar(100, "working");
     loop {
+        bar.set_message(cell(&operation["phase"]));
         bar.set_position(operation["progress_percent"].as_u64().unwrap_or(0));
         match operation["state"].as_str() {
             Some("succeeded") => {

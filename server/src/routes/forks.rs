@@ -105,9 +105,11 @@ pub(super) async fn branch_put(mut call: Call) -> Result<Answer, Problem> {
 
 pub(super) async fn branch_list(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    let found = call.database().await?.forks().await?;
-    let branches = found.iter().filter(|row| row.branch.is_some());
-    let items: Vec<Json> = branches.map(|row| shown(row, &call.app.region)).collect();
+    let found = call.database().await?.branches().await?;
+    let items: Vec<Json> = found
+        .iter()
+        .map(|row| shown(row, &call.app.region))
+        .collect();
     Ok(Answer::page(&items, None, ""))
 }
 
