@@ -24,6 +24,9 @@ use crate::scratch;
 use crate::settings::Durability;
 use crate::system::databases::DatabaseRow;
 
+/// The scratch file that is copied from.
+const FILE: &str = "database";
+
 impl Database {
     /// Begins making this database independent of the one it was forked from. One that is, stays as it is.
     #[boxed]
@@ -69,13 +72,8 @@ pub(super) async fn detach_forks(
     Ok(())
 }
 
-/// The state that the fork begins with, in a file of this name in a scratch folder.
-async fn state(
-    lease: &Lease,
-    task: &Task,
-    at: Position,
-    name: &str,
-) -> Result<(Plan, TempDir), Error> {
+/// The state that the fork begins with, as a [`FILE`] in a scratch folder.
+async fn state(lease: &Lease, task: &Task, at: Position) -> Result<(Plan, TempDir), Error> {
     let (core, meta) = (&lease.core, lease.meta());
     let mut history = history(core, meta.namespace, meta.id).await?;
     let store = &core.remote.store;
@@ -83,7 +81,7 @@ async fn state(
     let plan = plan(store, &mut history, target, present(core.term())).await?;
     let bytes = plan.target.n.bytes(plan.page_size);
     let scratch = scratch::folder(core, "detaching", bytes)?;
-    let file = scratch.path().join(name);
+    let file = scratch.path().join(FILE);
     task.phase("copy", bytes)?;
     if !copy::into_file(lease, plan.target, &file, Some(task)).await? {
         let restored = async {
@@ -108,8 +106,7 @@ async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
     let Some(parent) = loaded.manifest.parent else {
         return Ok(json!({ "detached": false }));
     };
-    let name = "database";
-    let (plan, scratch) = replanned!(state(&lease, task, parent.at, name))?;
+    let (plan, scratch) = replanned!(state(&lease, task, parent.at))?;
     task.phase("store", plan.target.n.bytes(plan.page_size))?;
     let state = plan.target;
     let meta = ImageMeta {
@@ -122,7 +119,7 @@ async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
         n: state.n,
         digest: state.digest,
     };
-    let entry = image::write_file(core, meta, scratch.path().join(name)).await?;
+    let entry = image::write_file(core, meta, scratch.path().join(FILE)).await?;
     crash_point!("detach.after_image");
     task.point_of_no_return()?;
     let settled = Settled {
