@@ -3,10 +3,12 @@
 mod rig;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use tidelog_archive::env::SystemEntropy;
+use tidelog_archive::manifest::ManifestStore;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::At;
 use tidelog_engine::operations::{Handle, OperationState};
@@ -21,7 +23,7 @@ use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
 use tidelog_wal::{NamespaceId, Position};
 
 /// How long a slow call takes.
-const SLOW: Duration = Duration::from_millis(700);
+const SLOW: Duration = Duration::from_millis(300);
 const COUNT: &str = "SELECT count(*) FROM t";
 
 /// A node on a store that is slow when told to, with a database of six settled commits that only the store has.
@@ -82,15 +84,15 @@ impl World {
         let mut states = Vec::new();
         for row in 0..6 {
             let sql = format!("INSERT INTO t VALUES({row}, randomblob(2000))");
-            states.push(rig::run(&orders, &sql, Durability::Remote).await);
+            let at = rig::run(&orders, &sql, Durability::Remote).await;
+            states.push(at);
             // One segment each.
-            let settled = faults.calls().len();
-            let prefix = format!("/{}/segments/", orders.row().id);
-            rig::until("a segment", async || {
-                let calls = faults.calls();
-                let since = calls.get(settled..).unwrap_or_default();
-                let put = |call: &&Call| call.op == Op::Put && call.key.contains(&prefix);
-                since.iter().any(|call| put(&call))
+            let (namespace, id) = (orders.row().namespace, orders.row().id);
+            let entropy = Arc::new(SystemEntropy);
+            let manifests = ManifestStore::new(store.clone(), namespace, id, entropy);
+            rig::until("a settled commit", async || {
+                let loaded = manifests.load().await.expect("a manifest");
+                loaded.manifest.settled_position() == Some(at)
             })
             .await;
         }
@@ -116,17 +118,14 @@ impl World {
         }
     }
 
-    /// Has the first of these calls take long; the answer becomes true when it came.
-    fn slow(&self, which: impl Fn(&Call) -> bool + Send + Sync + 'static) -> Arc<AtomicBool> {
-        let came = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&came);
+    /// Has each of these calls take long.
+    fn slow(&self, which: impl Fn(&Call) -> bool + Send + Sync + 'static) {
         self.faults.set_plan(script(move |call| {
-            if which(call) && !seen.swap(true, Ordering::SeqCst) {
+            if which(call) {
                 return Fault::Delay(SLOW);
             }
             Fault::None
         }));
-        came
     }
 
     /// Begins a transaction that lasts until what is answered is dropped.
@@ -250,7 +249,7 @@ impl World {
 }
 
 /// Goal: what is cancelled before its point of no return ends as cancelled, and nothing of it stays: no row, no
-/// object, no pin, no scratch file, no lock on the database. Method: one call of the store that the work needs is slow,
+/// object, no pin, no scratch file, no lock on the database. Method: the calls of the store that the work needs are slow,
 /// or a session holds the write gate; it is cancelled meanwhile. Then the same work is begun again and succeeds, and so
 /// does the purge of the parent, which a pin that was left would refuse.
 #[tokio::test(flavor = "multi_thread")]
@@ -270,7 +269,7 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
             assert_eq!(made.state, OperationState::Succeeded, "{made:?}");
         }
         let ours = world.orders.row().id.to_string();
-        let came = world.slow(move |call| match what {
+        world.slow(move |call| match what {
             "fork" => call.op == Op::Put && call.key.ends_with("/manifest"),
             "import" => call.op == Op::Get && call.key.contains("/archives/"),
             "replace" => false,
@@ -282,8 +281,12 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
             _ => None,
         };
         let mut handle = world.begin(what).await.expect("begun");
-        rig::until("the slow call", async || {
-            came.load(Ordering::SeqCst) || handle.current().phase == "wait_for_writers"
+        rig::until("the work", async || {
+            let phase = handle.current().phase;
+            match what {
+                "replace" => phase == "wait_for_writers",
+                _ => phase != "starting",
+            }
         })
         .await;
         let id = handle.current().id;
@@ -300,9 +303,9 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
         assert_eq!(ended.state, OperationState::Cancelled, "{what}: {ended:?}");
         assert_eq!((&ended.result, &ended.error), (&None, &None), "{what}");
         drop(held);
+        world.faults.set_plan(script(|_| Fault::None));
         world.nothing_stays(what).await;
 
-        world.faults.set_plan(script(|_| Fault::None));
         let again = world.begin(what).await;
         let again = again.unwrap_or_else(|error| panic!("{what}: {error:?}"));
         let again = again.clone().ended().await;
@@ -329,15 +332,14 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
 }
 
 /// Goal: whoever watches a rewind sees it move: percent and time left while it reads the log, and no more than that
-/// phase took for the estimate. Method: every segment but the first two it asks for is slow.
+/// phase took for the estimate. Method: each segment it asks for comes later than the one before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewind_shows_how_far_it_is_while_it_reads_the_log() {
     let world = World::new().await;
-    let asked = AtomicUsize::new(0);
+    let asked = AtomicU32::new(0);
     world.faults.set_plan(script(move |call| {
-        let segment = call.op == Op::Get && call.key.contains("/segments/");
-        if segment && asked.fetch_add(1, Ordering::SeqCst) >= 2 {
-            return Fault::Delay(SLOW);
+        if call.op == Op::Get && call.key.contains("/segments/") {
+            return Fault::Delay(SLOW * asked.fetch_add(1, Ordering::SeqCst));
         }
         Fault::None
     }));
