@@ -919,9 +919,14 @@ async fn time_travel_goes_by_the_command_line_while_a_writer_goes_on() {
     let (code, applied) = gc(&["gc", "copy", "--apply"]);
     assert_eq!((code, &applied["applied"]), (0, &json!(true)), "{applied}");
     assert_eq!(items(&applied).len(), 1);
+    done(&["snapshot", "create", "copy", "kept", "--pin"]);
     assert!(server.terminate().status.success());
+    // The bucket alone says the same.
     let (_, listed) = tidelog(home.path(), &["list"]);
-    assert_eq!(items(&listed).len(), 3, "{listed}");
+    let listed = items(&listed);
+    assert_eq!(listed.len(), 3, "{listed:?}");
+    let copy = listed.iter().find(|one| one["database"] == "default/copy");
+    assert_eq!(copy.expect("it is listed")["snapshots"][0]["name"], "kept");
 }
 
 /// Goal: an object that is gone is told from one that is damaged, and either is exit 5, after everything else was
