@@ -81,6 +81,9 @@ impl World {
         let orders = rig::orders(&engine).await;
         let create = "CREATE TABLE t(a INTEGER PRIMARY KEY, b)";
         rig::run(&orders, create, Durability::Remote).await;
+        // So that the log since a state is less to fetch than an image of it.
+        let ballast = "CREATE TABLE ballast AS SELECT randomblob(300000) AS b";
+        rig::run(&orders, ballast, Durability::Remote).await;
         let mut states = Vec::new();
         for row in 0..6 {
             let sql = format!("INSERT INTO t VALUES({row}, randomblob(2000))");
