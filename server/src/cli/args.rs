@@ -308,6 +308,10 @@ pub(crate) struct HistoryOptions {
     pub(crate) limit: usize,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of its own on the command line"
+)]
 #[derive(Debug, Args)]
 pub(crate) struct RestoreOptions {
     /// NAMESPACE/DATABASE
