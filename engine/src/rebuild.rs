@@ -17,7 +17,7 @@ use crate::capture::Head;
 use crate::copy;
 use crate::core::Core;
 use crate::crash_point;
-use crate::database::state::DbState;
+use crate::database::state::{DbState, Stamp};
 use crate::database::{DbMeta, incarnation_name};
 use crate::error::{Code, Error};
 use crate::files::DbPaths;
@@ -313,13 +313,15 @@ pub(crate) async fn restore_files(
         Some(parent) => crate::travel::forks::first_record(core, meta, &parent, head)?,
         None => head,
     };
+    let file = DbPaths::in_folder(&folder.join(&incarnation)).database;
     let state = DbState {
         meta,
         incarnation,
         head,
         wal: None,
         clean: true,
-        stamp: None,
+        // Its digest was proven as it was written: opening need not prove it again.
+        stamp: Stamp::of(&file),
         durable: Some(target.position),
     };
     crash_point!("restore.before_state");
