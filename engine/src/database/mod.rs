@@ -577,3 +577,6 @@ pub(crate) fn incarnation_name(core: &Core) -> String {
     core.parts.entropy.fill(&mut nonce);
     format!("{}-{:08x}", core.term(), u32::from_le_bytes(nonce))
 }
+
+#[cfg(test)]
+mod tests;
