@@ -150,6 +150,9 @@ impl Registry {
         let mut state = DbState::read(self.core.parts.disk.as_ref(), &folder)?;
         let mut journaled = lock(&slot.journaled).clone();
         let opened_before = slot.owned.load(Ordering::Acquire);
+        if opened_before && self.core.detached.is_none() {
+            self.core.remote.refresh_key(namespace, id);
+        }
         if !opened_before && self.core.detached.is_some() {
             if state.is_none() {
                 let what =

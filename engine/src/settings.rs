@@ -167,6 +167,9 @@ pub struct Settings {
     pub audit_ship_interval: Duration,
     /// How long audit lines are kept, in the system database and in the bucket.
     pub audit_retention: Duration,
+    /// How long the bucket's own rules keep old versions of objects, if it keeps any; `None` if that is not known.
+    /// Purges say until when they may live by it.
+    pub old_versions: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -216,6 +219,7 @@ impl Default for Settings {
             settle_level: 9,
             audit_ship_interval: Duration::from_hours(1),
             audit_retention: Duration::from_hours(90 * 24),
+            old_versions: None,
         }
     }
 }

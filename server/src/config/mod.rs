@@ -63,6 +63,8 @@ pub struct Config {
     pub stream_gate_idle_ms: u64,
     /// How often a restore drill proves one database; 0 for never.
     pub drill_every_seconds: u64,
+    /// How many days the bucket's own rules keep old versions of objects, where it keeps any; 0 if not known.
+    pub old_versions_days: u64,
     /// Databases open at once.
     pub open_databases_max: usize,
     /// SQL jobs at once.
@@ -373,6 +375,9 @@ impl Config {
             drill_interval: Some(self.drill_every_seconds)
                 .filter(|seconds| *seconds > 0)
                 .map(Duration::from_secs),
+            old_versions: Some(self.old_versions_days)
+                .filter(|days| *days > 0)
+                .map(|days| Duration::from_secs(days.saturating_mul(86_400))),
             open_databases_max: self.open_databases_max,
             workers: self.workers,
             workers_per_tenant: self.workers_per_tenant,

@@ -136,6 +136,9 @@ impl Preset {
             stream_idle_ms: ms(engine.stream_idle),
             stream_gate_idle_ms: ms(engine.stream_gate_idle),
             drill_every_seconds: engine.drill_interval.map_or(0, |every| every.as_secs()),
+            old_versions_days: engine
+                .old_versions
+                .map_or(0, |kept| kept.as_secs().div_ceil(86_400)),
             open_databases_max: engine.open_databases_max,
             workers: engine.workers,
             workers_per_tenant: engine.workers_per_tenant,
