@@ -11,7 +11,7 @@ use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use crate::boxed;
 use crate::engine::{Database, Engine, Inner};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::meters::NodeStatus;
 use crate::request::{IdempotencyKey, Role};
 use crate::system::audit::{self, AuditFilter, AuditLine};
@@ -201,6 +201,21 @@ impl Engine {
             engine: self.clone(),
             row: self.inner.system.database_deleted(namespace, name).await?,
         })
+    }
+
+    /// The live database of a name, else the one that was deleted last, if it can be brought back.
+    #[boxed]
+    pub async fn database_or_deleted(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+    ) -> Result<Database, Error> {
+        match self.database(namespace, name).await {
+            Err(error) if error.code() == Code::DatabaseNotFound => {
+                self.database_deleted(namespace, name).await
+            }
+            found => found,
+        }
     }
 
     /// Brings it back; `record` is the answer to repeat.

@@ -37,7 +37,7 @@ use crate::node::identity::FolderLock;
 use crate::node::life::Life;
 use crate::node::start::{Started, is_away, open_store, start};
 use crate::node::terms::term_error;
-use crate::operations::{KEPT_MICROS, Running, recover_all};
+use crate::operations::{KEPT_MICROS, OperationType, Running, recover_all};
 use crate::registry::Registry;
 use crate::request::{BookmarkInfo, Request, Response};
 use crate::scratch;
@@ -57,6 +57,8 @@ use crate::travel::verify::Proofs;
 
 /// How long a stop waits for operations that were interrupted.
 const OPERATIONS_END: Duration = Duration::from_secs(10);
+/// The pause before a restore of an earlier life that could not be decided is looked at again.
+const RECOVERY_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -234,6 +236,7 @@ impl Engine {
         for (id, key) in engine.inner.system.rolled_back_keys().await? {
             engine.inner.core.rolled_back.add(id, &[key]);
         }
+        engine.note_undecided().await?;
         engine.spawn_idle_sweep();
         if !attached {
             return Ok(engine);
@@ -245,6 +248,22 @@ impl Engine {
         let drills = engine.drill_loop(engine.inner.stop.subscribe());
         engine.inner.lock_tasks().others.push(tokio::spawn(drills));
         Ok(engine)
+    }
+
+    /// Notes the restores that an earlier life left open: which calls they took back is not known yet.
+    async fn note_undecided(&self) -> Result<(), Error> {
+        for operation in self.inner.system.operations_open().await? {
+            let puts_in_place = match operation.kind {
+                OperationType::Restore => true,
+                OperationType::Import => operation.note.get("replace").is_some(),
+                _ => false,
+            };
+            if let Some(database) = operation.database.filter(|_| puts_in_place) {
+                let rolled_back = &self.inner.core.rolled_back;
+                rolled_back.undecided(operation.id, database);
+            }
+        }
+        Ok(())
     }
 
     /// Makes the system database, if this start or one before it that died has not come to it.
@@ -348,7 +367,13 @@ impl Engine {
                 sweep(&engine).await?;
                 let now = engine.now().micros();
                 let old = Timestamp::from_micros(now.saturating_sub(KEPT_MICROS));
-                engine.inner.system.operations_prune(old).await
+                engine.inner.system.operations_prune(old).await?;
+                // Keyed writes wait for it.
+                while engine.inner.core.rolled_back.waits() {
+                    tokio::time::sleep(RECOVERY_PAUSE).await;
+                    recover_all(&engine).await?;
+                }
+                Ok::<_, Error>(())
             };
             tokio::select! {
                 ended = recovered => if let Err(error) = ended {

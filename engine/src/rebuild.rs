@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::json;
 use tidelog_archive::ErrorKind;
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::manifest::{Loaded, Manifest};
@@ -124,8 +125,18 @@ pub(crate) fn plan_error(error: PlanError) -> Error {
         what = format!("{what}; {}: {at}", name.replace('_', " "));
     }
     let mut made = Error::new(code, what);
-    for (name, at) in members {
-        made = made.with(name, at);
+    for (name, at) in &members {
+        made = made.with(name, at.clone());
+    }
+    match &error {
+        PlanError::Gap { .. } => {
+            // The last state before it and the first behind it, as the recovery window tells a gap.
+            let mut ends = members.into_iter().map(|(_, at)| at);
+            let (after, resumes) = (ends.next().flatten(), ends.next().flatten());
+            made = made.with("gaps", json!([{ "after": after, "resumes": resumes }]));
+        }
+        PlanError::Read(read) => made = made.with("object", read.key()),
+        _ => {}
     }
     let read = matches!(error, PlanError::Manifest(_) | PlanError::Read(_));
     let gone = read && error.kind() == ErrorKind::NotFound;
@@ -151,8 +162,11 @@ pub(crate) fn restore_error(error: RestoreError) -> Error {
         chain = format!("{chain}: {inner}");
         source = inner.source();
     }
-    Error::new(code_of(error.kind()), chain)
-        .because_gone(error.kind() == ErrorKind::NotFound)
+    let mut made = Error::new(code_of(error.kind()), chain);
+    if let RestoreError::Read(read) = &error {
+        made = made.with("object", read.key());
+    }
+    made.because_gone(error.kind() == ErrorKind::NotFound)
         .caused_by(error)
 }
 

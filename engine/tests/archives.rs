@@ -16,6 +16,7 @@ use tidelog_engine::operations::{Handle, Operation, OperationState};
 use tidelog_engine::request::IdempotencyKey;
 use tidelog_engine::system::Page;
 use tidelog_engine::travel::archives::{Archive, Format, NewArchive};
+use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind, Way};
 use tidelog_engine::{
     Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
@@ -642,9 +643,21 @@ async fn a_disk_too_small_refuses_with_both_figures_before_anything_begins() {
     let restore = world
         .engine
         .database_from_archive(world.namespace, "again", &id, None);
+    let out = world.folder.path().join("out.db");
+    let export = database.export(At::Latest, &out).await;
+    let fork = Fork {
+        schema_only: true,
+        ..Fork::named("empty")
+    };
+    let fork = database.fork(fork).await.map(drop);
+    let rewind = Rewind::to(RestoreTarget::Archive(id.clone()));
+    let rewind = database.rewind(rewind).await.map(drop);
     for (error, needed) in [
         (refused.expect_err("too small"), bytes),
         (restore.await.expect_err("too small"), 2 * bytes),
+        (export.expect_err("too small"), bytes),
+        (fork.expect_err("too small"), bytes),
+        (rewind.expect_err("too small"), bytes),
     ] {
         assert_eq!(error.code(), Code::DiskFull);
         assert_eq!(error.members()["needed"], needed);

@@ -1,5 +1,6 @@
-//! The process dies at every step of making, deleting and restoring an archive, of replacing a database, of purging
-//! a namespace and of rotating keys: what the next life finds is whole or not there at all, and the operation says which.
+//! The process dies at every step of making, deleting and restoring an archive, of replacing, rewinding, forking and
+//! detaching a database, of purging a namespace and of rotating keys: what the next life finds is whole or not there at
+//! all, and the operation and its record say which.
 //!
 //! Method: this test starts itself as a child that works on a folder until it reaches the named crash point and
 //! aborts; then a node is started on the folder.
@@ -15,12 +16,14 @@ use tidelog_engine::operations::{Operation, OperationFilter, OperationState};
 use tidelog_engine::system::Page;
 use tidelog_engine::travel::archives::{Format, NewArchive};
 use tidelog_engine::travel::forks::Fork;
+use tidelog_engine::travel::restores::Outcome;
+use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Limits, MasterKey, MasterKeys, NewDatabase, Params,
-    Parts, Request, Settings, Statement,
+    Access, Code, Database, Durability, Engine, Error, IdempotencyKey, Limits, MasterKey,
+    MasterKeys, NewDatabase, Params, Parts, Request, Response, Settings, Statement,
 };
 use tidelog_testkit::sealing::{master_bytes, masters, sealed_masters};
-use tidelog_wal::{DatabaseId, NamespaceId};
+use tidelog_wal::{DatabaseId, NamespaceId, Position};
 
 const WAIT: Duration = Duration::from_mins(1);
 const FOLDER: &str = "TIDELOG_TEST_FOLDER";
@@ -57,8 +60,8 @@ async fn start_with(folder: &Path, keys: &MasterKeys) -> (Engine, NamespaceId) {
     (engine, namespace)
 }
 
-async fn sql(database: &Database, sql: &str) -> i64 {
-    let request = Request {
+fn request(sql: &str) -> Request {
+    Request {
         statements: vec![Statement {
             sql: sql.to_owned(),
             params: Params::None,
@@ -68,8 +71,11 @@ async fn sql(database: &Database, sql: &str) -> i64 {
         access: Access::owner(),
         limits: Limits::default(),
         idempotency: None,
-    };
-    let response = database.execute(request).await;
+    }
+}
+
+async fn sql(database: &Database, sql: &str) -> i64 {
+    let response = database.execute(request(sql)).await;
     let response = response.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     let row = response
         .results
@@ -79,6 +85,27 @@ async fn sql(database: &Database, sql: &str) -> i64 {
     match row.and_then(|row| row.into_iter().next()) {
         Some(tidelog_engine::Value::Integer(number)) => number,
         _ => 0,
+    }
+}
+
+/// A write with an Idempotency-Key, whose answer is kept with its effect.
+async fn keyed(database: &Database) -> Result<Response, Error> {
+    let request = Request {
+        idempotency: Some(IdempotencyKey {
+            scope: "token route".to_owned(),
+            key: "k1".to_owned(),
+            fingerprint: [1; 32],
+        }),
+        ..request("INSERT INTO t VALUES(2)")
+    };
+    database.execute(request).await
+}
+
+/// A rewind that keeps the state before under a name.
+fn preserving(at: Position) -> Rewind {
+    Rewind {
+        preserve_as: Some("before".to_owned()),
+        ..Rewind::to(RestoreTarget::At(At::Bookmark(at)))
     }
 }
 
@@ -113,10 +140,37 @@ async fn child() {
     let folder = PathBuf::from(std::env::var(FOLDER).expect("a folder"));
     let work = std::env::var(WORK).expect("work");
     let (engine, namespace) = start(&folder).await;
+    if work == "recover" {
+        recovered(&engine, namespace).await;
+        return;
+    }
     let database = engine.database_create(namespace, NewDatabase::named("orders"));
     let database = database.await.expect("create");
     sql(&database, "CREATE TABLE t(a)").await;
     sql(&database, "INSERT INTO t VALUES(1)").await;
+    if work == "rewind" || work == "keyed replace" {
+        let at = database.bookmark().await.expect("where it stands").bookmark;
+        keyed(&database).await.expect("the first call");
+        let handle = match work.as_str() {
+            "rewind" => database.rewind(preserving(at)).await,
+            _ => database.replace(&replacement(&folder), None, None).await,
+        };
+        handle.expect("begin").wait(WAIT).await;
+        return;
+    }
+    if work == "fork" || work == "schema" || work == "detach" {
+        let fork = Fork {
+            schema_only: work == "schema",
+            ..Fork::named("copy")
+        };
+        database.fork(fork).await.expect("begin").wait(WAIT).await;
+        if work == "detach" {
+            let copy = engine.database(namespace, "copy").await.expect("the fork");
+            sql(&copy, "INSERT INTO t VALUES(2)").await;
+            copy.detach(None).await.expect("begin").wait(WAIT).await;
+        }
+        return;
+    }
     if work == "replace" {
         let file = replacement(&folder);
         let mut handle = database.replace(&file, None, None).await.expect("begin");
@@ -461,6 +515,85 @@ async fn a_purge_that_died_behind_its_keys_is_ended_by_the_next_life() {
     }
 }
 
+/// Goal: after a crash a rewind is as if it had not begun, or as if it had ended (API rule 5; DESIGN 5.7). Method: an
+/// Idempotency-Key and a snapshot of the state before tell the two apart, beside rows, record and operation.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewind_is_undone_or_whole_with_its_record_its_snapshot_and_its_keys() {
+    for (point, records, rewound) in [
+        ("restore.before_record", 0, false),
+        ("restore.after_record", 1, false),
+        ("raw.before_commit", 1, false),
+        ("restore.after_commit", 1, true),
+    ] {
+        let folder = died(point, "rewind");
+        let (engine, namespace) = start(folder.path()).await;
+        let database = engine.database(namespace, "orders").await.expect("there");
+        // At once: before it is known what was taken back, nothing is run again.
+        match keyed(&database).await {
+            Ok(response) => assert!(response.replayed && !rewound, "{point}"),
+            Err(error) => assert!(
+                rewound
+                    && matches!(
+                        error.code(),
+                        Code::IdempotencyInProgress | Code::IdempotencyResultRolledBack
+                    ),
+                "{point}: {error:?}"
+            ),
+        }
+        let operations = recovered(&engine, namespace).await;
+        let (state, sum) = if rewound {
+            (OperationState::Succeeded, 1)
+        } else {
+            (OperationState::Failed, 3)
+        };
+        assert_eq!(operations[0].state, state, "{point}: {operations:?}");
+        assert_eq!(sql(&database, "SELECT sum(a) FROM t").await, sum, "{point}");
+        let listed = database
+            .restores(Page::default())
+            .await
+            .expect("list")
+            .items;
+        assert_eq!(listed.len(), records, "{point}");
+        let kept = database
+            .snapshots(Page::default())
+            .await
+            .expect("list")
+            .items;
+        if let Some(record) = listed.first().filter(|_| rewound) {
+            assert_eq!(record.outcome, Outcome::Succeeded, "{point}");
+            let kept: Vec<_> = kept
+                .iter()
+                .map(|one| (one.name.as_str(), one.bookmark, one.pinned))
+                .collect();
+            assert_eq!(kept, [("before", record.previous, true)], "{point}");
+            let late = keyed(&database).await.expect_err("taken back");
+            assert_eq!(late.code(), Code::IdempotencyResultRolledBack, "{point}");
+            let undo = database.undo(&record.id, None, None).await;
+            let undone = undo.expect("begin").wait(WAIT).await;
+            assert_eq!(undone.state, OperationState::Succeeded, "{undone:?}");
+        } else {
+            let failed = listed.iter().all(|one| one.outcome == Outcome::Failed);
+            assert!(failed, "{point}: {listed:?}");
+            assert!(kept.is_empty(), "{point}: {kept:?}");
+            // The name is free again.
+            let at = database.history(None, None, Page::default()).await;
+            let at = at.expect("history").items[2].position;
+            let again = database.rewind(preserving(at)).await;
+            let again = again.expect("begin").wait(WAIT).await;
+            assert_eq!(again.state, OperationState::Succeeded, "{again:?}");
+            let kept = database.snapshots(Page::default()).await.expect("list");
+            assert_eq!(kept.items.len(), 1, "{point}");
+            let newest = database.restores(Page::default()).await.expect("list");
+            let undo = database.undo(&newest.items[0].id, None, None).await;
+            let undone = undo.expect("begin").wait(WAIT).await;
+            assert_eq!(undone.state, OperationState::Succeeded, "{undone:?}");
+        }
+        assert_eq!(sql(&database, "SELECT sum(a) FROM t").await, 3, "{point}");
+        assert!(keyed(&database).await.expect("it is back").replayed);
+        engine.shutdown().await.expect("shutdown");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_of_keys_that_died_is_run_again() {
     // Goal: a process that dies within a rotation of master key, data keys or the folder's own key leaves every database
@@ -525,4 +658,116 @@ async fn a_rotation_of_keys_that_died_is_run_again() {
         sql(&found, "INSERT INTO t VALUES(2)").await;
     }
     engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: the same of a replacement, whose keys are looked for by the next life.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_a_replacement_took_back_is_known_after_a_crash() {
+    let folder = died("replace.after_commit", "keyed replace");
+    let (engine, namespace) = start(folder.path()).await;
+    recovered(&engine, namespace).await;
+    let database = engine.database(namespace, "orders").await.expect("there");
+    let late = keyed(&database).await.expect_err("taken back");
+    assert_eq!(late.code(), Code::IdempotencyResultRolledBack);
+    assert_eq!(sql(&database, "SELECT sum(a) FROM t").await, 15);
+    engine.shutdown().await.expect("shutdown");
+}
+
+/// What is left of a database in folder and bucket, by name.
+fn left_of(folder: &Path, id: &str) -> Vec<String> {
+    let mut left = Vec::new();
+    files(folder, &mut left);
+    let named = |path: &PathBuf| path.to_string_lossy().contains(id);
+    let names = left.iter().filter(|path| named(path));
+    names
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect()
+}
+
+/// Goal: of a fork that did not come to its row nothing is left but a tombstone, and nothing of it holds its parent;
+/// also where the life that clears it away dies, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_is_whole_or_leaves_nothing_and_lets_its_parent_go() {
+    for (point, work, again) in [
+        ("fork.after_manifest", "fork", None),
+        ("fork.after_pin", "fork", None),
+        ("fork.after_ready", "fork", Some("discard.after_tombstone")),
+        ("schema.after_database", "schema", None),
+        ("schema.before_row", "schema", None),
+        (
+            "schema.before_row",
+            "schema",
+            Some("discard.after_tombstone"),
+        ),
+        ("schema.before_row", "schema", Some("purge.after_keys")),
+    ] {
+        let folder = died(point, work);
+        if let Some(again) = again {
+            dies(folder.path(), "child", again, "recover");
+        }
+        let (engine, namespace) = start(folder.path()).await;
+        let operations = recovered(&engine, namespace).await;
+        assert_eq!(operations[0].state, OperationState::Failed, "{point}");
+        let error = operations[0].error.as_ref().expect("it says why");
+        assert_eq!(error.code, "operation-interrupted", "{point}");
+        let none = engine.database(namespace, "copy").await;
+        assert_eq!(none.expect_err("none").code(), Code::DatabaseNotFound);
+        let id = operations[0].note["child"].as_str().expect("its id");
+        let left = left_of(folder.path(), id);
+        assert_eq!(left, ["manifest"], "{point}, {again:?}");
+        let database = engine.database(namespace, "orders").await.expect("there");
+        assert_eq!(sql(&database, "SELECT sum(a) FROM t").await, 1, "{point}");
+        let fork = Fork {
+            schema_only: work == "schema",
+            ..Fork::named("copy")
+        };
+        let made = database.fork(fork).await.expect("the name is free");
+        assert_eq!(
+            made.clone().wait(WAIT).await.state,
+            OperationState::Succeeded
+        );
+        let copy = engine.database(namespace, "copy").await.expect("the fork");
+        let rows = i64::from(work == "fork");
+        assert_eq!(sql(&copy, "SELECT count(*) FROM t").await, rows, "{point}");
+        for name in ["copy", "orders"] {
+            let purge = engine.database_purge(namespace, name, None).await;
+            let purged = purge.expect("nothing holds it").wait(WAIT).await;
+            assert_eq!(purged.state, OperationState::Succeeded, "{purged:?}");
+        }
+        engine.shutdown().await.expect("shutdown");
+    }
+}
+
+/// Goal: a fork whose detaching was cut off shares everything with its parent or nothing, and the operation says which.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_is_detached_or_it_is_not() {
+    for (point, detached) in [
+        ("detach.after_image", false),
+        ("detach.after_manifest", true),
+    ] {
+        let folder = died(point, "detach");
+        let (engine, namespace) = start(folder.path()).await;
+        let operations = recovered(&engine, namespace).await;
+        let state = if detached {
+            OperationState::Succeeded
+        } else {
+            OperationState::Failed
+        };
+        assert_eq!(operations[0].state, state, "{point}: {operations:?}");
+        let copy = engine.database(namespace, "copy").await.expect("the fork");
+        assert_eq!(copy.row().parent.is_none(), detached, "{point}");
+        assert_eq!(sql(&copy, "SELECT sum(a) FROM t").await, 3, "{point}");
+        if !detached {
+            let pinned = engine.database_purge(namespace, "orders", None).await;
+            let pinned = pinned.expect_err("a fork reads through it");
+            assert_eq!(pinned.code(), Code::ForkParentPinned);
+            let again = copy.detach(None).await.expect("begin").wait(WAIT).await;
+            assert_eq!(again.state, OperationState::Succeeded, "{again:?}");
+        }
+        let purge = engine.database_purge(namespace, "orders", None).await;
+        let purged = purge.expect("nothing holds it").wait(WAIT).await;
+        assert_eq!(purged.state, OperationState::Succeeded, "{purged:?}");
+        assert_eq!(sql(&copy, "SELECT sum(a) FROM t").await, 3, "{point}");
+        engine.shutdown().await.expect("shutdown");
+    }
 }

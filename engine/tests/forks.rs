@@ -362,3 +362,51 @@ async fn a_branch_is_made_once_and_made_anew_when_asked() {
     assert_eq!(bad.expect_err("a space").code(), Code::NameInvalid);
     engine.shutdown().await.expect("shutdown");
 }
+
+/// Goal: a branch belongs to the database it was made of, wherever the state it begins with was written; no other
+/// database finds it, or replaces it. Method: a fork's branch at a state of its parent's, beside the parent's own of
+/// the same name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_is_its_own_databases_though_another_wrote_its_state() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let engine = start(folder.path()).await;
+    let (namespace, parent) = made(&engine).await;
+    let one = run(&parent, "INSERT INTO t VALUES(1)").await;
+    let two = run(&parent, "INSERT INTO t VALUES(10)").await;
+    let child = fork(&parent, &engine, "child", At::Bookmark(two)).await;
+    let put = async |database: &Database, at| {
+        let put = database.branch_put("x", At::Bookmark(at), None, None).await;
+        match put.expect("branch") {
+            Branched::Begun(handle) => drop(done(Ok(handle)).await),
+            Branched::Stands(_) => {}
+        }
+        database.branch("x").await.expect("the branch")
+    };
+    // Older than the fork, and where it begins.
+    for at in [one, two] {
+        let of_child = put(&child, at).await;
+        let hangs_on = of_child.parent.expect("it shares its state").database;
+        assert_eq!(hangs_on, parent.row().id);
+        assert_eq!(put(&child, at).await.id, of_child.id, "it stands");
+        let none = parent.branch("x").await.expect_err("none of the parent's");
+        assert_eq!(none.code(), Code::DatabaseNotFound);
+    }
+    let of_child = child.branch("x").await.expect("the branch");
+    let of_parent = put(&parent, one).await;
+    assert_ne!(of_parent.id, of_child.id);
+    for (database, branch) in [(&child, &of_child), (&parent, &of_parent)] {
+        let listed = database.branches().await.expect("list");
+        let ids: Vec<_> = listed.iter().map(|row| row.id).collect();
+        assert_eq!(ids, [branch.id]);
+    }
+    // Independent of both, it is a branch all the same.
+    let branch = engine.database(namespace, &of_child.name).await;
+    done(branch.expect("the branch").detach(None).await).await;
+    assert_eq!(child.branch("x").await.expect("it stands").id, of_child.id);
+    let anew = put(&child, two).await;
+    assert_ne!(anew.id, of_child.id);
+    child.branch_delete("x").await.expect("deleted");
+    let still = parent.branch("x").await.expect("another's was deleted");
+    assert_eq!(still.id, of_parent.id);
+    engine.shutdown().await.expect("shutdown");
+}

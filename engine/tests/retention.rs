@@ -18,8 +18,10 @@ use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::disk::StdDisk;
 use tidelog_engine::executor::Threads;
 use tidelog_engine::operations::{Handle, Operation, OperationState};
+use tidelog_engine::system::Page;
 use tidelog_engine::system::databases::{DatabasePatch, Namespace};
 use tidelog_engine::travel::archives::{Format, NewArchive};
+use tidelog_engine::travel::branches::Branched;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::labels::{NewSnapshot, SnapshotState};
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
@@ -178,13 +180,17 @@ impl World {
 }
 
 async fn write(database: &Database, sql: &str) -> Position {
+    write_at(database, sql, Durability::Remote).await
+}
+
+async fn write_at(database: &Database, sql: &str, durability: Durability) -> Position {
     let request = Request {
         statements: vec![Statement {
             sql: sql.to_owned(),
             params: Params::None,
         }],
         transaction: true,
-        durability: Some(Durability::Remote),
+        durability: Some(durability),
         access: Access::owner(),
         limits: Limits::default(),
         idempotency: None,
@@ -520,6 +526,156 @@ async fn a_clock_set_forward_by_a_year_expires_nothing() {
     }
     let back = world.engine.database_undelete(world.namespace.id, "hidden");
     back.await.expect("undeleted");
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: a fork whose time is over goes as a deleted database goes and lets its parent's history go; one clock alone
+/// that is set forward ends nothing (HAZARDS S39), and a protected fork stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_goes_when_two_clocks_say_that_its_time_is_over() {
+    let mut world = World::new().await;
+    let namespace = world.namespace.id;
+    let orders = world.create("orders").await;
+    let parent = orders.row().id;
+    write(&orders, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+    let at = write(&orders, "INSERT INTO t VALUES(1, 'x')").await;
+    world.settled(&orders, at).await;
+    for name in ["copy", "guarded"] {
+        let fork = Fork {
+            lives: Some(Duration::from_hours(48)),
+            ..Fork::named(name)
+        };
+        succeeded(orders.fork(fork).await.expect("begun")).await;
+    }
+    let protect = DatabasePatch {
+        delete_protection: Some(true),
+        ..DatabasePatch::default()
+    };
+    let patched = world.engine.database_patch(namespace, "guarded", protect);
+    patched.await.expect("protected");
+    let id = world.open("copy").await.row().id;
+    for clock in [&world.clock, &world.theirs] {
+        clock.step(365 * DAY);
+        for _ in 0..3 {
+            world.turn().await;
+            clock.step(2 * DAY);
+        }
+        assert_eq!(world.open("copy").await.row().id, id, "one clock alone");
+        clock.step(-371 * DAY);
+    }
+    // What was planned under the clock that ran ahead is looked at again.
+    world.restart().await;
+    world.turn().await;
+    world.open("copy").await;
+    world.pass(2 * DAY + HOUR);
+    world.turn().await;
+    let gone = world.engine.database(namespace, "copy").await;
+    assert_eq!(gone.expect_err("over").code(), Code::DatabaseNotFound);
+    let state = world.manifest(id).await.manifest.state;
+    assert!(matches!(state, State::Deleted(_)), "{state:?}");
+    world.open("guarded").await;
+    let pins = async || world.manifest(parent).await.manifest.pins.len();
+    assert_eq!(pins().await, 2, "it can be brought back");
+    world.pass(7 * DAY + HOUR);
+    world.turn().await;
+    for _ in 0..2_000 {
+        if world.keys(id).await.len() == 1 && pins().await == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(world.keys(id).await.len(), 1, "the tombstone alone");
+    assert_eq!(pins().await, 1, "only the other fork's");
+    let guarded = world.open("guarded").await;
+    assert_eq!(world.exported(&guarded, At::Latest).await, 1);
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: a label says whether its state can be restored from the store yet. Method: the store takes no journal objects
+/// for a while.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_of_a_commit_that_is_not_stored_says_so() {
+    let world = World::new().await;
+    let orders = world.create("orders").await;
+    write(&orders, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+    let stored = orders.snapshot_create(label("stored", false)).await;
+    assert_eq!(stored.expect("a label").state, SnapshotState::Restorable);
+    world.faults.set_plan(script(|call: &Call| {
+        if call.op == Op::Put && call.key.starts_with("journal/") {
+            return Fault::Before;
+        }
+        Fault::None
+    }));
+    let at = write_at(&orders, "INSERT INTO t VALUES(1, 'x')", Durability::Memory).await;
+    let made = orders.snapshot_create(label("fresh", true)).await;
+    let made = made.expect("a name needs no stored commit");
+    assert_eq!(
+        (made.state, made.bookmark),
+        (SnapshotState::PendingDurable, at)
+    );
+    let listed = orders.snapshots(Page::default()).await.expect("list").items;
+    let states: Vec<_> = listed.iter().map(|one| one.state).collect();
+    assert_eq!(
+        states,
+        [SnapshotState::PendingDurable, SnapshotState::Restorable]
+    );
+    world.faults.set_plan(script(|_| Fault::None));
+    for round in 0.. {
+        let fresh = orders.snapshot("fresh").await.expect("a label");
+        if fresh.state == SnapshotState::Restorable {
+            break;
+        }
+        assert!(round < 2_000, "{fresh:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let fresh = At::Snapshot("fresh".to_owned());
+    assert_eq!(world.exported(&orders, fresh).await, 1);
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: a branch that cannot be made anew stays as it is, and of the attempt nothing holds its parent. Method: the
+/// store takes no manifest of what is new.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_stands_until_the_new_one_is_there() {
+    let world = World::new().await;
+    let orders = world.create("orders").await;
+    let parent = orders.row().id;
+    write(&orders, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+    let one = write(&orders, "INSERT INTO t VALUES(1, 'x')").await;
+    let two = write(&orders, "INSERT INTO t VALUES(2, 'x')").await;
+    let put = async |at| match orders.branch_put("x", At::Bookmark(at), None, None).await {
+        Ok(Branched::Begun(handle)) => ended(handle).await,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(put(one).await.state, OperationState::Succeeded);
+    let stands = orders.branch("x").await.expect("the branch");
+    let keep = [parent.to_string(), stands.id.to_string()];
+    let tenant = format!("tenants/{}/", world.namespace.id);
+    world.faults.set_plan(script(move |call: &Call| {
+        let new = call.key.starts_with(&tenant) && keep.iter().all(|id| !call.key.contains(id));
+        if call.op == Op::Put && new {
+            return Fault::Before;
+        }
+        Fault::None
+    }));
+    let failed = put(two).await;
+    assert_eq!(failed.state, OperationState::Failed, "{failed:?}");
+    let still = orders.branch("x").await.expect("the branch");
+    assert_eq!(still.id, stands.id);
+    let branch = world.open(&still.name).await;
+    assert_eq!(world.exported(&branch, At::Latest).await, 1);
+    world.faults.set_plan(script(|_| Fault::None));
+    assert_eq!(put(two).await.state, OperationState::Succeeded);
+    let anew = orders.branch("x").await.expect("the branch");
+    assert_eq!(anew.parent.expect("it shares its state").at, two);
+    let branch = world.open(&anew.name).await;
+    assert_eq!(world.exported(&branch, At::Latest).await, 2);
+    // The old one is deleted, and can be brought back.
+    let old = world.manifest(stands.id).await.manifest.state;
+    assert!(matches!(old, State::Deleted(_)), "{old:?}");
+    let pins = world.manifest(parent).await.manifest.pins;
+    let children: BTreeSet<_> = pins.iter().filter_map(|pin| pin.child).collect();
+    assert_eq!(children, BTreeSet::from([stands.id, anew.id]));
     world.engine.shutdown().await.expect("shutdown");
 }
 

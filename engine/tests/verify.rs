@@ -2,9 +2,11 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value as Json;
+use tidelog_archive::store::{FileStore, Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::At;
 use tidelog_engine::operations::OperationState;
 use tidelog_engine::system::Page;
@@ -13,6 +15,7 @@ use tidelog_engine::{
     Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
     Settings, Statement,
 };
+use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
 use tidelog_wal::{NamespaceId, Position};
 
 const WAIT: Duration = Duration::from_mins(1);
@@ -38,7 +41,10 @@ struct World {
 
 async fn start(folder: tempfile::TempDir, settings: Settings) -> World {
     let engine = Engine::start(settings, Parts::production()).await;
-    let engine = engine.expect("start");
+    begun(folder, engine.expect("start")).await
+}
+
+async fn begun(folder: tempfile::TempDir, engine: Engine) -> World {
     let namespace = match engine.namespace_by_name("acme").await {
         Ok(found) => found.id,
         Err(_) => engine.namespace_create("acme").await.expect("namespace").id,
@@ -310,6 +316,58 @@ async fn damaged_and_missing_objects_are_found_and_told_apart() {
     assert!(good.is_none_or(|good| good.level == Level::Restore));
     let done = verified(database, NewVerification::of(Level::Full)).await;
     assert_eq!(done.outcome, Outcome::Verified, "whole again: {done:?}");
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: what could not be read is neither sound nor damaged, at every level, and counts as proof of nothing. Method:
+/// the store answers no read of a segment.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_read_is_inconclusive() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let files = FileStore::open(&folder.path().join("store")).expect("a store");
+    let faults = FaultStore::new(Arc::new(files), script(|_| Fault::None));
+    let options = StoreOptions {
+        settings: StoreSettings {
+            attempts_max: 1,
+            ..StoreSettings::default()
+        },
+        ..StoreOptions::default()
+    };
+    let shared = Arc::new(Shared(Arc::clone(&faults)));
+    let store = Store::from_object_store(shared, "", options).expect("a store");
+    let engine = Engine::start_on(settings(folder.path()), Parts::production(), store).await;
+    let world = begun(folder, engine.expect("start")).await;
+    let database = &world.database;
+    fill(database).await;
+    settled(&world).await;
+    faults.set_plan(script(|call: &Call| {
+        if matches!(call.op, Op::Get | Op::Head) && call.key.contains("/segments/") {
+            return Fault::Before;
+        }
+        Fault::None
+    }));
+    for level in LEVELS {
+        let done = verified(database, NewVerification::of(level)).await;
+        let images = !objects(&world, "/images/").is_empty();
+        if level == Level::Restore && images && done.outcome == Outcome::Verified {
+            // An image may make the object needless for the newest state.
+            continue;
+        }
+        assert_eq!(done.outcome, Outcome::Inconclusive, "{level:?}: {done:?}");
+        let found = done.findings.as_array().expect("findings");
+        assert!(!found.is_empty(), "{level:?}: it says what");
+        for finding in found {
+            assert!(
+                finding["kind"] != "damaged" && finding["kind"] != "missing",
+                "{level:?}: {finding}"
+            );
+        }
+    }
+    let good = database.last_verified().await.expect("read");
+    assert!(good.is_none_or(|good| good.level == Level::Restore));
+    faults.set_plan(script(|_| Fault::None));
+    let done = verified(database, NewVerification::of(Level::Full)).await;
+    assert_eq!(done.outcome, Outcome::Verified, "{done:?}");
     world.engine.shutdown().await.expect("shutdown");
 }
 

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
@@ -123,6 +123,30 @@ impl Server {
             .expect("an answer");
         assert_eq!(status, StatusCode::OK, "{sql}: {answer}");
         answer
+    }
+
+    /// What the command line says to this server: its exit code, and the document it writes or fails with.
+    fn ask(&self, home: &Path, arguments: &[&str]) -> (i32, Json) {
+        self.ask_as(&self.token, home, arguments)
+    }
+
+    fn ask_as(&self, token: &str, home: &Path, arguments: &[&str]) -> (i32, Json) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidelog"));
+        command
+            .current_dir(home)
+            .env("TIDELOG_URL", &self.base)
+            .env("TIDELOG_TOKEN", token)
+            .stdin(Stdio::null())
+            .arg("--json")
+            .args(arguments);
+        let output = command.output().expect("the binary runs");
+        let said = if output.status.success() {
+            &output.stdout
+        } else {
+            &output.stderr
+        };
+        let document: Json = serde_json::from_slice(said).unwrap_or_default();
+        (output.status.code().unwrap_or(-1), document)
     }
 
     fn kill(mut self) {
@@ -408,6 +432,11 @@ async fn the_bucket_alone_restores_every_bookmark_and_tells_damage() {
     flip_a_byte_of_a_journal_object(&home.join("store"));
     let (code, report) = tidelog(home, &["verify"]);
     assert_eq!(code, 5, "{report}");
+    let damaged = items(&report)
+        .into_iter()
+        .find(|one| one["outcome"] == "mismatch");
+    let damaged = damaged.expect("a damaged database");
+    assert_eq!(damaged["findings"][0]["kind"], "damaged", "{damaged}");
 }
 
 /// Damages the largest journal object, which holds commits.
@@ -631,23 +660,7 @@ async fn archives_and_proof_go_by_the_command_line() {
     server.post("databases", json!({ "name": "orders" })).await;
     server.run("orders", "create table t(a)").await;
     server.run("orders", "insert into t values(1), (2)").await;
-    let ask = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidelog"));
-        command
-            .current_dir(home.path())
-            .env("TIDELOG_URL", &server.base)
-            .env("TIDELOG_TOKEN", &server.token)
-            .arg("--json")
-            .args(arguments);
-        let output = command.output().expect("the binary runs");
-        let said = if output.status.success() {
-            &output.stdout
-        } else {
-            &output.stderr
-        };
-        let document: Json = serde_json::from_slice(said).unwrap_or_default();
-        (output.status.code().unwrap_or(-1), document)
-    };
+    let ask = |arguments: &[&str]| server.ask(home.path(), arguments);
     let create = [
         "archive",
         "create",
@@ -701,6 +714,265 @@ async fn archives_and_proof_go_by_the_command_line() {
     assert_eq!(code, 0, "{replaced}");
     assert!(replaced["previous_bookmark"].is_string());
     assert!(server.terminate().status.success());
+}
+
+/// Writes to `database` until it is told to stop; every write must succeed.
+async fn write_until(
+    server: (String, String),
+    database: &'static str,
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicUsize>,
+) {
+    let (base, token) = server;
+    let url = format!("{base}/v1/db/default/{database}/query");
+    let client = Client::new();
+    while !stop.load(Ordering::Relaxed) {
+        let body = json!({ "sql": "insert into w values(1)", "durability": "memory" });
+        let answer = client.post(&url).bearer_auth(&token).json(&body);
+        let answer = answer.send().await.expect("an answer");
+        let status = answer.status();
+        let text = answer.text().await.expect("a body");
+        assert_eq!(status, StatusCode::OK, "{text}");
+        written.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Goal: everything an owner does with the past goes by the command line, on a database that is written to all the
+/// while, and each end has its exit code. Method: a bad DELETE, put back while a writer goes on; what is refused because
+/// of the writer is refused with 4, and the writer sees no error.
+#[tokio::test(flavor = "multi_thread")]
+async fn time_travel_goes_by_the_command_line_while_a_writer_goes_on() {
+    let home = home();
+    let server = Server::start(home.path()).await;
+    let ask = |arguments: &[&str]| server.ask(home.path(), arguments);
+    let done = |arguments: &[&str]| {
+        let (code, document) = ask(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {document}");
+        document
+    };
+    let refused = |arguments: &[&str], exit: i32, problem: &str| {
+        let (code, document) = ask(arguments);
+        assert_eq!(code, exit, "{arguments:?}: {document}");
+        assert_eq!(
+            document["error"]["code"], problem,
+            "{arguments:?}: {document}"
+        );
+        document["error"].clone()
+    };
+    let text = |value: &Json| value.as_str().expect("a text").to_owned();
+    let kept = |database: &str| {
+        let select = "select count(*) from kept";
+        done(&["query", database, select])["rows"][0][0].clone()
+    };
+    assert_eq!(done(&["db", "create", "orders"])["name"], "orders");
+    assert_eq!(items(&done(&["db", "list"])).len(), 1);
+    done(&["query", "orders", "create table w(a)"]);
+    done(&["query", "orders", "create table kept(a)"]);
+    let good = done(&[
+        "query",
+        "orders",
+        "insert into kept values(?)",
+        "--params",
+        "[1]",
+    ]);
+    let good = text(&good["bookmark"]);
+    assert_eq!(done(&["bookmark", "orders"])["bookmark"], json!(good));
+    assert_eq!(items(&done(&["history", "orders"])).len(), 4);
+    done(&["snapshot", "create", "orders", "good", "--pin"]);
+    assert_eq!(
+        items(&done(&["snapshot", "list", "orders"]))[0]["name"],
+        "good"
+    );
+    done(&["export", "orders", "--out", "good.db"]);
+    assert!(home.path().join("good.db").exists());
+    done(&["query", "orders", "delete from kept"]);
+
+    let (stop, written) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let writer = tokio::spawn(write_until(
+        (server.base.clone(), server.token.clone()),
+        "orders",
+        Arc::clone(&stop),
+        Arc::clone(&written),
+    ));
+    let more = async || {
+        let (seen, late) = (written.load(Ordering::Relaxed), deadline(PATIENCE));
+        while written.load(Ordering::Relaxed) < seen + 20 {
+            assert!(!late() && !writer.is_finished(), "the writer ended");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    more().await;
+    let back = ["restore", "orders", "--snapshot", "good"];
+    let and = |more: &[&'static str]| [&back[..], more].concat();
+    assert_eq!(done(&and(&["--dry-run"]))["bookmark"], json!(good));
+    assert_eq!(ask(&back).0, 4, "nobody confirms it");
+    assert_eq!(kept("orders"), 0);
+    let restored = done(&and(&[
+        "--yes",
+        "--reason",
+        "oops",
+        "--preserve-as",
+        "before",
+    ]));
+    assert_eq!(restored["restore"]["to"], json!(good));
+    assert!(restored["operation"].is_string());
+    assert_eq!(kept("orders"), 1);
+    more().await;
+    refused(&and(&["--yes", "--if-unchanged"]), 4, "plan-stale");
+    let superseded = refused(&["undo", "orders", "--yes"], 4, "restore-superseded");
+    assert!(superseded["commits_since"].as_u64() > Some(0));
+    stop.store(true, Ordering::Relaxed);
+    writer.await.expect("every write succeeded");
+
+    let now = text(&done(&["bookmark", "orders"])["bookmark"]);
+    done(&["undo", "orders", "--yes", "--force", &now]);
+    assert_eq!(kept("orders"), 0, "as it was before the restore");
+    done(&["undo", "orders", "--yes"]);
+    assert_eq!(kept("orders"), 1, "the undo is undone");
+    refused(
+        &["snapshot", "delete", "orders", "before"],
+        4,
+        "snapshot-pinned",
+    );
+    for name in ["before", "good"] {
+        done(&["snapshot", "delete", "orders", name, "--unpin"]);
+    }
+
+    refused(
+        &["restore", "nothing", "--bookmark", &good, "--yes"],
+        3,
+        "database-not-found",
+    );
+    let unknown = good.replacen("00000001-", "00000077-", 1);
+    refused(
+        &["restore", "orders", "--bookmark", &unknown, "--yes"],
+        3,
+        "bookmark-unknown",
+    );
+    assert_eq!(ask(&["restore", "orders", "--yes"]).0, 2, "back to what?");
+    refused(
+        &["undo", "orders", "rs_none", "--yes"],
+        3,
+        "restore-not-found",
+    );
+
+    assert_eq!(
+        done(&["fork", "orders", "copy", "--bookmark", &good])["bookmark"],
+        json!(good)
+    );
+    assert_eq!(kept("copy"), 1);
+    done(&["fork", "orders", "bare", "--schema-only"]);
+    assert_eq!(kept("bare"), 0);
+    refused(&["fork", "orders", "copy"], 4, "name-taken");
+    let pinned = refused(
+        &["db", "delete", "orders", "--purge", "--yes"],
+        4,
+        "fork-parent-pinned",
+    );
+    assert_eq!(pinned["forks"], json!(["copy"]));
+    assert_eq!(ask(&["db", "delete", "orders"]).0, 4, "nobody confirms it");
+    assert_eq!(
+        done(&["db", "delete", "orders", "--yes"])["forks"],
+        json!(["copy"])
+    );
+    done(&["fork", "orders", "again", "--bookmark", &good]);
+    assert_eq!(kept("again"), 1);
+    done(&["db", "undelete", "orders"]);
+    done(&["detach", "copy"]);
+    let purge = [
+        "db",
+        "delete",
+        "orders",
+        "--purge",
+        "--detach-forks",
+        "--yes",
+    ];
+    assert_eq!(done(&purge)["purged"], "orders");
+    for name in ["copy", "again"] {
+        assert_eq!(done(&["db", "show", name])["parent"], Json::Null);
+        assert_eq!(kept(name), 1);
+    }
+    refused(&["db", "show", "orders"], 3, "database-not-found");
+    refused(&["db", "undelete", "orders"], 3, "database-purged");
+
+    let operations = items(&done(&["operations"]));
+    for kind in ["restore", "fork", "detach", "purge"] {
+        let one = operations.iter().find(|one| one["type"] == kind);
+        assert!(one.is_some(), "{kind} is not among {operations:?}");
+    }
+    assert_eq!(items(&done(&["operations", "--limit", "2"])).len(), 2);
+    let ended = text(&operations[0]["id"]);
+    refused(
+        &["operations", "--cancel", &ended],
+        4,
+        "operation-not-cancellable",
+    );
+
+    refused(&["gc"], 4, "insufficient-permissions");
+    let keeper = std::fs::read_to_string(home.path().join("data/server.token")).expect("a file");
+    let gc = |arguments: &[&str]| server.ask_as(keeper.trim(), home.path(), arguments);
+    let (code, dry) = gc(&["gc"]);
+    assert_eq!((code, &dry["applied"]), (0, &json!(false)), "{dry}");
+    let (code, applied) = gc(&["gc", "copy", "--apply"]);
+    assert_eq!((code, &applied["applied"]), (0, &json!(true)), "{applied}");
+    assert_eq!(items(&applied).len(), 1);
+    done(&["snapshot", "create", "copy", "kept", "--pin"]);
+    assert!(server.terminate().status.success());
+    // The bucket alone says the same.
+    let (_, listed) = tidelog(home.path(), &["list"]);
+    let listed = items(&listed);
+    assert_eq!(listed.len(), 3, "{listed:?}");
+    let copy = listed.iter().find(|one| one["database"] == "default/copy");
+    assert_eq!(copy.expect("it is listed")["snapshots"][0]["name"], "kept");
+}
+
+/// Goal: an object that is gone is told from one that is damaged, and either is exit 5, after everything else was
+/// looked at. Method: a file is imported, so that an image is listed; the image is removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_object_is_an_error_of_its_database_alone() {
+    let home = home();
+    let server = Server::start(home.path()).await;
+    let made = server.post("databases", json!({ "name": "whole" })).await;
+    assert_eq!(made.expect("an answer").0, StatusCode::CREATED);
+    server.run("whole", "create table t(a)").await;
+    let plain = rusqlite::Connection::open(home.path().join("x.db")).expect("open");
+    plain
+        .execute_batch("create table t(a); insert into t values(1)")
+        .expect("fill");
+    drop(plain);
+    let (code, imported) = server.ask(home.path(), &["import", "orders", "x.db"]);
+    assert_eq!(code, 0, "{imported}");
+    let id = imported["id"].as_str().expect("an id").to_owned();
+    assert!(server.terminate().status.success());
+
+    let home = home.path();
+    let (code, report) = tidelog(home, &["verify", "--level", "restore"]);
+    assert_eq!(code, 0, "{report}");
+    let mut images = Vec::new();
+    for namespace in std::fs::read_dir(home.join("store/tenants"))
+        .expect("tenants")
+        .flatten()
+    {
+        let folder = namespace.path().join(&id).join("images");
+        images.extend(std::fs::read_dir(folder).into_iter().flatten().flatten());
+    }
+    assert!(!images.is_empty(), "the import has an image");
+    for image in images {
+        std::fs::remove_file(image.path()).expect("removed");
+    }
+    let (code, report) = tidelog(home, &["verify", "--level", "restore"]);
+    assert_eq!(code, 5, "{report}");
+    for one in items(&report) {
+        if one["database"] == "default/orders" {
+            assert_eq!(one["outcome"], "error", "{one}");
+            assert_eq!(one["findings"][0]["kind"], "missing", "{one}");
+        } else {
+            assert_eq!(one["outcome"], "verified", "{one}");
+        }
+    }
 }
 
 /// Goal: traces tell which route a request took and which id it has, and nothing that was in it. Method: a

@@ -57,8 +57,10 @@ pub struct DatabaseRow {
     pub size_limit: Option<u64>,
     /// Where it begins in another's history.
     pub parent: Option<ParentRow>,
-    /// The name it has as a branch of its parent.
+    /// The name it has as a branch.
     pub branch: Option<String>,
+    /// The database it is a branch of.
+    pub branch_of: Option<DatabaseId>,
     /// When it is deleted by itself.
     pub expires_at: Option<Timestamp>,
     /// How long every commit is kept, if it is not the default.
@@ -89,6 +91,7 @@ impl DatabaseRow {
             size_limit: None,
             parent: None,
             branch: None,
+            branch_of: None,
             expires_at: None,
             retention_micros: None,
             purging: false,
@@ -155,7 +158,7 @@ impl Cache {
 
 pub(super) const COLUMNS: &str = "id, namespace, name, page_size, created, deleted, durability, \
                        block_reads, block_writes, delete_protection, size_limit, parent, parent_at, \
-                       branch, expires, retention, purging";
+                       branch, expires, retention, purging, branch_of";
 
 pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
     let durability: Option<String> = row.get(6)?;
@@ -180,6 +183,10 @@ pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
             .get::<_, Option<i64>>(15)?
             .and_then(|n| u64::try_from(n).ok()),
         purging: row.get::<_, Option<i64>>(16)?.is_some(),
+        branch_of: row
+            .get::<_, Option<Vec<u8>>>(17)?
+            .map(|id| id16(&id).map(DatabaseId::from_bytes))
+            .transpose()?,
     })
 }
 
@@ -299,12 +306,39 @@ impl System {
         made: &DatabaseRow,
         record: Option<Record>,
     ) -> Result<(), Error> {
+        self.database_insert(made, None, record).await
+    }
+
+    /// The same in the place of `old`, which is hidden by the same commit; answers it as it is then.
+    pub(crate) async fn database_add_instead(
+        &self,
+        made: &DatabaseRow,
+        old: &DatabaseRow,
+    ) -> Result<DatabaseRow, Error> {
+        let now = self.core.parts.clock.wall();
+        self.database_insert(made, Some((old.id, now)), None)
+            .await?;
+        Ok(DatabaseRow {
+            deleted_at: Some(now),
+            ..old.clone()
+        })
+    }
+
+    async fn database_insert(
+        &self,
+        made: &DatabaseRow,
+        replaced: Option<(DatabaseId, Timestamp)>,
+        record: Option<Record>,
+    ) -> Result<(), Error> {
         let row = made.clone();
         let added = self.write_recorded(record, move |c| {
+            if let Some((old, now)) = replaced {
+                hide(c, old, now)?;
+            }
             // Nothing begins in a namespace that is deleted: it would be left behind.
             let rows = c.execute(
                 "INSERT INTO databases(id, namespace, name, page_size, created, parent, parent_at, \
-                 branch, expires, due) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9 \
+                 branch, expires, due, branch_of) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10 \
                  WHERE NOT EXISTS(SELECT 1 FROM namespaces WHERE id = ?2 AND deleted IS NOT NULL)",
                 params![
                     row.id.as_bytes(),
@@ -316,6 +350,7 @@ impl System {
                     row.parent.map(|parent| parent.at.to_string()),
                     row.branch,
                     row.expires_at.map(micros),
+                    row.branch_of.map(|id| id.as_bytes().to_vec()),
                 ],
             )?;
             some_row(rows)
@@ -400,30 +435,44 @@ impl System {
         .await
     }
 
-    /// The live databases that begin in the history of `parent`, by name; of a branch name, that one.
+    /// The live databases that begin in the history of `parent`, by name.
     pub(crate) async fn databases_forked(
         &self,
         parent: DatabaseId,
+    ) -> Result<Vec<DatabaseRow>, Error> {
+        self.read(move |c| {
+            let mut select = c.prepare(&format!(
+                "SELECT {COLUMNS} FROM databases WHERE parent = ?1 AND deleted IS NULL ORDER BY name"
+            ))?;
+            select.query_map([parent.as_bytes()], row)?.collect()
+        })
+        .await
+    }
+
+    /// The live branches of a database, by name; of a branch name, that one.
+    pub(crate) async fn databases_branched(
+        &self,
+        of: DatabaseId,
         branch: Option<String>,
     ) -> Result<Vec<DatabaseRow>, Error> {
         self.read(move |c| {
             let mut select = c.prepare(&format!(
-                "SELECT {COLUMNS} FROM databases WHERE parent = ?1 AND deleted IS NULL \
-                 AND (?2 IS NULL OR branch = ?2) ORDER BY name"
+                "SELECT {COLUMNS} FROM databases WHERE branch_of = ?1 AND branch IS NOT NULL \
+                 AND deleted IS NULL AND (?2 IS NULL OR branch = ?2) ORDER BY name"
             ))?;
             select
-                .query_map(params![parent.as_bytes(), branch], row)?
+                .query_map(params![of.as_bytes(), branch], row)?
                 .collect()
         })
         .await
     }
 
-    /// Says that a database shares nothing with another any more.
+    /// Says that a database shares nothing with another any more. A branch stays one.
     pub(crate) async fn database_detached(&self, detached: &DatabaseRow) -> Result<(), Error> {
         let id = detached.id;
         self.write(move |c| {
             c.execute(
-                "UPDATE databases SET parent = NULL, parent_at = NULL, branch = NULL WHERE id = ?1",
+                "UPDATE databases SET parent = NULL, parent_at = NULL WHERE id = ?1",
                 [id.as_bytes()],
             )
         })
@@ -502,15 +551,11 @@ impl System {
             return Err(Error::new(Code::DatabaseProtected, what));
         }
         let (id, now) = (found.id, self.core.parts.clock.wall());
-        let gone = Timestamp::from_micros(now.micros().saturating_add(UNDELETE_MICROS));
-        self.write(move |c| {
-            c.execute(
-                "UPDATE databases SET deleted = ?2, due = min(coalesce(due, ?3), ?3) WHERE id = ?1",
-                params![id.as_bytes(), micros(now), micros(gone)],
-            )
-        })
-        .await?;
+        let hidden = self.write(move |c| hide(c, id, now)).await?;
         self.databases.forget(namespace, name);
+        if hidden == 0 {
+            return Err(not_found(name));
+        }
         Ok(DatabaseRow {
             deleted_at: Some(now),
             ..found
@@ -590,6 +635,16 @@ impl System {
             ..found
         })
     }
+}
+
+/// Marks a database as deleted; answers how many rows that changed, none where it is.
+fn hide(c: &Connection, id: DatabaseId, now: Timestamp) -> rusqlite::Result<usize> {
+    let gone = Timestamp::from_micros(now.micros().saturating_add(UNDELETE_MICROS));
+    c.execute(
+        "UPDATE databases SET deleted = ?2, due = min(coalesce(due, ?3), ?3) \
+         WHERE id = ?1 AND deleted IS NULL",
+        params![id.as_bytes(), micros(now), micros(gone)],
+    )
 }
 
 /// Ends a transaction that was to change a row and did not, so that no answer of it is kept.

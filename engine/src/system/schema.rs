@@ -79,6 +79,14 @@ CREATE TABLE archive_schedules(
 ALTER TABLE namespaces ADD COLUMN deleted INTEGER;
 ALTER TABLE namespaces ADD COLUMN purging INTEGER;
 ",
+    // Whose branch a database is: of a state that its source inherited, not that of the database it hangs on.
+    "
+ALTER TABLE databases ADD COLUMN branch_of BLOB;
+UPDATE databases SET branch_of = parent WHERE branch IS NOT NULL;
+DROP INDEX databases_branch;
+CREATE UNIQUE INDEX databases_branch ON databases(branch_of, branch)
+  WHERE branch IS NOT NULL AND deleted IS NULL;
+",
 ];
 
 /// Answers to repeat, rates and owners of tokens, members, audit lines, insights, maintenance.

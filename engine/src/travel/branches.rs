@@ -1,4 +1,7 @@
-//! Branches: forks that are found by their parent and a ref, made or made anew by one call.
+//! Branches: forks that are found by the database they were made of and a ref, made or made anew by one call.
+//!
+//! A branch at a state that its source inherited hangs on the database that wrote that state, and is the source's
+//! branch all the same; so is one that was detached.
 
 use std::time::Duration;
 
@@ -26,8 +29,8 @@ pub enum Branched {
 }
 
 impl Database {
-    /// Makes the branch `name` at a state, or puts it there anew: what stood there is deleted, and can be brought
-    /// back under its database name for seven days. The same call again changes nothing while nobody wrote to it.
+    /// Makes the branch `name` at a state, or puts it there anew: what stood there is deleted once the new one is
+    /// there, and can be brought back under its database name for seven days. The same call again changes nothing while nobody wrote to it.
     #[boxed]
     pub async fn branch_put(
         &self,
@@ -38,14 +41,12 @@ impl Database {
     ) -> Result<Branched, Error> {
         let database = self.branch_database(name)?;
         let target = self.resolve(at).await?.2.position;
-        if let Some(stands) = self.branch_row(name).await? {
-            if self.is_untouched(&stands, target).await? {
-                return Ok(Branched::Stands(Box::new(stands)));
+        let stands = self.branch_row(name).await?;
+        if let Some(row) = &stands {
+            if self.is_untouched(row, target).await? {
+                return Ok(Branched::Stands(Box::new(row.clone())));
             }
-            let engine = self.engine();
-            engine
-                .database_delete(stands.namespace, &stands.name)
-                .await?;
+            self.engine().check_deletable(row)?;
         }
         let fork = Fork {
             at: At::Bookmark(target),
@@ -54,7 +55,18 @@ impl Database {
             token,
             ..Fork::named(database)
         };
-        Ok(Branched::Begun(self.fork(fork).await?))
+        let begun = match stands {
+            None => self.fork(fork).await?,
+            Some(old) => self.fork_instead(fork, Some(old)).await?,
+        };
+        Ok(Branched::Begun(begun))
+    }
+
+    /// The live branches of this database, by name.
+    #[boxed]
+    pub async fn branches(&self) -> Result<Vec<DatabaseRow>, Error> {
+        let system = &self.engine().inner.system;
+        system.databases_branched(self.row().id, None).await
     }
 
     /// The branch `name` of this database.
@@ -78,7 +90,7 @@ impl Database {
     async fn branch_row(&self, name: &str) -> Result<Option<DatabaseRow>, Error> {
         let system = &self.engine().inner.system;
         let found = system
-            .databases_forked(self.row().id, Some(name.to_owned()))
+            .databases_branched(self.row().id, Some(name.to_owned()))
             .await?;
         Ok(found.into_iter().next())
     }

@@ -30,6 +30,7 @@ use tidelog_archive::manifest::{Manifest, Parent, State};
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use super::archives::{refuse_held, rfc3339};
+use super::detach::detach_forks;
 use super::forks;
 use super::old_versions::{copies, old_versions};
 use super::retention::garbage::{keys_below, keys_under};
@@ -69,15 +70,39 @@ impl Engine {
         name: &str,
     ) -> Result<DatabaseRow, Error> {
         let found = self.inner.system.database(namespace, name).await?;
-        protected(&found)?;
-        self.refuse_while_worked_on(found.id)?;
+        self.check_deletable(&found)?;
         let deleted = self.inner.system.database_delete(namespace, name).await?;
-        self.inner.registry.slot(found.id).hide(true);
+        self.hidden(&deleted).await;
+        Ok(deleted)
+    }
+
+    /// Refuses to delete what is protected or worked on.
+    pub(super) fn check_deletable(&self, row: &DatabaseRow) -> Result<(), Error> {
+        protected(row)?;
+        self.refuse_while_worked_on(row.id)
+    }
+
+    /// Adds the row of a database in the place of `old`, which is deleted by the same commit.
+    pub(super) async fn database_put_instead(
+        &self,
+        made: &DatabaseRow,
+        old: &DatabaseRow,
+    ) -> Result<(), Error> {
+        let now = self.inner.system.database_by_id(old.id).await?;
+        self.check_deletable(now.as_ref().unwrap_or(old))?;
+        let system = &self.inner.system;
+        let deleted = system.database_add_instead(made, old).await?;
+        self.hidden(&deleted).await;
+        Ok(())
+    }
+
+    /// What follows the row of a database that is hidden now.
+    async fn hidden(&self, deleted: &DatabaseRow) {
+        self.inner.registry.slot(deleted.id).hide(true);
         let at = deleted.deleted_at.unwrap_or_else(|| self.now());
         let gone = Timestamp::from_micros(at.micros().saturating_add(UNDELETE_MICROS));
-        self.inner.core.calendar.not_later(found.id, gone);
-        self.say_state(&deleted, State::Deleted(at)).await;
-        Ok(deleted)
+        self.inner.core.calendar.not_later(deleted.id, gone);
+        self.say_state(deleted, State::Deleted(at)).await;
     }
 
     /// Brings a hidden database back.
@@ -149,17 +174,54 @@ impl Engine {
         self.purge_row(row, token).await
     }
 
+    /// The same, once every fork that reads through it was made independent. Refused, before any is, while others do
+    /// than live ones.
+    #[boxed]
+    pub async fn database_purge_detaching(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+        token: Option<String>,
+    ) -> Result<Handle, Error> {
+        let row = self
+            .inner
+            .system
+            .database_or_deleted(namespace, name)
+            .await?;
+        self.begin_purge(row, token, true).await
+    }
+
     /// Begins the purge of a database.
     pub(crate) async fn purge_row(
         &self,
         row: DatabaseRow,
         token: Option<String>,
     ) -> Result<Handle, Error> {
+        self.begin_purge(row, token, false).await
+    }
+
+    async fn begin_purge(
+        &self,
+        row: DatabaseRow,
+        token: Option<String>,
+        detaching: bool,
+    ) -> Result<Handle, Error> {
+        let mut detached = Vec::new();
         if !row.purging {
             protected(&row)?;
             let remote = &self.inner.core.remote;
             let loaded = remote.owned_manifest(row.namespace, row.id).await?;
-            self.refuse_forks(&forks_of(&loaded.manifest)).await?;
+            let mut forks = forks_of(&loaded.manifest);
+            if detaching {
+                for id in forks.clone() {
+                    let fork = self.inner.system.database_by_id(id).await?;
+                    if let Some(fork) = fork.filter(|fork| fork.deleted_at.is_none()) {
+                        forks.remove(&id);
+                        detached.push(fork);
+                    }
+                }
+            }
+            self.refuse_forks(&forks).await?;
             let now = self.retained_until(&row).await?;
             refuse_held(self.inner.system.archives_held(row.id, now).await?)?;
         }
@@ -168,12 +230,15 @@ impl Engine {
             namespace: row.namespace,
             database: Some((row.id, row.name.clone())),
             exclusive: true,
-            token,
+            token: token.clone(),
             note: json!({ "database": row.id.to_string() }),
         };
         let engine = self.clone();
-        self.operate(new, async move |task| engine.purge(&row, Some(&task)).await)
-            .await
+        self.operate(new, async move |task| {
+            detach_forks(&engine, &detached, &task, token.as_ref()).await?;
+            engine.purge(&row, Some(&task)).await
+        })
+        .await
     }
 
     /// The time by which the retention of archives is judged: a clock that runs ahead ends none (HAZARDS S39), so
@@ -257,7 +322,7 @@ impl Engine {
         // What is still to be shipped is sealed, and what is listed read, while the key is there.
         self.let_go(id).await?;
         let listed = self.listed(namespace, id).await?;
-        self.shred(row).await?;
+        self.shred(namespace, id).await?;
         if let Some(task) = task {
             task.progress(0);
         }
@@ -290,6 +355,51 @@ impl Engine {
                 ),
             },
         }))
+    }
+
+    /// Destroys what was made of a database that no row names. It comes to an empty tombstone, as a purge does; `parent`
+    /// is what it may have pinned if its manifest never came to stand.
+    pub(super) async fn purge_unnamed(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+        parent: Option<&Parent>,
+    ) -> Result<(), Error> {
+        if self.inner.system.database_exists(id).await? {
+            // Its row stands though the store did not say so: then it stands, too.
+            return Ok(());
+        }
+        let (core, now) = (&self.inner.core, self.now());
+        let remote = &core.remote;
+        let written = remote.change_of(namespace, id, "write a tombstone", |manifest| {
+            manifest.state = State::Purged(now);
+            Ok(())
+        });
+        let (stands, parent) = match written.await {
+            Ok(loaded) => (true, loaded.manifest.parent.or(parent.copied())),
+            Err(error) if error.code() == Code::DatabaseNotFound => (false, parent.copied()),
+            // An earlier attempt got as far as the keys.
+            Err(error) if error.code() == Code::KeyUnavailable => {
+                if !remote.is_shredded(namespace, id).await? {
+                    return Err(error);
+                }
+                (true, parent.copied())
+            }
+            Err(error) => return Err(error),
+        };
+        crash_point!("discard.after_tombstone");
+        if let Some(parent) = parent {
+            forks::unpin(core, &parent).await?;
+        }
+        self.let_go(id).await?;
+        if !stands {
+            return self.forget_here(id).await;
+        }
+        let listed = self.listed(namespace, id).await?;
+        self.shred(namespace, id).await?;
+        self.forget_here(id).await?;
+        self.delete_objects(namespace, id, listed).await?;
+        self.empty_tombstone(namespace, id).await
     }
 
     /// Writes the tombstone; answers what the database was a fork of. One that has no manifest is gone already.
@@ -347,12 +457,12 @@ impl Engine {
     }
 
     /// Destroys the keys of a sealed database. The tombstone is plain from then on, and says nothing else.
-    async fn shred(&self, row: &DatabaseRow) -> Result<(), Error> {
+    async fn shred(&self, namespace: NamespaceId, id: DatabaseId) -> Result<(), Error> {
         let remote = &self.inner.core.remote;
-        remote.shred(row.namespace, row.id).await?;
+        remote.shred(namespace, id).await?;
         crash_point!("purge.after_keys");
-        if remote.is_shredded(row.namespace, row.id).await? {
-            self.empty_tombstone(row.namespace, row.id).await?;
+        if remote.is_shredded(namespace, id).await? {
+            self.empty_tombstone(namespace, id).await?;
         }
         Ok(())
     }

@@ -231,9 +231,9 @@ async fn apply(child: &Database, folder: &Path, remainder: Remainder) -> Result<
             let head = database.capture_now()?;
             let hold = core.journal.hold(database.meta().id, head.txid);
             let source = Source::Xors(xors, None);
-            let mut staged = Staged::make(&database, source, wanted, hold, &|_| Ok(()))?;
+            let mut staged = Staged::make(&database, source, wanted, hold, &|_, _| Ok(()))?;
             let note = CommitNote::default();
-            let done = put_in_place(&gate, head, &mut staged, note, &|_| {})?;
+            let done = put_in_place(&gate, head, &mut staged, note, &|_, _| {})?;
             Ok(done.1)
         })
         .await?;

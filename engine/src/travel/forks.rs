@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 use tidelog_archive::manifest::{Parent, Pin, PublishError, State};
 use tidelog_archive::plan::Resolved;
 use tidelog_wal::record::{CommitRecord, RecordBody, RecordHeader, TimeFlag};
-use tidelog_wal::{DatabaseId, DigestSeed, NamespaceId, PageSize, Position, Timestamp, chain};
+use tidelog_wal::{DatabaseId, Position, Timestamp, chain};
 
 use crate::boxed;
 use crate::bucket::At;
@@ -27,6 +27,7 @@ use crate::journal::chunk::{ChunkDatabase, WalPosition};
 use crate::journal::{Append, Payload};
 use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
 use crate::remote::publish_error;
+use crate::scratch;
 use crate::system::databases::{DatabaseRow, ParentRow};
 use crate::system::names::check_name;
 
@@ -75,10 +76,25 @@ impl Database {
     pub async fn fork(&self, fork: Fork) -> Result<Handle, Error> {
         check_name("database", &fork.name)?;
         let engine = self.engine();
+        engine.check_free(self.row().namespace, &fork.name).await?;
+        self.fork_instead(fork, None).await
+    }
+
+    /// The same in the place of `old`, which is deleted when the fork is there and not before.
+    pub(super) async fn fork_instead(
+        &self,
+        fork: Fork,
+        old: Option<DatabaseRow>,
+    ) -> Result<Handle, Error> {
+        let engine = self.engine();
         let row = self.row();
-        engine.check_free(row.namespace, &fork.name).await?;
         let hold = self.hold().await?;
-        let (_, _, target) = self.resolve(fork.at.clone()).await?;
+        let (lease, _, target) = self.resolve(fork.at.clone()).await?;
+        if fork.schema_only {
+            let bytes = target.n.bytes(lease.meta().page_size);
+            drop(scratch::folder(&lease.core, "a fork without rows", bytes)?);
+        }
+        drop(lease);
         let id = DatabaseId::from_bytes(engine.inner.core.parts.entropy.bytes16());
         let new = NewOperation {
             kind: OperationType::Fork,
@@ -93,9 +109,9 @@ impl Database {
             // Until its own pin stands.
             let _hold = hold;
             let made = if fork.schema_only {
-                super::schema_only::make(&database, &task, &fork, id).await?
+                super::schema_only::make(&database, &task, &fork, id, target).await?
             } else {
-                make(&database, &task, &fork, id, target).await?
+                make(&database, &task, &fork, old.as_ref(), id, target).await?
             };
             Ok(result(&made, target.position, &database.row().name))
         };
@@ -106,7 +122,7 @@ impl Database {
     #[boxed]
     pub async fn forks(&self) -> Result<Vec<DatabaseRow>, Error> {
         let system = &self.engine().inner.system;
-        system.databases_forked(self.row().id, None).await
+        system.databases_forked(self.row().id).await
     }
 }
 
@@ -121,14 +137,14 @@ fn result(made: &DatabaseRow, at: Position, parent: &str) -> Json {
     })
 }
 
-/// The row of a database that is made now.
+/// The row of a database that is made of this one now.
 pub(super) fn row_of(
-    engine: &Engine,
+    database: &Database,
     meta: &DbMeta,
     fork: &Fork,
     parent: Option<ParentRow>,
 ) -> DatabaseRow {
-    let now = engine.now();
+    let now = database.engine().now();
     let ends = |lives: Duration| {
         let micros = u64::try_from(lives.as_micros()).unwrap_or(u64::MAX);
         Timestamp::from_micros(now.micros().saturating_add(micros))
@@ -147,6 +163,7 @@ pub(super) fn row_of(
         size_limit: None,
         parent,
         branch: fork.branch.clone(),
+        branch_of: fork.branch.as_ref().map(|_| database.row().id),
         expires_at: fork.lives.map(ends),
         retention_micros: None,
         purging: false,
@@ -158,13 +175,14 @@ async fn make(
     database: &Database,
     task: &Task,
     fork: &Fork,
+    old: Option<&DatabaseRow>,
     id: DatabaseId,
     target: Resolved,
 ) -> Result<DatabaseRow, Error> {
     task.phase("create", 0)?;
     let engine = database.engine();
     let child = child_of(database, fork, id, target.position).await?;
-    let made = create(engine, &child).await;
+    let made = create(engine, &child, old, task).await;
     match made {
         Ok(()) => {
             let core = &engine.inner.core;
@@ -172,8 +190,12 @@ async fn make(
             Ok(child.row)
         }
         Err(error) => {
-            if let Err(left) = discard(engine, &child.meta, Some(&child.parent)).await {
-                tracing::warn!(database = %id, error = %left, "a fork that failed is not removed yet");
+            let namespace = child.meta.namespace;
+            if let Err(left) = engine
+                .purge_unnamed(namespace, id, Some(&child.parent))
+                .await
+            {
+                tracing::warn!(database = %id, error = %left, "a fork that failed is not removed");
             }
             Err(error)
         }
@@ -187,8 +209,7 @@ async fn child_of(
     id: DatabaseId,
     at: Position,
 ) -> Result<Child, Error> {
-    let engine = database.engine();
-    let core = &engine.inner.core;
+    let core = &database.engine().inner.core;
     let row = database.row();
     let mut owner = core.remote.owned_manifest(row.namespace, row.id).await?;
     while let Some(parent) = owner.manifest.parent.filter(|p| at.txid <= p.at.txid) {
@@ -214,12 +235,17 @@ async fn child_of(
         database: parent.database,
         at,
     };
-    let row = row_of(engine, &meta, fork, Some(from));
+    let row = row_of(database, &meta, fork, Some(from));
     Ok(Child { meta, parent, row })
 }
 
 /// The four writes that make a fork, in the order that leaves garbage at worst.
-async fn create(engine: &Engine, child: &Child) -> Result<(), Error> {
+async fn create(
+    engine: &Engine,
+    child: &Child,
+    old: Option<&DatabaseRow>,
+    task: &Task,
+) -> Result<(), Error> {
     let core = &engine.inner.core;
     let Child { meta, parent, row } = child;
     let creating = State::Creating(engine.now());
@@ -246,6 +272,10 @@ async fn create(engine: &Engine, child: &Child) -> Result<(), Error> {
                 let what = "the state left the retention window while it was forked";
                 return Err(Error::new(Code::BookmarkExpired, what));
             }
+            if matches!(manifest.state, State::Purged(_)) {
+                let what = "the database was purged while it was forked";
+                return Err(Error::new(Code::DatabasePurged, what));
+            }
             if manifest.pins.iter().all(|other| other.id != pin.id) {
                 manifest.pins.push(pin);
             }
@@ -253,6 +283,7 @@ async fn create(engine: &Engine, child: &Child) -> Result<(), Error> {
         })
         .await?;
     crash_point!("fork.after_pin");
+    task.point_of_no_return()?;
     core.remote
         .change(&made, "make a fork ready", |manifest| {
             manifest.state = State::Active(engine.now());
@@ -260,39 +291,14 @@ async fn create(engine: &Engine, child: &Child) -> Result<(), Error> {
         })
         .await?;
     crash_point!("fork.after_ready");
-    engine.inner.system.database_add(row, None).await?;
+    match old {
+        None => engine.inner.system.database_add(row, None).await?,
+        Some(old) => engine.database_put_instead(row, old).await?,
+    }
     if let Some(at) = row.expires_at {
         core.calendar.not_later(row.id, at);
     }
     Ok(())
-}
-
-/// Removes a fork that no row names: a tombstone in its place first, its pin then.
-pub(super) async fn discard(
-    engine: &Engine,
-    meta: &DbMeta,
-    parent: Option<&Parent>,
-) -> Result<(), Error> {
-    let core = &engine.inner.core;
-    let found = core.remote.owned_manifest(meta.namespace, meta.id).await;
-    let parent = match found {
-        Ok(loaded) => {
-            let known = loaded.manifest.parent;
-            core.remote
-                .change(&loaded, "remove a fork", |manifest| {
-                    manifest.state = State::Purged(engine.now());
-                    Ok(())
-                })
-                .await?;
-            known.or(parent.copied())
-        }
-        Err(error) if error.code() == Code::DatabaseNotFound => parent.copied(),
-        Err(error) => return Err(error),
-    };
-    match parent {
-        Some(parent) => unpin(core, &parent).await,
-        None => Ok(()),
-    }
 }
 
 /// Takes a fork's pin out of its parent's manifest. The fork must not need it any more.
@@ -387,19 +393,8 @@ pub(crate) async fn recover(engine: &Engine, operation: &Operation) -> Result<Op
             None => json!({ "database": { "name": row.name, "id": row.id.to_string() } }),
         }));
     }
-    let meta = nameless(operation.namespace, id);
-    discard(engine, &meta, None).await?;
+    engine.purge_unnamed(operation.namespace, id, None).await?;
     Ok(None)
-}
-
-/// Enough of a database to find its manifest.
-fn nameless(namespace: NamespaceId, id: DatabaseId) -> DbMeta {
-    DbMeta {
-        id,
-        namespace,
-        page_size: PageSize::DEFAULT,
-        seed: DigestSeed::default(),
-    }
 }
 
 impl crate::remote::Remote {

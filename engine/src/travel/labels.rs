@@ -420,6 +420,9 @@ impl Database {
 
 #[cfg(test)]
 mod tests {
+    use tidelog_archive::manifest::TermStart;
+    use tidelog_wal::{Chain, Term, TxId};
+
     use super::*;
 
     #[test]
@@ -436,6 +439,54 @@ mod tests {
         ] {
             assert!(check_name(good).is_ok(), "{good:?}");
         }
+    }
+
+    /// Goal: a label whose commit never came to the store is lost, whichever of the two facts tells it; one that is
+    /// stored, or still may be, is not.
+    #[test]
+    fn a_label_of_a_commit_that_another_term_wrote_over_is_lost() {
+        let (old, new) = (Term::new(1), Term::new(2));
+        let position = |term, txid, chain: u8| Position {
+            term,
+            txid: TxId::new(txid),
+            chain: Chain::from_bytes([chain; 16]),
+        };
+        let label = Label {
+            name: "a".to_owned(),
+            note: String::new(),
+            position: position(old, 7, 1),
+            time: Timestamp::from_micros(1),
+            created: Timestamp::from_micros(1),
+            expires: None,
+        };
+        let mut manifest = crate::travel::retention::tests::manifest();
+        manifest.terms = vec![TermStart {
+            term: old,
+            first: TxId::FIRST,
+        }];
+        let now = Timestamp::from_micros(2);
+        let at = |manifest: &Manifest, durable| state(manifest, &label, Some(durable), now);
+        let pending = SnapshotState::PendingDurable;
+        assert_eq!(at(&manifest, position(old, 6, 1)), pending);
+        let restorable = SnapshotState::Restorable;
+        assert_eq!(at(&manifest, position(old, 7, 1)), restorable);
+        assert_eq!(at(&manifest, position(old, 7, 2)), SnapshotState::Lost);
+        for (first, found) in [(7, SnapshotState::Lost), (8, restorable)] {
+            let mut manifest = manifest.clone();
+            manifest.terms.push(TermStart {
+                term: new,
+                first: TxId::new(first),
+            });
+            let durable = position(new, 9, 3);
+            assert_eq!(
+                at(&manifest, durable),
+                found,
+                "its term ended before {first}"
+            );
+        }
+        manifest.horizon = TxId::new(8);
+        let expired = SnapshotState::Expired;
+        assert_eq!(at(&manifest, position(old, 9, 1)), expired);
     }
 
     #[test]

@@ -14,16 +14,15 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use tidelog_wal::record::{Annotation, tag};
-use tidelog_wal::{Digest, PageCount, Position, Timestamp};
+use tidelog_wal::{Digest, PageCount, Position};
 
 use super::archives::digest_of_file;
 use super::restores::{Outcome, RestoreRecord, RolledBackKey};
-use super::rewind::{Source, Staged, Wanted, put_in_place};
+use super::rewind::{Source, Staged, Wanted, put_in_place, taken_back};
 use crate::boxed;
 use crate::capture::CommitNote;
 use crate::crash_point;
 use crate::database::Lease;
-use crate::database::idempotency::KEEP_MICROS;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::executor::blocking;
@@ -199,8 +198,8 @@ async fn run(
     let hold = core.journal.hold(lease.meta().id, lease.head().txid);
     let (open, comparing) = (Arc::clone(&lease), task.clone());
     let compared = blocking(lease.core.executor(), move || {
-        let progress = |pages: u64| {
-            comparing.progress(pages * size);
+        let progress = |pages: u64, of: u64| {
+            comparing.progress_of(pages * size, of * size);
             comparing.check()
         };
         let source = Source::open(&fitting.file)?;
@@ -209,7 +208,7 @@ async fn run(
     });
     let (mut staged, folder) = compared.await?;
     task.phase("wait_for_writers", 0)?;
-    let gate = lease.gate().await?;
+    let gate = task.unless_stopped(lease.gate()).await?;
     task.phase("apply", 0)?;
     task.point_of_no_return()?;
     let note = CommitNote {
@@ -221,7 +220,7 @@ async fn run(
     let done = blocking(lease.core.executor(), move || {
         let head = open.capture_now()?;
         check_place(only_at, head.position())?;
-        let progress = |pages: u64| progressing.progress(pages * size);
+        let progress = |pages: u64, of: u64| progressing.progress_of(pages * size, of * size);
         let done = put_in_place(&gate, head, &mut staged, note, &progress)?;
         drop(folder);
         Ok(done)
@@ -252,9 +251,7 @@ async fn run(
         duration_micros: Some(core.parts.clock.monotonic_micros().saturating_sub(began)),
         error: None,
     };
-    let until = Timestamp::from_micros(ended.micros().saturating_add(KEEP_MICROS));
-    let keys = rolled_back.into_iter();
-    let keys = keys.map(|key| RolledBackKey { key, until }).collect();
+    let keys = RolledBackKey::all(rolled_back, ended);
     engine.inner.system.restore_put(&record, keys).await?;
     ticket.wait(Durability::Remote).await.map_err(|error| {
         error
@@ -294,6 +291,12 @@ fn result(record: &RestoreRecord) -> Json {
 
 /// Whether a replacement that an earlier life left open stands: by the history itself.
 pub(crate) async fn recover(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
+    let ended = find(engine, operation).await?;
+    engine.inner.core.rolled_back.decided(&operation.id);
+    Ok(ended)
+}
+
+async fn find(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
     let note = &operation.note;
     let text = |name: &str| note.get(name).and_then(Json::as_str);
     let (Some(id), Some(previous), Some(digest)) = (
@@ -342,7 +345,8 @@ pub(crate) async fn recover(engine: &Engine, operation: &Operation) -> Result<Op
                     duration_micros: None,
                     error: None,
                 };
-                engine.inner.system.restore_put(&record, Vec::new()).await?;
+                let keys = taken_back(&database, before).await?;
+                engine.inner.system.restore_put(&record, keys).await?;
                 return Ok(Some(result(&record)));
             }
             before = commit.position;

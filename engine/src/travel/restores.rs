@@ -6,6 +6,7 @@
 use rusqlite::{OptionalExtension as _, Row, params};
 use tidelog_wal::{DatabaseId, NamespaceId, Position, Timestamp};
 
+use crate::database::idempotency::KEEP_MICROS;
 use crate::error::{Code, Error};
 use crate::system::{Page, PageOf, System, id16, micros, timestamp};
 
@@ -116,6 +117,15 @@ fn record(row: &Row<'_>) -> rusqlite::Result<RestoreRecord> {
 pub(crate) struct RolledBackKey {
     pub(crate) key: String,
     pub(crate) until: Timestamp,
+}
+
+impl RolledBackKey {
+    /// Keys of a restore that ended at `ended`, each remembered as long as its answer would have been kept.
+    pub(crate) fn all(keys: Vec<String>, ended: Timestamp) -> Vec<Self> {
+        let until = Timestamp::from_micros(ended.micros().saturating_add(KEEP_MICROS));
+        let keys = keys.into_iter();
+        keys.map(|key| Self { key, until }).collect()
+    }
 }
 
 impl System {

@@ -6,13 +6,17 @@
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
+use tidelog_archive::plan::Resolved;
 use tidelog_wal::{DatabaseId, PageSize};
 
 use super::forks::{Fork, row_of};
+use crate::bucket::At;
+use crate::crash_point;
 use crate::engine::{Database, NewDatabase};
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::operations::Task;
+use crate::scratch;
 use crate::settings::Durability;
 use crate::sql::connection::AutoVacuum;
 use crate::sql::policy::Permission;
@@ -32,28 +36,46 @@ pub(super) async fn make(
     task: &Task,
     fork: &Fork,
     id: DatabaseId,
+    target: Resolved,
 ) -> Result<DatabaseRow, Error> {
     let engine = database.engine();
     let core = &engine.inner.core;
     task.phase("read_schema", 0)?;
-    let io = |e| Error::io("make a scratch folder", e);
-    let scratch = core.settings.data.join("scratch");
-    std::fs::create_dir_all(&scratch).map_err(io)?;
-    let scratch = tempfile::Builder::new()
-        .prefix("schema-")
-        .tempdir_in(scratch)
-        .map_err(io)?;
-    let file = scratch.path().join("database");
-    task.unless_stopped(database.export(fork.at.clone(), &file))
-        .await?;
-    let schema = blocking(engine.inner.core.executor(), move || {
+    let page_size = PageSize::new(database.row().page_size)
+        .ok_or_else(|| Error::internal("a database without a page size"))?;
+    let bytes = target.n.bytes(page_size);
+    let folder = scratch::folder(core, "a fork without rows", bytes)?;
+    let file = folder.path().join("database");
+    let at = At::Bookmark(target.position);
+    task.unless_stopped(database.export(at, &file)).await?;
+    let schema = blocking(core.executor(), move || {
         let read = read(&file);
+        drop(folder);
         read.map_err(|e| Error::new(Code::DatabaseCorrupt, "read a schema").caused_by(e))
     })
     .await?;
     task.phase("create", 0)?;
-    let page_size = PageSize::new(database.row().page_size)
-        .ok_or_else(|| Error::internal("a database without a page size"))?;
+    task.point_of_no_return()?;
+    let made = create(database, fork, id, page_size, schema).await;
+    if made.is_err()
+        && let Err(left) = engine
+            .purge_unnamed(database.row().namespace, id, None)
+            .await
+    {
+        tracing::warn!(database = %id, error = %left, "a fork that failed is not removed");
+    }
+    made
+}
+
+/// Makes the database, and its row last.
+async fn create(
+    database: &Database,
+    fork: &Fork,
+    id: DatabaseId,
+    page_size: PageSize,
+    schema: Schema,
+) -> Result<DatabaseRow, Error> {
+    let engine = database.engine();
     let new = NewDatabase {
         name: fork.name.clone(),
         page_size,
@@ -61,6 +83,7 @@ pub(super) async fn make(
     };
     let namespace = database.row().namespace;
     let meta = engine.make_database(namespace, id, &new).await?;
+    crash_point!("schema.after_database");
     let lease = engine.inner.registry.lease(namespace, id).await?;
     let gate = lease.gate().await?;
     let written = blocking(lease.core.executor(), move || {
@@ -74,8 +97,13 @@ pub(super) async fn make(
     if let Some(ticket) = written.ticket {
         ticket.wait(Durability::Remote).await?;
     }
-    let row = row_of(engine, &meta, fork, None);
+    drop(lease);
+    crash_point!("schema.before_row");
+    let row = row_of(database, &meta, fork, None);
     engine.inner.system.database_add(&row, None).await?;
+    if let Some(at) = row.expires_at {
+        engine.inner.core.calendar.not_later(row.id, at);
+    }
     Ok(row)
 }
 

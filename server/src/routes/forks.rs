@@ -62,7 +62,7 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
         ..Fork::named(call.body.required_text("name")?)
     };
     call.finish()?;
-    let handle = call.database().await?.fork(fork).await?;
+    let handle = call.database_or_deleted().await?.fork(fork).await?;
     outcome(&call, handle, StatusCode::CREATED).await
 }
 
@@ -105,9 +105,11 @@ pub(super) async fn branch_put(mut call: Call) -> Result<Answer, Problem> {
 
 pub(super) async fn branch_list(mut call: Call) -> Result<Answer, Problem> {
     call.finish()?;
-    let found = call.database().await?.forks().await?;
-    let branches = found.iter().filter(|row| row.branch.is_some());
-    let items: Vec<Json> = branches.map(|row| shown(row, &call.app.region)).collect();
+    let found = call.database().await?.branches().await?;
+    let items: Vec<Json> = found
+        .iter()
+        .map(|row| shown(row, &call.app.region))
+        .collect();
     Ok(Answer::page(&items, None, ""))
 }
 

@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
+use tidelog_archive::store::Store;
 use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::app::App;
 use tidelog_server::config::Config;
@@ -75,24 +76,29 @@ impl World {
 
     /// The same with other limits.
     pub(crate) fn with(limits: Limits) -> BoxFuture<'static, Self> {
-        Box::pin(Self::launch(None, limits))
+        Box::pin(Self::launch(None, limits, None))
+    }
+
+    /// The same on a clock, a disk and a store of the test's; history is settled at once.
+    pub(crate) fn on(parts: Parts, store: Store) -> BoxFuture<'static, Self> {
+        Box::pin(Self::launch(None, Limits::default(), Some((parts, store))))
     }
 
     /// The same as a configuration says; its data folder, store and address are the test's, and of the engine's
     /// settings it has those of streams.
     pub(crate) fn of(config: Config) -> BoxFuture<'static, Self> {
         let limits = config.limits.limits();
-        Box::pin(Self::launch(Some(config), limits))
+        Box::pin(Self::launch(Some(config), limits, None))
     }
 
-    async fn launch(config: Option<Config>, limits: Limits) -> Self {
+    async fn launch(config: Option<Config>, limits: Limits, on: Option<(Parts, Store)>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let data = folder.path().join("data");
         let streams = config
             .as_ref()
             .map(|config| config.engine().expect("sound"));
         let streams = streams.unwrap_or_default();
-        let settings = Settings {
+        let mut settings = Settings {
             stream_idle: streams.stream_idle,
             stream_gate_idle: streams.stream_gate_idle,
             data: data.clone(),
@@ -101,9 +107,16 @@ impl World {
             master_keys: tidelog_testkit::sealing::masters(),
             ..Settings::default()
         };
-        let engine = Box::pin(Engine::start(settings, Parts::production()))
-            .await
-            .expect("the engine starts");
+        let started = match on {
+            None => Box::pin(Engine::start(settings, Parts::production())).await,
+            Some((parts, store)) => {
+                settings.settle_bytes = 1;
+                settings.settle_age = Duration::ZERO;
+                settings.settle_pause = Duration::from_millis(1);
+                Box::pin(Engine::start_on(settings, parts, store)).await
+            }
+        };
+        let engine = started.expect("the engine starts");
         first_start(&engine, &data, false)
             .await
             .expect("the first start ends");

@@ -21,7 +21,7 @@ pub(crate) mod image;
 pub(crate) mod plan;
 pub(crate) mod run;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use garbage::find as unlisted;
 pub use run::{ObjectGone, RetentionReport};

@@ -40,7 +40,8 @@ fn position(txid: TxId) -> Position {
     }
 }
 
-fn manifest() -> Manifest {
+/// A manifest that lists nothing.
+pub(crate) fn manifest() -> Manifest {
     Manifest {
         namespace: NamespaceId::from_bytes([1; 16]),
         database: DatabaseId::from_bytes([2; 16]),

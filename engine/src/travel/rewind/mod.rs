@@ -13,6 +13,7 @@
 
 mod apply;
 mod plan;
+mod recover;
 mod run;
 mod stage;
 mod xors;
@@ -32,6 +33,7 @@ use crate::system::{Page, PageOf};
 
 pub(crate) use plan::Plans;
 pub use plan::{Origin, RewindPlan, Way};
+pub(crate) use recover::taken_back;
 pub(crate) use run::put_in_place;
 pub(crate) use stage::{Source, Staged, Wanted};
 pub(crate) use xors::PageXors;
@@ -193,7 +195,7 @@ impl Database {
             database: Some((row.id, row.name.clone())),
             exclusive: true,
             token: accepted.rewind.token.clone(),
-            note: note(&id, &plan),
+            note: note(&id, &plan, accepted.rewind.preserve_as.as_deref()),
         };
         let database = self.clone();
         engine
@@ -236,9 +238,10 @@ impl Database {
     }
 }
 
-fn note(id: &str, plan: &RewindPlan) -> Json {
+fn note(id: &str, plan: &RewindPlan, preserve_as: Option<&str>) -> Json {
     json!({
         "restore": id,
+        "preserve_as": preserve_as,
         "target": plan.target.position.to_string(),
         "previous": plan.current.position().to_string(),
         "pages": plan.target.n.get(),
@@ -273,5 +276,7 @@ fn stale(now: Position) -> Error {
 
 /// Ends a restore that an earlier life left open: by whether its commit stands in the history.
 pub(crate) async fn recover(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
-    run::recover(engine, operation).await
+    let ended = recover::recover(engine, operation).await?;
+    engine.inner.core.rolled_back.decided(&operation.id);
+    Ok(ended)
 }

@@ -13,6 +13,7 @@ use crate::capture::Head;
 use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::rebuild::plan_error;
+use crate::scratch;
 use crate::travel::archives::{Archive, Format};
 
 /// How long a previewed plan can be run.
@@ -164,11 +165,7 @@ impl Database {
             let what = format!("archive {id} does not fit the database: page size or digest seed");
             return Err(Error::new(Code::ImportInvalid, what));
         }
-        drop(crate::scratch::folder(
-            &lease.core,
-            "a restore",
-            document.bytes,
-        )?);
+        drop(scratch::folder(&lease.core, "a restore", document.bytes)?);
         let current = lease.head();
         let chance = u128::from_be_bytes(lease.core.parts.entropy.bytes16());
         Ok(RewindPlan {
@@ -189,13 +186,18 @@ impl Database {
             Error::new(Code::DatabaseCorrupt, "a database without a stored commit")
         })?;
         let plan = history.plan(target, Some(base)).await.map_err(plan_error)?;
+        let page_size = lease.meta().page_size;
+        if !matches!(plan.start, Start::Base(_)) {
+            let bytes = target.n.bytes(page_size);
+            drop(scratch::folder(&lease.core, "a restore", bytes)?);
+        }
         let current = lease.head();
         let id = u128::from_be_bytes(lease.core.parts.entropy.bytes16());
         Ok(RewindPlan {
             id: format!("pl_{id:032x}"),
             target,
             current,
-            page_size: lease.meta().page_size,
+            page_size,
             origin: Origin::History(Box::new(plan)),
             made_at: lease.core.parts.clock.wall(),
         })

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 use tidelog_archive::plan::Start;
-use tidelog_archive::restore::{RestoreSettings, merge};
-use tidelog_wal::record::{RecordKind, RestoreNote, tag};
-use tidelog_wal::{Digest, PageCount, Position, Timestamp};
+use tidelog_archive::restore::{RestoreSettings, merge_watched};
+use tidelog_wal::record::{RestoreNote, tag};
+use tidelog_wal::{Position, Timestamp};
 
 use super::apply::Change;
 use super::plan::{Origin, RewindPlan};
@@ -18,27 +18,30 @@ use crate::bucket::At;
 use crate::capture::{CommitNote, Head};
 use crate::core::Core;
 use crate::crash_point;
-use crate::database::idempotency::{KEEP_MICROS, request_keys};
+use crate::database::idempotency::request_keys;
 use crate::database::write::{Gate, after_commit};
 use crate::database::{Lease, Ticket};
-use crate::engine::{Database, Engine};
+use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::journal::hold::ChunkHold;
-use crate::operations::{Operation, Task};
-use crate::rebuild::{materialise, restore_error};
+use crate::operations::Task;
+use crate::rebuild::restore_error;
 use crate::rules::rule;
 use crate::settings::Durability;
 use crate::sql::policy::Permission;
-use crate::system::Page;
 use crate::travel::archives::{Archive, Wrong, unpack};
 use crate::travel::labels::NewSnapshot;
 use crate::travel::restores::{Outcome, RestoreRecord, RolledBackKey};
+use crate::travel::watched::materialise_raw;
 
 /// Commits that may be left for the gate: catching up before it goes on until so few are missing.
 const LEFT_FOR_GATE: u64 = 64;
 /// How often it catches up before the gate is taken all the same.
 const CATCH_UPS: usize = 5;
+
+/// The note of a snapshot that a restore makes.
+const PRESERVED: &str = "the state before a restore";
 
 /// What was gathered from the store.
 struct Gathered {
@@ -111,17 +114,26 @@ pub(super) async fn run(
     };
     let system = &engine.inner.system;
     let preserved = record.previous;
+    let asked_at = record.created_at;
     if let Some(name) = &accepted.rewind.preserve_as {
         preserve(database, name, preserved).await?;
     }
-    system.restore_put(&record, Vec::new()).await?;
+    crash_point!("restore.before_record");
+    if let Err(error) = system.restore_put(&record, Vec::new()).await {
+        if let Some(name) = &accepted.rewind.preserve_as
+            && let Err(left) = preserved_at(database, name, asked_at, None).await
+        {
+            tracing::warn!(snapshot = name, error = %left, "the snapshot of a restore that failed stays");
+        }
+        return Err(error);
+    }
     crash_point!("restore.after_record");
     let changed = change(&lease, task, staged, &plan, &accepted).await;
     drop(scratch);
     crash_point!("restore.after_commit");
     if let Some(name) = &accepted.rewind.preserve_as {
         let from = changed.as_ref().ok().map(|changed| changed.from);
-        if let Err(error) = preserved_at(database, name, preserved, from).await {
+        if let Err(error) = preserved_at(database, name, asked_at, from).await {
             tracing::warn!(snapshot = name, %error, "what a restore preserves is not exact");
             record.error = Some(format!("the snapshot {name:?} is of {preserved}: {error}"));
         }
@@ -139,11 +151,7 @@ pub(super) async fn run(
     let ended = clock.wall();
     record.ended_at = Some(ended);
     record.duration_micros = Some(clock.monotonic_micros().saturating_sub(began));
-    let until = Timestamp::from_micros(ended.micros().saturating_add(KEEP_MICROS));
-    let remembered = |keys: Vec<String>| {
-        let keys = keys.into_iter();
-        keys.map(|key| RolledBackKey { key, until }).collect()
-    };
+    let remembered = |keys: Vec<String>| RolledBackKey::all(keys, ended);
     match outcome {
         Ok((quick, keys)) => {
             record.outcome = Outcome::Succeeded;
@@ -210,11 +218,7 @@ async fn staged(
     task.phase("read_log", plan.bytes_to_fetch())?;
     let gathered = task.unless_stopped(gather(lease, plan, task)).await?;
     let page = u64::from(plan.page_size.get());
-    let all = match &gathered.source {
-        Source::Xors(..) => 0,
-        Source::File(_) => plan.target.n.bytes(plan.page_size),
-    };
-    task.phase("compare", all)?;
+    task.phase("compare", 0)?;
     let wanted = Wanted {
         n: plan.target.n,
         digest: plan.target.digest,
@@ -226,8 +230,8 @@ async fn staged(
             hold,
             scratch,
         } = gathered;
-        let progress = |pages: u64| {
-            comparing.progress(pages * page);
+        let progress = |pages: u64, of: u64| {
+            comparing.progress_of(pages * page, of * page);
             comparing.check()
         };
         let staged = Staged::make(&database, source, wanted, hold, &progress)?;
@@ -252,7 +256,9 @@ async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathere
     if let Start::Base(base) = &history.start {
         let hold = core.journal.hold(id, base.txid);
         let xors = PageXors::new(plan.page_size, scratch(core));
-        let merged = merge(store, history, xors, RestoreSettings::default()).await;
+        let fetched = |bytes| task.progress(bytes);
+        let merged =
+            merge_watched(store, history, xors, RestoreSettings::default(), &fetched).await;
         let (xors, _) = merged.map_err(restore_error)?;
         return Ok(Gathered {
             source: Source::Xors(xors, Some(base.txid)),
@@ -261,15 +267,14 @@ async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathere
         });
     }
     let hold = core.journal.hold(id, now);
-    let io = |e| Error::io("make a scratch folder", e);
-    let folder = scratch(core);
-    std::fs::create_dir_all(&folder).map_err(io)?;
-    let folder = tempfile::Builder::new()
-        .prefix("restore-")
-        .tempdir_in(folder)
-        .map_err(io)?;
+    let bytes = plan.target.n.bytes(plan.page_size);
+    let folder = crate::scratch::folder(core, "a restore", bytes)?;
     let path = folder.path().join("target");
-    materialise(store, history, &path).await?;
+    task.phase("read_log", bytes)?;
+    if let Err(error) = materialise_raw(store, history, &path, task).await {
+        task.check()?;
+        return Err(restore_error(error));
+    }
     Ok(Gathered {
         source: Source::open(&path)?,
         hold,
@@ -297,17 +302,22 @@ async fn unpacked(
     })
 }
 
-/// Sees to it that the snapshot names the state the restore began at, and that none stays of one that failed.
-async fn preserved_at(
+/// Sees to it that the snapshot names the state the restore began at, and that none stays of one that failed. What was
+/// not made `since` it was asked for is somebody else's, and stays as it is.
+pub(super) async fn preserved_at(
     database: &Database,
     name: &str,
-    preserved: Position,
+    since: Timestamp,
     from: Option<Position>,
 ) -> Result<(), Error> {
-    if from == Some(preserved) {
-        return Ok(());
+    let manifest = database.manifest().await?.manifest;
+    if let Some(label) = manifest.labels.iter().find(|label| label.name == name) {
+        let ours = label.note == PRESERVED && label.created >= since;
+        if !ours || from == Some(label.position) {
+            return Ok(());
+        }
+        database.snapshot_delete(name, true).await?;
     }
-    database.snapshot_delete(name, true).await?;
     match from {
         // Commits that came in between belong to what is preserved.
         Some(from) => preserve(database, name, from).await,
@@ -319,7 +329,7 @@ async fn preserved_at(
 async fn preserve(database: &Database, name: &str, at: Position) -> Result<(), Error> {
     let new = NewSnapshot {
         name: name.to_owned(),
-        note: "the state before a restore".to_owned(),
+        note: PRESERVED.to_owned(),
         at: At::Bookmark(at),
         pin: true,
         expires_at: None,
@@ -374,7 +384,7 @@ async fn change(
             restore: Some(restore),
         };
         let page = u64::from(database.meta().page_size.get());
-        let progress = |pages: u64| progressing.progress(pages * page);
+        let progress = |pages: u64, of: u64| progressing.progress_of(pages * page, of * page);
         put_in_place(&gate, head, &mut staged, note, &progress)
     })
     .await
@@ -393,7 +403,7 @@ pub(crate) fn put_in_place(
     head: Head,
     staged: &mut Staged,
     note: CommitNote,
-    progress: &dyn Fn(u64),
+    progress: &dyn Fn(u64, u64),
 ) -> Result<(Position, Ticket, u64, Vec<String>), Error> {
     let database = gate.database();
     let (size, seed) = (database.meta().page_size, database.meta().seed);
@@ -501,95 +511,5 @@ impl super::Rewind {
         })
         .into_iter()
         .collect()
-    }
-}
-
-/// Whether the restore of an operation that an earlier life left open stands, by the history itself.
-pub(super) async fn recover(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
-    let text = |name: &str| operation.note.get(name).and_then(Json::as_str);
-    let (Some(id), Some(name)) = (text("restore"), &operation.database_name) else {
-        return Ok(None);
-    };
-    let database = match engine.database(operation.namespace, name).await {
-        Ok(database) if Some(database.row().id) == operation.database => database,
-        Ok(_) => return Ok(None),
-        Err(error) if error.code() == Code::DatabaseNotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut record = match database.restore(id).await {
-        Ok(record) => record,
-        // It never came to its record: nothing was changed.
-        Err(error) if error.code() == Code::RestoreNotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let state = match state_noted(operation) {
-        Some(state) => state,
-        None => {
-            let target = database.state_at(At::Bookmark(record.target)).await?;
-            (target.n, target.digest)
-        }
-    };
-    let found = find_commit(&database, &record, state).await?;
-    record.ended_at = Some(engine.now());
-    if let Some((previous, bookmark)) = found {
-        record.outcome = Outcome::Succeeded;
-        record.previous = previous;
-        record.bookmark = Some(bookmark);
-    } else {
-        record.outcome = Outcome::Failed;
-        record.error = Some("the server stopped before anything was changed".to_owned());
-    }
-    engine.inner.system.restore_put(&record, Vec::new()).await?;
-    Ok(found.map(|_| {
-        let bookmark = record.bookmark.map(|at| at.to_string());
-        json!({
-            "restore": {
-                "id": record.id,
-                "from": record.previous.to_string(),
-                "to": record.target.to_string(),
-                "bookmark": bookmark,
-                "previous_bookmark": record.previous.to_string(),
-            },
-            "bookmark": bookmark,
-            "previous_bookmark": record.previous.to_string(),
-        })
-    }))
-}
-
-/// Which state an operation led to, by its note: that of an archive may stand nowhere in the history any more.
-fn state_noted(operation: &Operation) -> Option<(PageCount, Digest)> {
-    let note = &operation.note;
-    let pages = u32::try_from(note.get("pages")?.as_u64()?).ok()?;
-    let digest = u64::from_str_radix(note.get("digest")?.as_str()?, 16).ok()?;
-    Some((PageCount::new(pages), Digest::from_u64(digest)))
-}
-
-/// The commit of a restore: the first one behind its record that is marked as a rewind, or that was recovered
-/// without its mark and leads to the target's very state. Answers the state before it, and itself.
-async fn find_commit(
-    database: &Database,
-    record: &RestoreRecord,
-    wanted: (PageCount, Digest),
-) -> Result<Option<(Position, Position)>, Error> {
-    let mut before = record.previous;
-    let mut cursor = None;
-    loop {
-        let page = Page { limit: 500, cursor };
-        let from = Some(record.previous.txid.next());
-        let page = database.history(from, None, page).await?;
-        for commit in &page.items {
-            let state = (commit.n, commit.digest);
-            // A large one stands elsewhere; one that was captured at an open lost its mark.
-            let unmarked = commit.recovered || commit.kind == RecordKind::Reference;
-            let restored = commit.kind == RecordKind::Restore || unmarked;
-            if restored && state == wanted {
-                return Ok(Some((before, commit.position)));
-            }
-            before = commit.position;
-        }
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            return Ok(None);
-        }
     }
 }
