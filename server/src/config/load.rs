@@ -1,5 +1,6 @@
 //! Layers: the preset, the file, the environment, the flags; merged key by key, then read as one.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
@@ -61,7 +62,7 @@ impl Sources {
             .map(read)
             .transpose()?
             .unwrap_or_default();
-        let environment = self.environment();
+        let environment = self.environment()?;
         let mut flags = Table::new();
         for (key, value) in &self.flags {
             put(&mut flags, key, value.clone())?;
@@ -93,21 +94,38 @@ impl Sources {
         Ok(config)
     }
 
-    fn environment(&self) -> Table {
+    fn environment(&self) -> Result<Table, String> {
         let mut table = Table::new();
-        for key in keys() {
-            let name = format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "_"));
-            let alias = ALIASES.iter().find(|(_, of)| *of == key);
+        let variable_of = |key: &str| {
+            let key = key.to_ascii_uppercase().replace('.', "_");
+            format!("{PREFIX}{key}")
+        };
+        let keys = keys();
+        for key in &keys {
+            let name = variable_of(key);
+            let alias = ALIASES.iter().find(|(_, of)| of == key);
             let alias = alias.map(|(short, _)| format!("{PREFIX}{short}"));
             let found = self.variables.iter().find(|(variable, value)| {
                 !value.is_empty() && (*variable == name || Some(variable) == alias.as_ref())
             });
             if let Some((_, text)) = found {
-                // Where it does not fit, reading the whole says so.
-                let _ = put(&mut table, &key, value(&key, text));
+                put(&mut table, key, value(key, text))?;
             }
         }
-        table
+        // Outside of the tables there are variables that are no settings of a server.
+        let tables = keys.iter().filter_map(|key| key.split_once('.'));
+        let tables: BTreeSet<String> = tables
+            .map(|(table, _)| format!("{}_", variable_of(table)))
+            .collect();
+        let strange = self.variables.iter().find(|(variable, value)| {
+            !value.is_empty()
+                && tables.iter().any(|table| variable.starts_with(table))
+                && !keys.iter().any(|key| variable_of(key) == *variable)
+        });
+        match strange {
+            Some((variable, _)) => Err(format!("{variable} names no setting")),
+            None => Ok(table),
+        }
     }
 }
 
@@ -257,6 +275,29 @@ mod tests {
         }
     }
 
+    /// Goal: a variable that is spelt wrong is told, and what is no setting of a server is left alone.
+    #[test]
+    fn a_variable_that_names_no_setting_of_its_table_is_an_error() {
+        let (_folder, path) = file("");
+        for name in [
+            "TIDELOG_LIMITS_ROW_MAX",
+            "TIDELOG_AUTH_JWT_AUDIENCES",
+            "TIDELOG_TLS_CERTIFICATE",
+            "TIDELOG_LOG_LEVEL",
+        ] {
+            let error = sources(&path, &[(name, "5")]).load().expect_err(name);
+            assert!(error.contains(name), "{name}: {error}");
+        }
+        for name in [
+            "TIDELOG_TOKEN",
+            "TIDELOG_URL",
+            "TIDELOG_TEST_S3",
+            "LIMITS_ROW_MAX",
+        ] {
+            sources(&path, &[(name, "5")]).load().expect(name);
+        }
+    }
+
     #[test]
     fn wrong_kinds_presets_and_halves_are_told() {
         for (text, word) in [
@@ -273,6 +314,14 @@ mod tests {
                 "is a URL",
             ),
             ("[telemetry]\nsample_percent = 101", "at most 100"),
+            ("open_databases_max = 0", "open_databases_max is at least"),
+            ("[limits]\nrows_max = 0", "limits.rows_max is at least 1"),
+            (
+                "[limits]\nbody_bytes_max = 0",
+                "limits.body_bytes_max is at",
+            ),
+            ("[limits]\nquery_ms = 0", "limits.query_ms is at least 1"),
+            ("[limits]\nhead_ms = 0", "limits.head_ms is at least 1"),
             ("x = ", "tidelog.toml"),
         ] {
             let (_folder, path) = file(text);

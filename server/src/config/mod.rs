@@ -25,6 +25,9 @@ use crate::settings::Limits;
 
 pub use presets::Preset;
 
+/// The fewest places for open databases that a server can work with.
+const OPEN_DATABASES_MIN: usize = 4;
+
 /// Everything a server is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,7 +66,7 @@ pub struct Config {
     pub stream_gate_idle_ms: u64,
     /// How often a restore drill proves one database; 0 for never.
     pub drill_every_seconds: u64,
-    /// Databases open at once.
+    /// Databases open at once, of which one tenant has at most half.
     pub open_databases_max: usize,
     /// SQL jobs at once.
     pub workers: usize,
@@ -398,6 +401,34 @@ impl Config {
         }
         if limits.batch_max == 0 || limits.batch_max > 100 {
             return Err("limits.batch_max is from 1 to 100".to_owned());
+        }
+        for (name, figure) in [
+            ("body_bytes_max", limits.body_bytes_max),
+            ("sql_bytes_max", limits.sql_bytes_max),
+            ("params_max", limits.params_max),
+            ("rows_max", limits.rows_max),
+            ("result_bytes_max", limits.result_bytes_max),
+        ] {
+            if figure == 0 {
+                return Err(format!("limits.{name} is at least 1: 0 is not `no bound`"));
+            }
+        }
+        for (name, figure) in [
+            ("import_bytes_max", limits.import_bytes_max),
+            ("query_ms", limits.query_ms),
+            ("request_ms", limits.request_ms),
+            ("head_ms", limits.head_ms),
+            ("body_ms", limits.body_ms),
+            ("import_pause_ms", limits.import_pause_ms),
+        ] {
+            if figure == 0 {
+                return Err(format!("limits.{name} is at least 1: 0 is not `no bound`"));
+            }
+        }
+        if self.open_databases_max < OPEN_DATABASES_MIN {
+            return Err(format!(
+                "open_databases_max is at least {OPEN_DATABASES_MIN}: a tenant has half of them"
+            ));
         }
         if self.stream_idle_ms == 0 || self.stream_gate_idle_ms == 0 {
             return Err("stream_idle_ms and stream_gate_idle_ms are at least 1".to_owned());
