@@ -2,19 +2,21 @@
 
 mod rig;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value as Json;
 use tempfile::TempDir;
 use tidelog_archive::Clock;
+use tidelog_archive::key::Key;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::system::Page;
 use tidelog_engine::system::audit::{AuditFilter, AuditLine};
-use tidelog_engine::{Engine, Parts, Settings};
+use tidelog_engine::{Durability, Engine, NewDatabase, Parts, Settings};
 use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 use tidelog_testkit::sim::ShiftedClock;
-use tidelog_wal::NamespaceId;
+use tidelog_wal::{DatabaseId, NamespaceId};
 
 const DAY: i64 = 86_400;
 
@@ -132,6 +134,50 @@ async fn lines_are_in_the_bucket_by_tenant_and_day_and_go_with_the_retention() {
     assert_eq!(events(&world.stored(one).await), ["a.third"]);
     assert_eq!(events(&world.stored(two).await), [""; 0]);
     assert_eq!((world.listed(one).await, world.listed(two).await), (1, 0));
+    world.engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal (ISO-5): what is stored of a tenant's databases alone lies below the tenant's prefix. Method: two tenants write and
+/// settle; every key of the bucket that names a database names it below its own tenant, and both have some.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_object_of_a_database_lies_below_its_tenants_prefix() {
+    let world = World::start().await;
+    let mut owners = BTreeMap::new();
+    for name in ["one", "two"] {
+        let tenant = world.tenant(name).await;
+        let made = NewDatabase::named("orders");
+        let database = world.engine.database_create(tenant, made).await;
+        let database = database.expect("create");
+        owners.insert(database.row().id, tenant);
+        rig::run(&database, "CREATE TABLE t(a)", Durability::Local).await;
+        for _ in 0..4 {
+            let fill = "INSERT INTO t SELECT randomblob(40000)";
+            rig::run(&database, fill, Durability::Remote).await;
+        }
+        world.note(tenant, "a.first");
+    }
+    world.engine.ship_audit().await.expect("shipped");
+    let owned = async || {
+        let mut found = BTreeMap::<DatabaseId, usize>::new();
+        for entry in world.store.list("tenants/").await.expect("a listing") {
+            match Key::parse(&entry.key) {
+                Some(Key::Database(tenant, database, _)) => {
+                    if let Some(owner) = owners.get(&database) {
+                        assert_eq!(*owner, tenant, "{}", entry.key);
+                        *found.entry(database).or_default() += 1;
+                    }
+                }
+                Some(Key::Audit(..)) => {}
+                other => panic!("{} is {other:?}", entry.key),
+            }
+        }
+        found
+    };
+    rig::until("both have manifests and segments", async || {
+        let found = owned().await;
+        found.len() == 2 && found.values().all(|objects| *objects > 1)
+    })
+    .await;
     world.engine.shutdown().await.expect("shutdown");
 }
 

@@ -187,3 +187,40 @@ async fn where_every_open_database_is_in_use_another_is_refused() {
     drop(kept);
     engine.shutdown().await.expect("shutdown");
 }
+
+/// Goal (ISO-1): databases of different tenants share nothing in a process, be their names the same. Method: both are open
+/// and written to; each holds files of its own, and rows of its own are in them.
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_of_one_name_are_instances_of_their_own() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let settings = rig::settings(folder.path());
+    let files = settings.data.join("databases");
+    let engine = Engine::start(settings, Parts::production())
+        .await
+        .expect("start");
+    let mut kept = Vec::new();
+    for (tenant, version) in [("one", 7), ("two", 8)] {
+        let namespace = engine.namespace_create(tenant).await.expect("namespace");
+        let new = NewDatabase::named("orders");
+        let database = engine
+            .database_create(namespace.id, new)
+            .await
+            .expect("create");
+        rig::run(&database, "CREATE TABLE t(a)", Durability::Memory).await;
+        let insert = format!("INSERT INTO t VALUES({version})");
+        rig::run(&database, &insert, Durability::Memory).await;
+        kept.push((database, version));
+    }
+    let mut paths = BTreeSet::new();
+    for (database, version) in &kept {
+        assert_eq!(rig::numbers(database, "SELECT a FROM t").await, [*version]);
+        let id = database.row().id.to_string();
+        let own: Vec<PathBuf> = held(&files.join(&id));
+        assert!(own.len() > 2, "the file, its WAL and its index: {own:?}");
+        let main = database.writer().await.expect("a database in use").file();
+        assert!(own.contains(&main), "{main:?} in {own:?}");
+        paths.insert(main);
+    }
+    assert_eq!(paths.len(), 2);
+    engine.shutdown().await.expect("shutdown");
+}

@@ -87,6 +87,81 @@ async fn forged_names_reach_nothing() {
     world.stop().await;
 }
 
+/// Goal (ISO-2): who the tenant is, the credential says and nothing beside it. Method: a stranger names another tenant,
+/// which has a database of the same name, in headers, query, body and host, on paths with and without a namespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_named_beside_the_credential_counts_for_nothing() {
+    let mut config = tidelog_server::config::Preset::Development.config();
+    config.http.database_hosts = vec!["db.example".to_owned()];
+    let world = World::of(config).await;
+    let stranger = tenant(&world, "stranger").await;
+    let theirs = world.database("orders").await;
+    world.run(&theirs, "create table t(whose)").await;
+    world.run(&theirs, "insert into t values('default')").await;
+    let post = |path: &str, body: serde_json::Value| {
+        let request = world.client.post(format!("{}{path}", world.base));
+        request.bearer_auth(&stranger).json(&body)
+    };
+    let own = "/v1/namespaces/stranger/databases";
+    assert_eq!(
+        read(post(own, json!({ "name": "orders" }))).await.status,
+        201
+    );
+    let query = format!("{own}/orders/query");
+    for sql in ["create table t(whose)", "insert into t values('stranger')"] {
+        assert_eq!(read(post(&query, json!({ "sql": sql }))).await.status, 200);
+    }
+    let select = json!({ "sql": "select whose from t" });
+    for (name, value) in [
+        ("x-tenant-id", "default"),
+        ("x-namespace", "default"),
+        ("x-tenant", "default"),
+        ("x-tidelog-namespace", "default"),
+        (
+            "x-original-url",
+            "/v1/namespaces/default/databases/orders/query",
+        ),
+        (
+            "x-rewrite-url",
+            "/v1/namespaces/default/databases/orders/query",
+        ),
+        ("host", "orders.default.db.example"),
+        ("x-forwarded-host", "orders.default.db.example"),
+    ] {
+        let got = read(post(&query, select.clone()).header(name, value)).await;
+        assert!(!got.body.to_string().contains("default"), "{name}: {got:?}");
+        if got.status == 200 {
+            assert!(got.body.to_string().contains("stranger"), "{name}: {got:?}");
+        }
+    }
+    for path in [
+        format!("{query}?namespace=default"),
+        format!("{query}?ns=default&tenant=default"),
+    ] {
+        let got = read(post(&path, select.clone())).await;
+        assert_eq!((got.status, got.code()), (400, "invalid-request"), "{path}");
+    }
+    for name in ["namespace", "tenant_id", "ns"] {
+        let mut body = select.clone();
+        body[name] = json!("default");
+        let got = read(post(&query, body)).await;
+        assert_eq!((got.status, got.code()), (400, "invalid-request"), "{name}");
+    }
+    let pipeline = json!({ "requests": [
+        { "type": "execute", "stmt": { "sql": "select whose from t", "want_rows": true } },
+        { "type": "close" },
+    ] });
+    let hosted = post("/v2/pipeline", pipeline).header("host", "orders.db.example");
+    let got = read(hosted.header("x-namespace", "default")).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    let text = got.body.to_string();
+    assert!(
+        text.contains("stranger") && !text.contains("default"),
+        "{text}"
+    );
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scope_reaches_exactly_the_routes_of_its_role() {
     let world = World::start().await;
