@@ -315,6 +315,14 @@ mod tests {
             ),
             ("[telemetry]\nsample_percent = 101", "at most 100"),
             ("open_databases_max = 0", "open_databases_max is at least"),
+            (
+                "[engine]\nturns_at_once = 0",
+                "turns_at_once are at least 1",
+            ),
+            (
+                "[engine]\nstreams_max = 100000",
+                "engine.streams_max is from",
+            ),
             ("[limits]\nrows_max = 0", "limits.rows_max is at least 1"),
             (
                 "[limits]\nbody_bytes_max = 0",
@@ -362,6 +370,40 @@ mod tests {
         assert_eq!(
             config.idle_close_ms,
             Preset::Development.config().idle_close_ms
+        );
+    }
+
+    /// Goal: what is set is what the engine gets.
+    #[test]
+    fn bounds_of_the_engine_reach_it() {
+        let text = "open_databases_max = 60\n[engine]\nstreams_per_principal = 3\nstreams_per_database = 4\n\
+                    streams_per_tenant = 5\nstreams_max = 6\ngate_queue_max = 7\ngate_timeout_ms = 8\n\
+                    restores_max = 9\ndisk_reserve_bytes = 10\nreader_max_age_ms = 11\nwal_hard_bytes = 12\n";
+        let (_folder, path) = file(text);
+        let variables = [("TIDELOG_ENGINE_TURNS_AT_ONCE", "13")];
+        let config = sources(&path, &variables).load().expect("sound");
+        let settings = config.engine().expect("settings");
+        assert_eq!(settings.open_databases_max, 60);
+        assert_eq!(
+            [
+                settings.streams_per_principal,
+                settings.streams_per_database,
+                settings.streams_per_tenant,
+                settings.streams_max,
+                settings.gate_queue_max,
+                settings.restores_max,
+                settings.turns_at_once,
+            ],
+            [3, 4, 5, 6, 7, 9, 13]
+        );
+        assert_eq!(
+            (
+                settings.gate_timeout.as_millis(),
+                settings.reader_max_age.as_millis(),
+                settings.disk_reserve_bytes,
+                settings.wal_hard_bytes,
+            ),
+            (8, 11, 10, 12)
         );
     }
 

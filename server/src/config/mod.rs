@@ -84,11 +84,34 @@ pub struct Config {
     pub http: Http,
     /// What is on record.
     pub audit: Audit,
+    /// Bounds of the engine that are seldom touched.
+    pub engine: Bounds,
     /// Sealing what is stored.
     #[serde(default)]
     pub encryption: Encryption,
     /// Traces.
     pub telemetry: Telemetry,
+}
+
+/// Bounds of the engine, the figures of [`EngineSettings`], times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    missing_docs,
+    reason = "each is the field of the same name in the engine's settings"
+)]
+pub struct Bounds {
+    pub streams_per_principal: usize,
+    pub streams_per_database: usize,
+    pub streams_per_tenant: usize,
+    pub streams_max: usize,
+    pub gate_queue_max: usize,
+    pub gate_timeout_ms: u64,
+    pub restores_max: usize,
+    pub disk_reserve_bytes: u64,
+    pub reader_max_age_ms: u64,
+    pub wal_hard_bytes: u64,
+    pub turns_at_once: usize,
 }
 
 /// Traces of requests, sent to a collector.
@@ -363,6 +386,7 @@ impl LimitsConfig {
 impl Config {
     /// What the engine is told. `take_over` and the like are the command line's alone.
     pub fn engine(&self) -> Result<EngineSettings, String> {
+        let engine = &self.engine;
         let settings = EngineSettings {
             data: self.data.clone(),
             store_url: self.store.clone(),
@@ -379,6 +403,17 @@ impl Config {
             open_databases_max: self.open_databases_max,
             workers: self.workers,
             workers_per_tenant: self.workers_per_tenant,
+            streams_per_principal: engine.streams_per_principal,
+            streams_per_database: engine.streams_per_database,
+            streams_per_tenant: engine.streams_per_tenant,
+            streams_max: engine.streams_max,
+            gate_queue_max: engine.gate_queue_max,
+            gate_timeout: millis(engine.gate_timeout_ms),
+            restores_max: engine.restores_max,
+            disk_reserve_bytes: engine.disk_reserve_bytes,
+            reader_max_age: millis(engine.reader_max_age_ms),
+            wal_hard_bytes: engine.wal_hard_bytes,
+            turns_at_once: engine.turns_at_once,
             audit_ship_interval: Duration::from_secs(self.audit.ship_interval_s),
             audit_retention: Duration::from_secs(self.audit.days().saturating_mul(86_400)),
             ..EngineSettings::default()
@@ -437,6 +472,27 @@ impl Config {
             return Err(
                 "limits.connections_max, workers and workers_per_tenant are at least 1".to_owned(),
             );
+        }
+        let engine = &self.engine;
+        if [
+            engine.streams_per_principal,
+            engine.streams_per_database,
+            engine.streams_per_tenant,
+            engine.gate_queue_max,
+            engine.turns_at_once,
+        ]
+        .contains(&0)
+        {
+            return Err(
+                "engine.streams_per_principal, streams_per_database, streams_per_tenant, gate_queue_max and \
+                 turns_at_once are at least 1"
+                    .to_owned(),
+            );
+        }
+        // Each may hold one of the runtime's threads, of which there are as many.
+        let most = EngineSettings::default().streams_max;
+        if !(1..=most).contains(&engine.streams_max) {
+            return Err(format!("engine.streams_max is from 1 to {most}"));
         }
         if self.region.is_empty() {
             return Err("region is a name, like auto or weur".to_owned());

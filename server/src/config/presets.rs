@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tidelog_engine::Settings as EngineSettings;
 
-use super::{Audit, Auth, Config, Encryption, Http, LimitsConfig, Log, Telemetry, Tls};
+use super::{Audit, Auth, Bounds, Config, Encryption, Http, LimitsConfig, Log, Telemetry, Tls};
 
 /// Which figures hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -154,6 +154,19 @@ impl Preset {
                 preset: None,
                 retention_days: 90,
                 ship_interval_s: engine.audit_ship_interval.as_secs(),
+            },
+            engine: Bounds {
+                streams_per_principal: engine.streams_per_principal,
+                streams_per_database: engine.streams_per_database,
+                streams_per_tenant: engine.streams_per_tenant,
+                streams_max: engine.streams_max,
+                gate_queue_max: engine.gate_queue_max,
+                gate_timeout_ms: ms(engine.gate_timeout),
+                restores_max: engine.restores_max,
+                disk_reserve_bytes: engine.disk_reserve_bytes,
+                reader_max_age_ms: ms(engine.reader_max_age),
+                wal_hard_bytes: engine.wal_hard_bytes,
+                turns_at_once: engine.turns_at_once,
             },
             encryption: Encryption::default(),
             telemetry: Telemetry {

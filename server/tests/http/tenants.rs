@@ -216,13 +216,13 @@ async fn a_tenant_named_beside_the_credential_counts_for_nothing() {
         format!("{query}?ns=default&tenant=default"),
     ] {
         let got = read(post(&path, select.clone())).await;
-        assert_eq!((got.status, got.code()), (400, "invalid-request"), "{path}");
+        assert_eq!((got.status, got.code()), (400, "unknown-field"), "{path}");
     }
     for name in ["namespace", "tenant_id", "ns"] {
         let mut body = select.clone();
         body[name] = json!("default");
         let got = read(post(&query, body)).await;
-        assert_eq!((got.status, got.code()), (400, "invalid-request"), "{name}");
+        assert_eq!((got.status, got.code()), (400, "unknown-field"), "{name}");
     }
     let pipeline = json!({ "requests": [
         { "type": "execute", "stmt": { "sql": "select whose from t", "want_rows": true } },
