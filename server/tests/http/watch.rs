@@ -175,7 +175,7 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
     }
     seen.push(scrape(&world).await);
     let settled = "tidelog_settle_duration_seconds_count";
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
+    let waited = tokio::time::timeout(Duration::from_mins(1), async {
         loop {
             let text = scrape(&world).await;
             if value(&text, settled) > 0.0 {
