@@ -1098,9 +1098,9 @@ fn texts(file: &rusqlite::Connection, sql: &str) -> Vec<String> {
     let mut found = Vec::new();
     while let Some(row) = rows.next().expect("a row") {
         for column in 0..columns {
-            let bytes = match row.get_ref(column).expect("a value") {
-                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
-                _ => continue,
+            let value = row.get_ref(column).expect("a value");
+            let (ValueRef::Text(bytes) | ValueRef::Blob(bytes)) = value else {
+                continue;
             };
             found.push(String::from_utf8_lossy(bytes).into_owned());
         }
