@@ -815,7 +815,7 @@ impl Inner {
             .clock
             .monotonic_micros()
             .saturating_sub(idle);
-        for (id, database) in self.registry.open().await {
+        for (id, database) in self.registry.open_now() {
             database.interrupt_old_reads();
             if database.last_used() > before {
                 continue;

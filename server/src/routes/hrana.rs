@@ -19,6 +19,7 @@ use crate::hrana::errors::{of_statement, plain};
 use crate::hrana::table::{Held, NotStored, Texts};
 use crate::hrana::wire::{self, BatchStep, CursorBody, PipelineBody, Stmt, StreamRequest, Wrong};
 use crate::http::answer::Content;
+use crate::http::caller::caller;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 
@@ -75,7 +76,10 @@ fn held(call: &Call, database: &Database, baton: Option<&str>) -> Result<Held, P
     let owner = owner(call, database)?;
     match baton {
         Some(baton) => call.app.hrana.take(baton, &owner),
-        None => Ok(call.app.hrana.add(database.stream(owner.principal)?)),
+        None => {
+            let caller = caller(&call.principal()?.token);
+            Ok(call.app.hrana.add(database.stream(caller)?))
+        }
     }
 }
 

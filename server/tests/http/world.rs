@@ -29,7 +29,7 @@ pub(crate) struct World {
     pub(crate) app: Arc<App>,
     stop: oneshot::Sender<()>,
     done: JoinHandle<()>,
-    _folder: TempDir,
+    _folder: Arc<TempDir>,
 }
 
 /// An answer, read whole.
@@ -92,8 +92,7 @@ impl World {
     }
 
     async fn launch(config: Option<Config>, limits: Limits, on: Option<(Parts, Store)>) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let data = folder.path().join("data");
+        let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
         let streams = config
             .as_ref()
             .map(|config| config.engine().expect("sound"));
@@ -101,7 +100,7 @@ impl World {
         let mut settings = Settings {
             stream_idle: streams.stream_idle,
             stream_gate_idle: streams.stream_gate_idle,
-            data: data.clone(),
+            data: folder.path().join("data"),
             store_url: "memory:".to_owned(),
             ship_interval: Duration::from_millis(20),
             master_keys: tidelog_testkit::sealing::masters(),
@@ -117,6 +116,17 @@ impl World {
             }
         };
         let engine = started.expect("the engine starts");
+        Self::around(engine, folder, config, limits).await
+    }
+
+    /// The same around an engine of the test's own, whose data folder is `data` in this one.
+    pub(crate) async fn around(
+        engine: Engine,
+        folder: Arc<TempDir>,
+        config: Option<Config>,
+        limits: Limits,
+    ) -> Self {
+        let data = folder.path().join("data");
         first_start(&engine, &data, false)
             .await
             .expect("the first start ends");
