@@ -319,7 +319,7 @@ pub(crate) async fn recover(engine: &Engine, operation: &Operation) -> Result<Op
     loop {
         let page = Page { limit: 500, cursor };
         let from = Some(previous.txid.next());
-        let page = database.history(from, None, page).await?;
+        let page = database.commits(from, None, page).await?;
         for commit in &page.items {
             if (commit.n, commit.digest) == wanted {
                 let record = RestoreRecord {
