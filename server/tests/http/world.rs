@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
+use tidelog_archive::store::Store;
 use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::app::App;
 use tidelog_server::config::Config;
@@ -75,35 +76,49 @@ impl World {
 
     /// The same with other limits.
     pub(crate) fn with(limits: Limits) -> BoxFuture<'static, Self> {
-        Box::pin(Self::launch(None, limits))
+        Box::pin(Self::launch(None, limits, None))
     }
 
     /// The same as a configuration says; its data folder, store and address are the test's, and of the engine's
-    /// settings it has those of streams.
+    /// settings it has those of streams and of durability.
     pub(crate) fn of(config: Config) -> BoxFuture<'static, Self> {
         let limits = config.limits.limits();
-        Box::pin(Self::launch(Some(config), limits))
+        Box::pin(Self::launch(Some(config), limits, None))
     }
 
-    async fn launch(config: Option<Config>, limits: Limits) -> Self {
+    /// The same on a store of the caller's.
+    pub(crate) fn on(store: Store, config: Config) -> BoxFuture<'static, Self> {
+        let limits = config.limits.limits();
+        Box::pin(Self::launch(Some(config), limits, Some(store)))
+    }
+
+    async fn launch(config: Option<Config>, limits: Limits, store: Option<Store>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let data = folder.path().join("data");
-        let streams = config
+        let asked = config
             .as_ref()
             .map(|config| config.engine().expect("sound"));
-        let streams = streams.unwrap_or_default();
+        let asked = asked.unwrap_or_default();
         let settings = Settings {
-            stream_idle: streams.stream_idle,
-            stream_gate_idle: streams.stream_gate_idle,
+            stream_idle: asked.stream_idle,
+            stream_gate_idle: asked.stream_gate_idle,
+            streams_per_principal: asked.streams_per_principal,
+            streams_per_database: asked.streams_per_database,
+            streams_per_tenant: asked.streams_per_tenant,
+            streams_max: asked.streams_max,
+            durability: asked.durability,
+            durability_timeout: asked.durability_timeout,
             data: data.clone(),
             store_url: "memory:".to_owned(),
             ship_interval: Duration::from_millis(20),
             master_keys: tidelog_testkit::sealing::masters(),
             ..Settings::default()
         };
-        let engine = Box::pin(Engine::start(settings, Parts::production()))
-            .await
-            .expect("the engine starts");
+        let engine = match store {
+            None => Box::pin(Engine::start(settings, Parts::production())).await,
+            Some(store) => Box::pin(Engine::start_on(settings, Parts::production(), store)).await,
+        };
+        let engine = engine.expect("the engine starts");
         first_start(&engine, &data, false)
             .await
             .expect("the first start ends");
