@@ -87,7 +87,10 @@ impl Tails {
 pub(crate) fn plan_error(error: PlanError) -> Error {
     let bookmark = |position: &Position| position.to_string();
     let (code, members) = match &error {
-        PlanError::Unknown { .. } => (Code::BookmarkUnknown, vec![]),
+        PlanError::Unknown { head, .. } => (
+            Code::BookmarkUnknown,
+            vec![("current_bookmark", head.as_ref().map(bookmark))],
+        ),
         PlanError::Foreign { nearest, .. } => (
             Code::BookmarkForeign,
             vec![("nearest", nearest.as_ref().map(bookmark))],

@@ -33,6 +33,8 @@ pub struct Limits {
     pub body_deadline: Duration,
     /// How long an import may pause between two pieces of its file.
     pub import_pause: Duration,
+    /// How long a client may read nothing of a cursor before it is let go. Longer: its transaction keeps others waiting.
+    pub cursor_pause: Duration,
     /// How long a stop waits for requests that run.
     pub drain_deadline: Duration,
     /// Items of a page when the request does not say.
@@ -83,6 +85,7 @@ impl Default for Limits {
             head_deadline: Duration::from_secs(10),
             body_deadline: Duration::from_secs(30),
             import_pause: Duration::from_secs(30),
+            cursor_pause: Duration::from_secs(30),
             drain_deadline: Duration::from_secs(30),
             page_default: 100,
             page_max: 500,

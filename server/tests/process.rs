@@ -308,12 +308,38 @@ async fn a_second_server_on_the_same_folder_is_refused() {
     let output = finished(second.expect("it starts"), PATIENCE);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{said}");
-    assert!(said.contains("tidelog: "), "it says why: {said}");
+    let why = "another server runs on the data folder";
+    assert!(said.contains(why), "it says why: {said}");
     first
         .post("databases", json!({ "name": "orders" }))
         .await
         .expect("the first still answers");
     assert!(first.terminate().status.success());
+}
+
+/// Goal: a store that cannot be reached is told at the start, where no local copy can serve.
+#[test]
+fn a_store_that_does_not_answer_at_the_start_is_told() {
+    let home = home();
+    let port = free_port();
+    let nowhere = format!("s3://bucket/prefix?endpoint=http://127.0.0.1:{port}&region=r");
+    let listen = format!("127.0.0.1:{}", free_port());
+    let server = Command::new(env!("CARGO_BIN_EXE_tidelog"))
+        .current_dir(home.path())
+        .args(["serve", "--data", "data", "--listen", &listen])
+        .args(["--store", &nowhere])
+        .env("AWS_ACCESS_KEY_ID", "x")
+        .env("AWS_SECRET_ACCESS_KEY", "x")
+        .stderr(Stdio::piped())
+        .spawn();
+    let output = finished(server.expect("it starts"), PATIENCE);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("it has never served"), "{said}");
+    assert!(
+        said.contains(&port.to_string()),
+        "it names the store: {said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -333,6 +359,20 @@ async fn an_empty_folder_on_a_used_bucket_is_refused_and_says_what_to_type() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("--take-over"), "{said}");
+}
+
+/// Runs a command that fails: its exit code and what it says of the failure.
+fn refused(home: &Path, arguments: &[&str]) -> (i32, Json) {
+    let output = Command::new(env!("CARGO_BIN_EXE_tidelog"))
+        .current_dir(home)
+        .args(["--json", "--store", &store(home)])
+        .args(arguments)
+        .output()
+        .expect("the binary runs");
+    let said: Json = serde_json::from_slice(&output.stderr).unwrap_or_default();
+    let code = output.status.code().unwrap_or(-1);
+    assert_eq!(said["exit"], code, "{arguments:?}: {output:?}");
+    (code, said["error"].clone())
 }
 
 fn tidelog(home: &Path, arguments: &[&str]) -> (i32, Json) {
@@ -409,13 +449,72 @@ async fn the_bucket_alone_restores_every_bookmark_and_tells_damage() {
         "a file that exists is not replaced"
     );
     assert_eq!(tidelog(home, &["restore", "nothing", "--out", "x.db"]).0, 3);
+    let newest = json!(known[11].0);
     let unknown = known[0].0.replacen("00000001-", "00000077-", 1);
-    let unknown = ["restore", "orders", "--bookmark", &unknown, "--out", "x.db"];
-    assert_eq!(tidelog(home, &unknown).0, 3);
+    let mut foreign = known[3].0.clone();
+    let last = foreign.pop().expect("a digit");
+    foreign.push(if last == '0' { '1' } else { '0' });
+    for (bookmark, code, named, (member, nearest)) in [
+        (
+            unknown.as_str(),
+            3,
+            "bookmark-unknown",
+            ("current_bookmark", &newest),
+        ),
+        (
+            foreign.as_str(),
+            4,
+            "bookmark-foreign",
+            ("nearest", &json!(known[3].0)),
+        ),
+    ] {
+        for arguments in [
+            &["restore", "orders", "--bookmark", bookmark, "--out", "x.db"][..],
+            &["history", "orders", "--from", bookmark],
+            &["history", "orders", "--to", bookmark],
+        ] {
+            let (exit, said) = refused(home, arguments);
+            assert_eq!((exit, &said["code"]), (code, &json!(named)), "{said}");
+            assert_eq!(&said[member], nearest, "{arguments:?}: {said}");
+        }
+    }
     assert!(
         !home.join("x.db").exists(),
         "a refused restore leaves nothing"
     );
+    let (from, to) = (&known[2].0, &known[4].0);
+    let (code, part) = tidelog(home, &["history", "orders", "--from", from, "--to", to]);
+    let bookmarks = items(&part).into_iter().map(|one| one["bookmark"].clone());
+    let wanted = [4, 3, 2].map(|at| json!(known[at].0));
+    assert_eq!((code, bookmarks.collect::<Vec<_>>()), (0, wanted.to_vec()));
+    let time = items(&part)[0]["committed_at"].clone();
+    let time = time.as_str().expect("a time");
+    let (code, then) = tidelog(
+        home,
+        &["restore", "orders", "--at", time, "--out", "then.db"],
+    );
+    assert_eq!((code, &then["bookmark"]), (0, &json!(to)), "{then}");
+    let listed = Command::new(env!("CARGO_BIN_EXE_tidelog"))
+        .args(["--store", &store(home), "list"])
+        .output()
+        .expect("the binary runs");
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    assert!(
+        listed.contains("default/orders") && listed.contains(&known[11].0),
+        "{listed}"
+    );
+
+    // What belonged to the file that is replaced must not be taken for the new one's (HAZARDS W25).
+    std::fs::copy(home.join("at-2.db"), home.join("at-1.db-wal")).expect("junk");
+    let (code, _) = tidelog(home, &["restore", "orders", "--out", "at-1.db", "--force"]);
+    assert_eq!(code, 0);
+    assert!(!home.join("at-1.db-wal").exists());
+    let replaced = rusqlite::Connection::open(home.join("at-1.db")).expect("SQLite opens");
+    let count = replaced.query_row("select count(*) from t", [], |row| row.get::<_, i64>(0));
+    assert_eq!(count.expect("rows"), 12);
+
+    let (code, report) = tidelog(home, &["verify", "orders"]);
+    assert_eq!((code, items(&report).len()), (0, 1), "{report}");
 
     let (code, report) = tidelog(home, &["verify", "--level", "full"]);
     assert_eq!(code, 0, "{report}");
@@ -437,6 +536,23 @@ async fn the_bucket_alone_restores_every_bookmark_and_tells_damage() {
         .find(|one| one["outcome"] == "mismatch");
     let damaged = damaged.expect("a damaged database");
     assert_eq!(damaged["findings"][0]["kind"], "damaged", "{damaged}");
+    assert!(
+        damaged["findings"]
+            .to_string()
+            .contains("journal/00000001/"),
+        "the object is named: {damaged}"
+    );
+    let (code, said) = refused(home, &["restore", "orders", "--out", "x.db"]);
+    assert_eq!(
+        (code, &said["code"]),
+        (5, &json!("object-corrupt")),
+        "{said}"
+    );
+    let detail = said["detail"].as_str().expect("a detail");
+    assert!(detail.contains("journal/00000001/"), "{said}");
+    let left = std::fs::read_dir(home).expect("the folder").flatten();
+    let left = left.filter(|entry| entry.file_name().to_string_lossy().starts_with("x.db"));
+    assert_eq!(left.count(), 0, "a failed restore leaves nothing");
 }
 
 /// Damages the largest journal object, which holds commits.
@@ -982,6 +1098,100 @@ async fn a_missing_object_is_an_error_of_its_database_alone() {
             assert_eq!(one["outcome"], "verified", "{one}");
         }
     }
+}
+
+/// Goal: what stands beside a local file is part of it, and a file that is none is told from one that is not there.
+/// Method: rows that stand in the WAL alone are imported as a new database.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_file_is_imported_with_what_lies_beside_it() {
+    let home = home();
+    let server = Server::start(home.path()).await;
+    let import = |name: &str, file: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tidelog"))
+            .current_dir(home.path())
+            .env("TIDELOG_URL", &server.base)
+            .env("TIDELOG_TOKEN", &server.token)
+            .args(["import", name, file])
+            .output()
+            .expect("the binary runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().unwrap_or(-1), said)
+    };
+    let writer = rusqlite::Connection::open(home.path().join("live.db")).expect("SQLite opens");
+    writer
+        .execute_batch(
+            "pragma journal_mode=wal; pragma wal_autocheckpoint=0;
+             create table t(a); insert into t values(1), (2), (3);",
+        )
+        .expect("written");
+    let (code, said) = import("live", "live.db");
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("recovered into a copy"), "{said}");
+    let found = server.run("live", "select count(*) from t").await;
+    assert_eq!(found["rows"], json!([[3]]));
+    drop(writer);
+    let (code, said) = import("whole", "live.db");
+    assert_eq!((code, said.contains("recovered")), (0, false), "{said}");
+    std::fs::write(home.path().join("junk.db"), [7; 8192]).expect("written");
+    let (code, said) = import("junk", "junk.db");
+    assert_eq!(code, 4, "{said}");
+    assert_eq!(import("none", "none.db").0, 3);
+    let (status, _) = server
+        .post("databases/junk/query", json!({ "sql": "select 1" }))
+        .await
+        .expect("an answer");
+    assert_eq!(status, StatusCode::NOT_FOUND, "nothing was made");
+    assert!(server.terminate().status.success());
+}
+
+/// The most memory a process has had, in KiB.
+fn peak(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let figure = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    figure
+        .and_then(|figure| figure.parse().ok())
+        .expect("a figure")
+}
+
+/// Goal: a result of any size takes bounded memory, however slowly it is read. Method: a gigabyte by cursor, whose client
+/// rests at first; the process must not have grown by more than a fraction of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gigabyte_by_cursor_takes_little_memory() {
+    use futures::StreamExt as _;
+    let home = home();
+    let server = Server::start(home.path()).await;
+    server
+        .post("databases", json!({ "name": "orders" }))
+        .await
+        .expect("an answer");
+    server.run("orders", "select 1").await;
+    let before = peak(server.child.id());
+    let sql = "with recursive n(x) as (select 1 union all select x + 1 from n limit 27000) select x, zeroblob(30000) from n";
+    let sent = Client::new()
+        .post(format!("{}/default/orders/v3/cursor", server.base))
+        .bearer_auth(&server.token)
+        .json(&json!({ "batch": { "steps": [{ "stmt": { "sql": sql } }] } }));
+    let mut pieces = sent.send().await.expect("an answer").bytes_stream();
+    let (mut bytes, mut rests, mut tail) = (0_usize, 0, Vec::new());
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.expect("whole");
+        bytes += piece.len();
+        if bytes > rests << 20 && rests < 5 {
+            rests += 1;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        tail = piece.to_vec();
+    }
+    assert!(bytes > 1 << 30, "{bytes}");
+    let tail = String::from_utf8_lossy(&tail);
+    assert!(
+        tail.ends_with("\"type\":\"replication_index\"}\n"),
+        "{tail}"
+    );
+    let grown = peak(server.child.id()) - before;
+    assert!(grown < 64 << 10, "grown by {grown} KiB");
+    assert!(server.terminate().status.success());
 }
 
 /// Goal: traces tell which route a request took and which id it has, and nothing that was in it. Method: a

@@ -55,6 +55,7 @@ impl Preset {
             head_ms: 10_000,
             body_ms: 30_000,
             import_pause_ms: 30_000,
+            cursor_pause_ms: 30_000,
             drain_ms: 30_000,
             page_default: 100,
             page_max: 500,
@@ -135,6 +136,10 @@ impl Preset {
             idle_close_ms: ms(engine.idle_close),
             stream_idle_ms: ms(engine.stream_idle),
             stream_gate_idle_ms: ms(engine.stream_gate_idle),
+            client_streams_per_token_max: engine.streams_per_principal,
+            client_streams_per_database_max: engine.streams_per_database,
+            client_streams_per_namespace_max: engine.streams_per_tenant,
+            client_streams_max: engine.streams_max,
             drill_every_seconds: engine.drill_interval.map_or(0, |every| every.as_secs()),
             old_versions_days: engine
                 .old_versions

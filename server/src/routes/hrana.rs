@@ -1,5 +1,6 @@
 //! Hrana over HTTP: pipelines of requests on a stream, and cursors.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -573,7 +574,11 @@ async fn produce(
         .collect();
     let mut account = Account::of(began);
     account.texts = texts;
-    let ran = turn.program(steps, Lines::new(to.clone())).await;
+    let lines = || {
+        let clock = Arc::clone(&call.app.clock);
+        Lines::new(to.clone(), call.app.limits.cursor_pause, clock)
+    };
+    let ran = turn.program(steps, lines()).await;
     account.schema_changed = turn.schema_changed();
     let ended = match ran {
         Err(error) => {
@@ -610,9 +615,9 @@ async fn produce(
             let last = json!({ "type": "replication_index", "replication_index": null });
             lines.last(&last).await
         }
-        Err((lines, error)) => {
+        Err((last_lines, error)) => {
             let last = json!({ "type": "error", "error": of_statement(&error) });
-            lines.unwrap_or_else(|| Lines::new(to)).last(&last).await
+            last_lines.unwrap_or_else(lines).last(&last).await
         }
     };
 }

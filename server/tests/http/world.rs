@@ -85,21 +85,34 @@ impl World {
     }
 
     /// The same as a configuration says; its data folder, store and address are the test's, and of the engine's
-    /// settings it has those of streams.
+    /// settings it has those of streams and of durability.
     pub(crate) fn of(config: Config) -> BoxFuture<'static, Self> {
         let limits = config.limits.limits();
         Box::pin(Self::launch(Some(config), limits, None))
     }
 
+    /// The same on a store of the test's.
+    pub(crate) fn on_store(store: Store, config: Config) -> BoxFuture<'static, Self> {
+        let limits = config.limits.limits();
+        let on = Some((Parts::production(), store));
+        Box::pin(Self::launch(Some(config), limits, on))
+    }
+
     async fn launch(config: Option<Config>, limits: Limits, on: Option<(Parts, Store)>) -> Self {
         let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
-        let streams = config
+        let asked = config
             .as_ref()
             .map(|config| config.engine().expect("sound"));
-        let streams = streams.unwrap_or_default();
+        let asked = asked.unwrap_or_default();
         let mut settings = Settings {
-            stream_idle: streams.stream_idle,
-            stream_gate_idle: streams.stream_gate_idle,
+            stream_idle: asked.stream_idle,
+            stream_gate_idle: asked.stream_gate_idle,
+            streams_per_principal: asked.streams_per_principal,
+            streams_per_database: asked.streams_per_database,
+            streams_per_tenant: asked.streams_per_tenant,
+            streams_max: asked.streams_max,
+            durability: asked.durability,
+            durability_timeout: asked.durability_timeout,
             data: folder.path().join("data"),
             store_url: "memory:".to_owned(),
             ship_interval: Duration::from_millis(20),
@@ -109,9 +122,11 @@ impl World {
         let started = match on {
             None => Box::pin(Engine::start(settings, Parts::production())).await,
             Some((parts, store)) => {
-                settings.settle_bytes = 1;
-                settings.settle_age = Duration::ZERO;
-                settings.settle_pause = Duration::from_millis(1);
+                if config.is_none() {
+                    settings.settle_bytes = 1;
+                    settings.settle_age = Duration::ZERO;
+                    settings.settle_pause = Duration::from_millis(1);
+                }
                 Box::pin(Engine::start_on(settings, parts, store)).await
             }
         };
