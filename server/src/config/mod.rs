@@ -64,14 +64,6 @@ pub struct Config {
     pub stream_idle_ms: u64,
     /// How long such a stream may keep other writers waiting while its client does nothing.
     pub stream_gate_idle_ms: u64,
-    /// Such streams of one token at once.
-    pub client_streams_per_token_max: usize,
-    /// The same of one database.
-    pub client_streams_per_database_max: usize,
-    /// The same of one namespace.
-    pub client_streams_per_namespace_max: usize,
-    /// The same of the server.
-    pub client_streams_max: usize,
     /// How often a restore drill proves one database; 0 for never.
     pub drill_every_seconds: u64,
     /// How many days the bucket's own rules keep old versions of objects, where it keeps any; 0 if not known.
@@ -409,10 +401,6 @@ impl Config {
             idle_close: millis(self.idle_close_ms),
             stream_idle: millis(self.stream_idle_ms),
             stream_gate_idle: millis(self.stream_gate_idle_ms),
-            streams_per_principal: self.client_streams_per_token_max,
-            streams_per_database: self.client_streams_per_database_max,
-            streams_per_tenant: self.client_streams_per_namespace_max,
-            streams_max: self.client_streams_max,
             drill_interval: Some(self.drill_every_seconds)
                 .filter(|seconds| *seconds > 0)
                 .map(Duration::from_secs),
@@ -486,19 +474,6 @@ impl Config {
         }
         if self.stream_idle_ms == 0 || self.stream_gate_idle_ms == 0 {
             return Err("stream_idle_ms and stream_gate_idle_ms are at least 1".to_owned());
-        }
-        let streams = [
-            self.client_streams_per_token_max,
-            self.client_streams_per_database_max,
-            self.client_streams_per_namespace_max,
-            self.client_streams_max,
-        ];
-        // Each may hold one of the runtime's threads.
-        let most = EngineSettings::default().streams_max;
-        if streams.contains(&0) || self.client_streams_max > most {
-            return Err(format!(
-                "client_streams_*_max are at least 1, and client_streams_max is at most {most}"
-            ));
         }
         if limits.connections_max == 0 || self.workers == 0 || self.workers_per_tenant == 0 {
             return Err(

@@ -136,10 +136,6 @@ impl Preset {
             idle_close_ms: ms(engine.idle_close),
             stream_idle_ms: ms(engine.stream_idle),
             stream_gate_idle_ms: ms(engine.stream_gate_idle),
-            client_streams_per_token_max: engine.streams_per_principal,
-            client_streams_per_database_max: engine.streams_per_database,
-            client_streams_per_namespace_max: engine.streams_per_tenant,
-            client_streams_max: engine.streams_max,
             drill_every_seconds: engine.drill_interval.map_or(0, |every| every.as_secs()),
             old_versions_days: engine
                 .old_versions

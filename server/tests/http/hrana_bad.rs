@@ -501,7 +501,7 @@ async fn who_cannot_have_the_lock_is_told_that_it_is_busy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_of_the_server_have_their_status_and_the_body_of_the_clients() {
     let mut config = Preset::Development.config();
-    config.client_streams_per_token_max = 2;
+    config.engine.streams_per_principal = 2;
     config.stream_gate_idle_ms = 600_000;
     config.stream_idle_ms = 600_000;
     let world = with(config).await;
