@@ -309,7 +309,7 @@ impl Engine {
     /// What the node counts about itself.
     #[boxed]
     pub async fn status(&self) -> NodeStatus {
-        let open = self.inner.registry.open().await.len();
+        let open = self.inner.registry.count();
         NodeStatus {
             open_databases: u64::try_from(open).unwrap_or(u64::MAX),
             ..self.inner.core.status()

@@ -18,7 +18,7 @@ use crate::capture::Head;
 use crate::copy;
 use crate::core::Core;
 use crate::crash_point;
-use crate::database::state::DbState;
+use crate::database::state::{DbState, Stamp};
 use crate::database::{DbMeta, incarnation_name};
 use crate::error::{Code, Error};
 use crate::files::DbPaths;
@@ -87,7 +87,10 @@ impl Tails {
 pub(crate) fn plan_error(error: PlanError) -> Error {
     let bookmark = |position: &Position| position.to_string();
     let (code, members) = match &error {
-        PlanError::Unknown { .. } => (Code::BookmarkUnknown, vec![]),
+        PlanError::Unknown { head, .. } => (
+            Code::BookmarkUnknown,
+            vec![("current_bookmark", head.as_ref().map(bookmark))],
+        ),
         PlanError::Foreign { nearest, .. } => (
             Code::BookmarkForeign,
             vec![("nearest", nearest.as_ref().map(bookmark))],
@@ -327,13 +330,15 @@ pub(crate) async fn restore_files(
         Some(parent) => crate::travel::forks::first_record(core, meta, &parent, head)?,
         None => head,
     };
+    let file = DbPaths::in_folder(&folder.join(&incarnation)).database;
     let state = DbState {
         meta,
         incarnation,
         head,
         wal: None,
         clean: true,
-        stamp: None,
+        // Its digest was proven as it was written: opening need not prove it again.
+        stamp: Stamp::of(&file),
         durable: Some(target.position),
     };
     crash_point!("restore.before_state");

@@ -32,6 +32,7 @@ use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 use super::archives::{refuse_held, rfc3339};
 use super::detach::detach_forks;
 use super::forks;
+use super::old_versions::{copies, old_versions};
 use super::retention::garbage::{keys_below, keys_under};
 use super::retention::image::scratch;
 use super::retention::run::trusted;
@@ -342,8 +343,8 @@ impl Engine {
             "bytes_deleted": bytes,
             "archives_deleted": archives,
             "objects_gone_at": rfc3339(gone),
-            "copies": "where the bucket keeps old versions or locks objects, those stay until its own rules remove \
-                       them; sealed ones open no more",
+            "copies": copies(core),
+            "old_versions": old_versions(core, self.now()),
             "journal": {
                 "complete": false,
                 "through": Key::Journal(through.0, Seq::new(through.1)).to_string(),

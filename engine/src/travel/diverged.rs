@@ -193,7 +193,7 @@ async fn common(parent: &Database, remainder: &Remainder) -> Result<Position, Er
         limit: 1,
         cursor: None,
     };
-    let found = parent.history(Some(txid), Some(txid), page).await?;
+    let found = parent.commits(Some(txid), Some(txid), page).await?;
     let found = found.items.first().map(|commit| commit.position);
     found.filter(|at| at.chain == chain).ok_or_else(|| {
         let what = format!("the store's history does not hold the commit {txid} that they follow");

@@ -322,7 +322,7 @@ async fn find(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Er
     loop {
         let page = Page { limit: 500, cursor };
         let from = Some(previous.txid.next());
-        let page = database.history(from, None, page).await?;
+        let page = database.commits(from, None, page).await?;
         for commit in &page.items {
             if (commit.n, commit.digest) == wanted {
                 let record = RestoreRecord {

@@ -9,10 +9,11 @@ use reqwest::Method;
 use serde_json::{Value as Json, json};
 use tidelog_archive::env::Clock;
 use tidelog_archive::store::{Store, StoreOptions};
-use tidelog_engine::Parts;
 use tidelog_engine::disk::{AppendFile, Disk, StdDisk};
+use tidelog_engine::{Parts, Writer};
 use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 use tidelog_testkit::sim::ShiftedClock;
+use tokio::task::JoinHandle;
 
 use crate::world::{World, read};
 
@@ -201,6 +202,17 @@ async fn wrong_targets_are_told_apart_and_nothing_happens() {
     ] {
         let got = world.keyed(&restores, body.clone()).await;
         assert_eq!((got.status, got.code()), (status, code), "{body}: {got:?}");
+        // What cannot be reached names what can.
+        let nearest = match code {
+            "bookmark-foreign" => "nearest",
+            "bookmark-unknown" => "current_bookmark",
+            "bookmark-expired" => "oldest_available",
+            _ => continue,
+        };
+        let named = got.body[nearest].as_str().expect("a bookmark");
+        let path = format!("{db}/history?from={named}&to={named}");
+        let same = world.get(&path).await;
+        assert_eq!(same.status, 200, "{nearest} is one: {got:?}");
     }
     let moved = world
         .ask_keyed(&restores)
@@ -259,8 +271,25 @@ async fn who_does_not_wait_is_told_where_to_look() {
     world.stop().await;
 }
 
-/// Goal (I7): a right that ends takes the events that were opened by it along. Method: a purge waits for a session that
-/// holds the database; meanwhile the token that listens is revoked. It hears nothing more, the owner hears the end.
+/// A transaction that is open until what is answered is dropped.
+async fn hold(session: Writer) -> (JoinHandle<()>, std::sync::mpsc::Sender<()>) {
+    let (release, released) = std::sync::mpsc::channel();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let held = tokio::task::spawn_blocking(move || {
+        let held = session.transaction(|_| {
+            begun.send(()).expect("somebody waits");
+            // The other end is dropped, not sent to.
+            let _ = released.recv();
+            Ok(())
+        });
+        held.expect("a transaction");
+    });
+    begins.await.expect("it begins");
+    (held, release)
+}
+
+/// Goal (I7): a right that ends takes the events that were opened by it along. Method: a purge waits for a transaction on
+/// the database; meanwhile the token that listens is revoked. It hears nothing more, the owner hears the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_end_with_the_right_to_hear_them() {
     use futures::StreamExt as _;
@@ -277,8 +306,9 @@ async fn events_end_with_the_right_to_hear_them() {
     let (token, id) = (token.expect("a secret"), id.expect("an id"));
     let namespace = world.engine.namespace_by_name("default").await;
     let namespace = namespace.expect("there").id;
-    let held = world.engine.database(namespace, "orders").await;
-    let held = held.expect("there").writer().await.expect("a session");
+    let session = world.engine.database(namespace, "orders").await;
+    let session = session.expect("there").writer().await.expect("a session");
+    let (held, release) = hold(session).await;
     let purge = world.ask(Method::DELETE, &format!("{db}?purge=true"));
     let begun = read(purge.header("prefer", "wait=0")).await;
     assert_eq!(begun.status, 202, "{begun:?}");
@@ -296,7 +326,8 @@ async fn events_end_with_the_right_to_hear_them() {
     let owner = listen(&world.owner).await.expect("events");
     let path = format!("/v1/namespaces/default/tokens/{id}");
     assert_eq!(read(world.ask(Method::DELETE, &path)).await.status, 204);
-    drop(held);
+    drop(release);
+    held.await.expect("the transaction ends");
     let owner = owner.text().await.expect("they end");
     assert!(owner.contains("\"state\":\"succeeded\""), "{owner}");
     while let Some(piece) = reader.next().await {

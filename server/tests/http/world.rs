@@ -29,7 +29,7 @@ pub(crate) struct World {
     pub(crate) app: Arc<App>,
     stop: oneshot::Sender<()>,
     done: JoinHandle<()>,
-    _folder: TempDir,
+    _folder: Arc<TempDir>,
 }
 
 /// An answer, read whole.
@@ -85,23 +85,35 @@ impl World {
     }
 
     /// The same as a configuration says; its data folder, store and address are the test's, and of the engine's
-    /// settings it has those of streams.
+    /// settings it has those of streams and of durability.
     pub(crate) fn of(config: Config) -> BoxFuture<'static, Self> {
         let limits = config.limits.limits();
         Box::pin(Self::launch(Some(config), limits, None))
     }
 
+    /// The same on a store of the test's.
+    pub(crate) fn on_store(store: Store, config: Config) -> BoxFuture<'static, Self> {
+        let limits = config.limits.limits();
+        let on = Some((Parts::production(), store));
+        Box::pin(Self::launch(Some(config), limits, on))
+    }
+
     async fn launch(config: Option<Config>, limits: Limits, on: Option<(Parts, Store)>) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let data = folder.path().join("data");
-        let streams = config
+        let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
+        let asked = config
             .as_ref()
             .map(|config| config.engine().expect("sound"));
-        let streams = streams.unwrap_or_default();
+        let asked = asked.unwrap_or_default();
         let mut settings = Settings {
-            stream_idle: streams.stream_idle,
-            stream_gate_idle: streams.stream_gate_idle,
-            data: data.clone(),
+            stream_idle: asked.stream_idle,
+            stream_gate_idle: asked.stream_gate_idle,
+            streams_per_principal: asked.streams_per_principal,
+            streams_per_database: asked.streams_per_database,
+            streams_per_tenant: asked.streams_per_tenant,
+            streams_max: asked.streams_max,
+            durability: asked.durability,
+            durability_timeout: asked.durability_timeout,
+            data: folder.path().join("data"),
             store_url: "memory:".to_owned(),
             ship_interval: Duration::from_millis(20),
             master_keys: tidelog_testkit::sealing::masters(),
@@ -110,13 +122,26 @@ impl World {
         let started = match on {
             None => Box::pin(Engine::start(settings, Parts::production())).await,
             Some((parts, store)) => {
-                settings.settle_bytes = 1;
-                settings.settle_age = Duration::ZERO;
-                settings.settle_pause = Duration::from_millis(1);
+                if config.is_none() {
+                    settings.settle_bytes = 1;
+                    settings.settle_age = Duration::ZERO;
+                    settings.settle_pause = Duration::from_millis(1);
+                }
                 Box::pin(Engine::start_on(settings, parts, store)).await
             }
         };
         let engine = started.expect("the engine starts");
+        Self::around(engine, folder, config, limits).await
+    }
+
+    /// The same around an engine of the test's own, whose data folder is `data` in this one.
+    pub(crate) async fn around(
+        engine: Engine,
+        folder: Arc<TempDir>,
+        config: Option<Config>,
+        limits: Limits,
+    ) -> Self {
+        let data = folder.path().join("data");
         first_start(&engine, &data, false)
             .await
             .expect("the first start ends");
