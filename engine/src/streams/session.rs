@@ -129,7 +129,7 @@ impl Rows for Held {
     }
 
     fn left(&self) -> Option<usize> {
-        self.wanted.then(|| self.rows.budget)
+        self.wanted.then_some(self.rows.budget)
     }
 }
 
