@@ -271,7 +271,7 @@ fn may_answer(route: &Route, code: Code) -> bool {
         | Code::IdempotencyResultRolledBack
         | Code::IdempotencyKeyReused => posts,
         Code::NameTaken
-        | Code::Refused
+        | Code::ForkParentPinned
         | Code::OperationInProgress
         | Code::OperationCancelled
         | Code::OperationInterrupted
@@ -279,9 +279,9 @@ fn may_answer(route: &Route, code: Code) -> bool {
         | Code::Maintenance
         | Code::JournalFull => changes,
         Code::DatabaseReadOnly
-        | Code::ForkParentPinned
         | Code::ImportInvalid
         | Code::SqlError
+        | Code::RegionFixed
         | Code::QuotaExceeded => changes && of_state,
         Code::DatabaseBlocked
         | Code::BookmarkUnknown
@@ -294,7 +294,7 @@ fn may_answer(route: &Route, code: Code) -> bool {
         | Code::SnapshotNotFound
         | Code::SnapshotExpired
         | Code::SnapshotPinned => of_state,
-        Code::NameInvalid | Code::DiskFull => changes || route.on_database(),
+        Code::NameInvalid | Code::Refused | Code::DiskFull => changes || route.on_database(),
         Code::OperationNotFound => within("/operations") || posts,
         Code::OperationNotCancellable => within("/operations"),
         Code::MemberNotFound => within("/members") || within("/tokens"),
@@ -302,9 +302,9 @@ fn may_answer(route: &Route, code: Code) -> bool {
         Code::RestoreNotFound
         | Code::RestoreSuperseded
         | Code::RestoreRateLimited
-        | Code::PlanStale => changes && of_state || within("/restores"),
-        Code::ArchiveNotFound | Code::ArchiveHeld => changes && of_state || within("/archives"),
-        Code::RegionFixed => route.method == Method::PATCH,
+        | Code::PlanStale => changes && of_state && !is_sql || within("/restores"),
+        Code::ArchiveNotFound => changes && of_state || within("/archives"),
+        Code::ArchiveHeld => changes || within("/archives"),
         Code::DatabaseMoved => route.conditional || changes && of_state && !is_sql,
         Code::SqlTooLong
         | Code::ResultTooLarge
