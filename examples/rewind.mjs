@@ -12,6 +12,8 @@ const call = async (method, path, body) => {
     headers: {
       authorization: `Bearer ${token}`,
       "content-type": "application/json",
+      // A restore that takes longer is 202 with its operation, and not done yet.
+      prefer: "wait=30",
       ...(method === "POST" ? { "idempotency-key": crypto.randomUUID() } : {}),
     },
     body: body && JSON.stringify(body),

@@ -17,6 +17,8 @@ SERVER, TOKEN = os.environ["TIDELOG_URL"], os.environ["TIDELOG_TOKEN"]
 
 def call(method, path, body=None):
     headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+    # A restore that takes longer is 202 with its operation, and not done yet.
+    headers["prefer"] = "wait=30"
     if method == "POST":
         headers["idempotency-key"] = str(uuid.uuid4())
     url = f"{SERVER}/v1/namespaces/default/databases{path}"

@@ -20,6 +20,8 @@ impl Api {
         let mut answer = ureq::post(format!("{}{path}", self.databases))
             .header("authorization", format!("Bearer {}", self.token))
             .header("idempotency-key", key)
+            // A restore that takes longer is 202 with its operation, and not done yet.
+            .header("prefer", "wait=30")
             .send_json(body)?;
         Ok(answer.body_mut().read_json()?)
     }

@@ -20,7 +20,8 @@ pub fn seal(namespace: NamespaceId, stamp: Stamp, lines: &str) -> Result<Finishe
     encode_payload(expect(namespace), stamp, lines.as_bytes().to_vec())
 }
 
-/// The lines of an audit object, sealed or plain.
+/// The lines of an audit object, sealed or plain. Plain ones are refused in a bucket that was sealed from its first
+/// object on.
 pub fn open(bytes: &Bytes, namespace: NamespaceId, keys: &Keyring) -> Result<String, FormatError> {
     let text = |bytes: &[u8]| {
         let text = std::str::from_utf8(bytes).map_err(|error| DecodeError::Invalid {
@@ -30,6 +31,9 @@ pub fn open(bytes: &Bytes, namespace: NamespaceId, keys: &Keyring) -> Result<Str
         text.map(str::to_owned)
     };
     if !bytes.starts_with(&MAGIC) {
+        if keys.bucket_must_be_sealed() {
+            return Err(FormatError::NotSealed);
+        }
         return Ok(text(bytes)?);
     }
     let (lines, _) = decode_payload(bytes, expect(namespace), keys, |_, bytes| text(bytes))?;

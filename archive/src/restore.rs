@@ -16,5 +16,5 @@ mod run;
 mod sink;
 
 pub use error::RestoreError;
-pub use run::{Report, RestoreSettings, execute, merge};
+pub use run::{Report, RestoreSettings, execute, merge, merge_watched};
 pub use sink::{FileSink, MemorySink, PageSink};

@@ -492,6 +492,14 @@ fn every_flip_and_truncation_of_a_sealed_object_is_refused() {
         read_section(&bytes, &ring, 0)?;
         read_section(&bytes, &ring, 1)
     });
+    let (_, entry, bytes) = index_object();
+    refuses_all_damage(&bytes, |bytes| {
+        IndexObject::decode(&bytes.into(), NAMESPACE, DATABASE, &entry, &ring)
+    });
+    let lines = tidelog_archive::audit::seal(NAMESPACE, stamp(7, 3), "{}\n").expect("seal");
+    refuses_all_damage(&lines.bytes, |bytes| {
+        tidelog_archive::audit::open(&bytes.into(), NAMESPACE, &ring)
+    });
     let bytes = empty().encode(stamp(3, 1)).expect("encode").bytes;
     refuses_all_damage(&bytes, |bytes| {
         match Manifest::decode(&bytes.into(), NAMESPACE, DATABASE, &ring) {
@@ -546,6 +554,106 @@ fn flips_with_good_checksums_are_refused_by_the_seal() {
         let changed = checksummed(changed);
         let named = named_by_trailer(&changed);
         assert!(read_segment(&changed, &named, &ring).is_err(), "byte {at}");
+    }
+}
+
+/// The same bytes with `count` bytes from `at` on of `other`, and good checksums.
+fn grafted(bytes: &Bytes, other: &Bytes, at: usize, count: usize) -> Bytes {
+    let mut changed = bytes.to_vec();
+    changed[at..at + count].copy_from_slice(&other[at..at + count]);
+    checksummed(changed)
+}
+
+#[test]
+fn a_journals_flips_with_good_checksums_are_refused_by_the_seal() {
+    // As above, of a shared object: in whichever section or in the index a byte is changed, one of them does not open.
+    let ring = ring();
+    let (a, b) = two();
+    let written = journal_with(&a, &b, stamp(4, 3), Some((1, 2)));
+    for at in HEADER_LEN..written.len() - TRAILER_LEN {
+        let mut changed = written.to_vec();
+        changed[at] ^= 0x20;
+        let changed = checksummed(changed);
+        let read = (0..2).try_for_each(|n| read_section(&changed, &ring, n).map(drop));
+        let refused = read.expect_err("changed");
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "byte {at}: {refused:?}");
+    }
+    let (written, _, _) = image_with(&noise(3), stamp(2, 1));
+    let (_, entry, index) = index_object();
+    for at in HEADER_LEN..written.bytes.len() - TRAILER_LEN {
+        let mut changed = written.bytes.to_vec();
+        changed[at] ^= 0x20;
+        let changed = checksummed(changed);
+        let refused =
+            read_image(&changed, &named_by_trailer(&changed), &ring).expect_err("changed");
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "byte {at}: {refused:?}");
+    }
+    for at in HEADER_LEN..index.len() - TRAILER_LEN {
+        let mut changed = index.to_vec();
+        changed[at] ^= 0x20;
+        let changed = checksummed(changed);
+        let named = named_by_trailer(&changed);
+        let entry = IndexEntry {
+            blake3: named.blake3,
+            ..entry.clone()
+        };
+        let refused = IndexObject::decode(&changed, NAMESPACE, DATABASE, &entry, &ring);
+        let refused = refused.expect_err("changed");
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "byte {at}: {refused:?}");
+    }
+}
+
+#[test]
+fn what_is_taken_over_from_another_object_is_refused() {
+    // Goal: no piece of one stored object serves in another, of the same database and key either. Method: objects of
+    // equal form and other nonces; payload or index of one is put into the other and the checksums made good; whole
+    // objects get the header of another database.
+    let ring = ring();
+    let history = noise(3);
+    let (one, _) = segment_with(&history, stamp(1, 1));
+    let (two_, _) = segment_with(&history, stamp(9, 1));
+    assert_eq!(one.len, two_.len, "the same records under another nonce");
+    let at = one.bytes.len() - TRAILER_LEN;
+    let index = u64::from_le_bytes(one.bytes[at..at + 8].try_into().expect("8 bytes"));
+    let index = usize::try_from(index).expect("small");
+    for (what, from, to) in [
+        ("the payload", HEADER_LEN, index),
+        ("the index", index, at),
+        ("both", HEADER_LEN, at),
+    ] {
+        let changed = grafted(&one.bytes, &two_.bytes, from, to - from);
+        assert_ne!(changed, one.bytes);
+        let refused = read_segment(&changed, &named_by_trailer(&changed), &ring);
+        let refused = refused.expect_err(what);
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{what}: {refused:?}");
+    }
+    // Whole, under another database's name and key id.
+    let mut moved = one.bytes.to_vec();
+    moved[80..96].copy_from_slice(OTHER.as_bytes());
+    for key_id in [1, 2] {
+        moved[32..48].copy_from_slice(&[key_id; 16]);
+        let moved = checksummed(moved.clone());
+        let named = named_by_trailer(&moved);
+        let refused = Segment::decode(&moved, NAMESPACE, OTHER, &named, &ring);
+        assert!(
+            matches!(refused, Err(FormatError::Unauthentic { .. })),
+            "{refused:?}"
+        );
+    }
+    // A section that another journal object holds of the same database.
+    let (a, b) = two();
+    let (here, there) = (
+        journal_with(&a, &b, stamp(4, 3), Some((1, 2))),
+        journal_with(&a, &b, stamp(5, 3), Some((1, 2))),
+    );
+    let object = JournalObject::decode(&here, TERM, Seq::new(9), &ring).expect("whole");
+    for (number, section) in object.sections.iter().enumerate() {
+        let range = section.range();
+        let from = usize::try_from(range.start).expect("small");
+        let to = usize::try_from(range.end).expect("small");
+        let changed = grafted(&here, &there, from, to - from);
+        let refused = read_section(&changed, &ring, number).expect_err("of another object");
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{number}: {refused:?}");
     }
 }
 
@@ -617,6 +725,88 @@ fn a_plain_manifest_in_place_of_a_sealed_one_is_refused() {
     object.add(&data_key(1), &master("k1", 1), &Counting::default());
     later.admit(&object).expect("its own master");
     assert!(Manifest::decode(&plain, NAMESPACE, DATABASE, &later).is_ok());
+}
+
+/// The keys of a bucket whose system database was, or was not, plain before.
+fn bucket_ring(plain_before: bool) -> Keyring {
+    let ring = Keyring::new(masters(&[("k1", 1)]));
+    ring.set_system(SYSTEM.0, SYSTEM.1);
+    for (ids, fill) in [((NAMESPACE, DATABASE), 1), (SYSTEM, 3)] {
+        let mut object = KeyObject::new(ids.0, ids.1, MADE, plain_before);
+        object.add(&data_key(fill), &master("k1", 1), &Counting::default());
+        ring.admit(&object).expect("its own master");
+    }
+    ring
+}
+
+#[test]
+fn nothing_plain_is_taken_in_a_bucket_that_was_sealed_from_its_first_object_on() {
+    // Goal: whoever can write the bucket and has no key forges neither journals nor audit lines, and makes no
+    // database plain by deleting its key object. Method: plain ones of each kind, in such a bucket and in one in which
+    // encryption was turned on later.
+    use tidelog_archive::audit;
+    let (a, b) = two();
+    let lines = Bytes::from("{\"event\":\"forged\"}\n");
+    let plain = journal_with(&a, &b, Stamp::plain(ID), None);
+    let unkeyed = Stamp::fixed(ID, ObjectNonce([6; 16]), None);
+    let unkeyed = journal_with(&a, &b, unkeyed, None);
+    let section = journal_with(&a, &b, stamp(4, 3), None);
+    let manifest = full().encode(Stamp::plain(ID)).expect("encode").bytes;
+
+    let first = bucket_ring(false);
+    let not_sealed = Some(FormatError::NotSealed);
+    assert_eq!(audit::open(&lines, NAMESPACE, &first).err(), not_sealed);
+    for bytes in [&plain, &unkeyed, &section] {
+        assert_eq!(read_section(bytes, &first, 0).err(), not_sealed);
+    }
+    first.note_plain(OTHER);
+    assert_eq!(first.known(OTHER), Known::Lost);
+    let refused = first.sealing(NAMESPACE, OTHER);
+    assert!(
+        matches!(refused, Err(KeyError::Missing { .. })),
+        "{refused:?}"
+    );
+    let mut moved = full();
+    moved.database = OTHER;
+    let moved = moved.encode(Stamp::plain(ID)).expect("encode").bytes;
+    let refused = Manifest::decode(&moved, NAMESPACE, OTHER, &first);
+    assert_eq!(refused, Err(ManifestError::Format(FormatError::NotSealed)));
+
+    let later = bucket_ring(true);
+    assert!(audit::open(&lines, NAMESPACE, &later).is_ok());
+    for bytes in [&plain, &unkeyed, &section] {
+        assert!(read_section(bytes, &later, 0).is_ok());
+    }
+    later.note_plain(OTHER);
+    assert_eq!(later.known(OTHER), Known::Plain);
+    assert!(Manifest::decode(&manifest, NAMESPACE, DATABASE, &later).is_ok());
+}
+
+#[test]
+fn an_older_key_object_changes_nothing_in_a_ring() {
+    // Goal: while a process runs, a key object that somebody put back neither drops the newest key nor undoes the
+    // destruction of all. Method: the versions of one object, admitted in the wrong order.
+    let (ids, master) = ((NAMESPACE, DATABASE), master("k1", 1));
+    let older = key_object(ids, 1);
+    let mut newer = older.clone();
+    newer.add(&data_key(2), &master, &Counting::default());
+    let mut gone = newer.clone();
+    gone.shred(MADE);
+    let ring = Keyring::new(masters(&[("k1", 1)]));
+    let newest = |ring: &Keyring| match ring.known(DATABASE) {
+        Known::Key(key) => Some(key.id),
+        _ => None,
+    };
+    ring.admit(&older).expect("the first");
+    ring.admit(&newer).expect("rotated");
+    ring.admit(&older).expect("put back");
+    assert_eq!(newest(&ring), Some(KeyId([2; 16])));
+    ring.admit(&gone).expect("destroyed");
+    for object in [&newer, &older] {
+        ring.admit(object).expect("put back");
+        assert_eq!(ring.known(DATABASE), Known::Shredded);
+        assert!(ring.get(KeyId([1; 16])).is_none() && ring.get(KeyId([2; 16])).is_none());
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use crate::boxed;
 use crate::engine::{Database, Engine, Inner};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::meters::NodeStatus;
 use crate::request::{IdempotencyKey, Role};
 use crate::system::audit::{self, AuditFilter, AuditLine};
@@ -203,6 +203,21 @@ impl Engine {
         })
     }
 
+    /// The live database of a name, else the one that was deleted last, if it can be brought back.
+    #[boxed]
+    pub async fn database_or_deleted(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+    ) -> Result<Database, Error> {
+        match self.database(namespace, name).await {
+            Err(error) if error.code() == Code::DatabaseNotFound => {
+                self.database_deleted(namespace, name).await
+            }
+            found => found,
+        }
+    }
+
     /// Brings it back; `record` is the answer to repeat.
     #[boxed]
     pub async fn database_revive(
@@ -294,7 +309,7 @@ impl Engine {
     /// What the node counts about itself.
     #[boxed]
     pub async fn status(&self) -> NodeStatus {
-        let open = self.inner.registry.open().await.len();
+        let open = self.inner.registry.count();
         NodeStatus {
             open_databases: u64::try_from(open).unwrap_or(u64::MAX),
             ..self.inner.core.status()

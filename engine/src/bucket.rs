@@ -11,13 +11,15 @@ use rusqlite::{Connection, OpenFlags};
 use tidelog_archive::ErrorKind;
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::manifest::{Loaded, Manifest, ManifestStore};
-use tidelog_archive::plan::{self, History, Layer, Plan, PlanError, TailSection, Target};
-use tidelog_archive::restore::{FileSink, Report, RestoreSettings, execute};
+use tidelog_archive::plan::{
+    self, CommitInfo, History, Layer, Plan, PlanError, TailSection, Target,
+};
+use tidelog_archive::restore::{FileSink, PageSink, Report, RestoreSettings, execute};
 use tidelog_archive::root::Root;
 use tidelog_archive::seal::MasterKeys;
 use tidelog_archive::store::Store;
 use tidelog_archive::term::{End, Step, Terms};
-use tidelog_wal::{DatabaseId, NamespaceId, NodeId, Position, Term, Timestamp};
+use tidelog_wal::{DatabaseId, NamespaceId, NodeId, Position, Term, Timestamp, TxId};
 
 use crate::boxed;
 use crate::core::Parts;
@@ -266,10 +268,56 @@ impl Bucket {
         Ok(found)
     }
 
+    /// The newest commits of a database from `from` to `to`, which must be commits of it, oldest first.
+    #[boxed]
+    pub async fn commits(
+        &self,
+        database: &BucketDatabase,
+        from: Option<Position>,
+        to: Option<Position>,
+        limit: u64,
+    ) -> Result<Vec<CommitInfo>, Error> {
+        replanned!(self.commits_once(database, from, to, limit))
+    }
+
+    async fn commits_once(
+        &self,
+        database: &BucketDatabase,
+        from: Option<Position>,
+        to: Option<Position>,
+        limit: u64,
+    ) -> Result<Vec<CommitInfo>, Error> {
+        let (_, mut history) = self.history_of(database.namespace_id, database.id).await?;
+        for position in [from, to].into_iter().flatten() {
+            let target = Target::Position(position);
+            let found = history.resolve(&self.store, target, self.terms).await;
+            found.map_err(plan_error)?;
+        }
+        let txid = |position: Position| position.txid;
+        let last = to.or(history.head()).map_or(TxId::ZERO, txid);
+        let newest = TxId::new(last.get().saturating_sub(limit)).next();
+        let first = from.map_or(TxId::FIRST, txid).max(newest);
+        let first = first.max(history.horizon);
+        let commits = history.commits(&self.store, first, last).await;
+        commits.map_err(plan_error)
+    }
+
     /// The plan to a state of a database.
     #[boxed]
     pub async fn plan(&self, database: &BucketDatabase, at: At) -> Result<Plan, Error> {
         self.plan_id(database.namespace_id, database.id, at).await
+    }
+
+    /// Restores a state of a database into a sink, which `make` makes for the plan: anew if an object was gone and the
+    /// manifest leads there by others.
+    pub async fn restore_into<S: PageSink + 'static>(
+        &self,
+        database: &BucketDatabase,
+        at: At,
+        mut make: impl FnMut(&Plan) -> std::io::Result<S>,
+    ) -> Result<(Plan, S, Report), Error> {
+        let (namespace, id) = (database.namespace_id, database.id);
+        replanned!(self.restore_once(namespace, id, at.clone(), &mut make))
     }
 
     async fn plan_id(&self, namespace: NamespaceId, id: DatabaseId, at: At) -> Result<Plan, Error> {
@@ -331,22 +379,23 @@ impl Bucket {
         at: At,
         out: &Path,
     ) -> Result<(Plan, Report), Error> {
-        replanned!(self.restore_once(namespace, id, at.clone(), out))
+        let mut make = |_: &Plan| FileSink::create(out);
+        let restored = replanned!(self.restore_once(namespace, id, at.clone(), &mut make));
+        restored.map(|(plan, _, report)| (plan, report))
     }
 
-    async fn restore_once(
+    async fn restore_once<S: PageSink + 'static>(
         &self,
         namespace: NamespaceId,
         id: DatabaseId,
         at: At,
-        out: &Path,
-    ) -> Result<(Plan, Report), Error> {
+        make: &mut impl FnMut(&Plan) -> std::io::Result<S>,
+    ) -> Result<(Plan, S, Report), Error> {
         let plan = self.plan_id(namespace, id, at).await?;
-        let sink =
-            FileSink::create(out).map_err(|e| Error::io(format!("create {}", out.display()), e))?;
+        let sink = make(&plan).map_err(|e| Error::io("create the output file", e))?;
         let executed = execute(&self.store, &plan, sink, RestoreSettings::default()).await;
-        let (_, report) = executed.map_err(restore_error)?;
-        Ok((plan, report))
+        let (sink, report) = executed.map_err(restore_error)?;
+        Ok((plan, sink, report))
     }
 }
 

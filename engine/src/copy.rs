@@ -33,6 +33,7 @@ use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::journal::hold::ChunkHold;
 use crate::operations::Task;
+use crate::places::For;
 use crate::rebuild::{history, plan_error, present, restore_error};
 use crate::registry::Registry;
 use crate::travel::rewind::PageXors;
@@ -353,7 +354,9 @@ pub(crate) async fn fork_files(
             found.map_err(plan_error)?
         }
     };
-    let lease = registry.lease(parent.namespace, parent.database).await?;
+    let lease = registry
+        .lease_for(For::Engine, parent.namespace, parent.database)
+        .await?;
     let copied = into_file(&lease, target, &path, None).await?;
     Ok(copied.then_some(target))
 }

@@ -1,8 +1,8 @@
 //! The engine as callers see it: a node that serves databases.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tidelog_archive::root::Root;
@@ -23,7 +23,7 @@ use crate::core::{Core, Parts};
 use crate::crash_point;
 use crate::database::execute::{self, Bounds};
 use crate::database::state::DbState;
-use crate::database::{DbMeta, Lease, incarnation_name};
+use crate::database::{DbMeta, Lease, OpenDb, incarnation_name};
 use crate::error::{Code, Error};
 use crate::executor::{Executor, blocking};
 use crate::files::DbPaths;
@@ -75,8 +75,8 @@ pub(crate) struct Inner {
     away: Option<Store>,
     stop: watch::Sender<bool>,
     pub(crate) stopped: AtomicBool,
-    tasks: std::sync::Mutex<Tasks>,
-    lock: std::sync::Mutex<Option<FolderLock>>,
+    tasks: Mutex<Tasks>,
+    lock: Mutex<Option<FolderLock>>,
 }
 
 #[derive(Debug, Default)]
@@ -223,8 +223,8 @@ impl Engine {
             away,
             stop,
             stopped: AtomicBool::new(false),
-            tasks: std::sync::Mutex::new(tasks),
-            lock: std::sync::Mutex::new(Some(lock)),
+            tasks: Mutex::new(tasks),
+            lock: Mutex::new(Some(lock)),
         };
         let engine = Self {
             inner: Arc::new(inner),
@@ -441,7 +441,7 @@ impl Engine {
         inner
             .lock
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner)
             .take();
         match inner.core.journal.poisoned() {
             None => Ok(()),
@@ -801,9 +801,7 @@ impl Inner {
     }
 
     fn lock_tasks(&self) -> std::sync::MutexGuard<'_, Tasks> {
-        self.tasks
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn close_idle(&self) {
@@ -815,7 +813,7 @@ impl Inner {
             .clock
             .monotonic_micros()
             .saturating_sub(idle);
-        for (id, database) in self.registry.open().await {
+        for (id, database) in self.registry.open_now() {
             database.interrupt_old_reads();
             if database.last_used() > before {
                 continue;
@@ -953,8 +951,10 @@ impl Database {
     /// A session for a thread of the caller's: transactions without an await between them.
     #[boxed]
     pub async fn writer(&self) -> Result<Writer, Error> {
+        let lease = self.lease().await?;
         Ok(Writer {
-            lease: self.lease().await?,
+            database: self.clone(),
+            open: Mutex::new(Arc::clone(&lease)),
             runtime: tokio::runtime::Handle::current(),
         })
     }
@@ -963,29 +963,46 @@ impl Database {
 /// Writes to one database from a thread of the caller's, without waiting for durability in between.
 #[derive(Debug)]
 pub struct Writer {
-    lease: Lease,
+    database: Database,
+    /// As it was open last, without a lease: between two transactions it may be closed.
+    open: Mutex<Arc<OpenDb>>,
     runtime: tokio::runtime::Handle,
 }
 
 impl Writer {
     /// Runs `work` in one IMMEDIATE transaction. Blocks; must not be called on a thread of the runtime. The
-    /// ticket is `None` if nothing changed.
+    /// ticket is `None` if nothing changed. Only a transaction that runs keeps a database open.
     pub fn transaction<T>(
         &self,
         work: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
     ) -> Result<(T, Option<crate::database::Ticket>), Error> {
         use crate::sql::policy::Permission;
         use crate::sql::run::sql_error;
-        let gate = self.runtime.block_on(self.lease.gate())?;
+        let lease = self.lease()?;
+        let gate = self.runtime.block_on(lease.gate())?;
         let written = gate.transaction(Permission::DDL, None, Vec::new(), |sqlite| {
             work(sqlite.raw()).map_err(|error| sql_error(sqlite, error))
         })?;
         Ok((written.value, written.ticket))
     }
 
-    /// The SQLite file, for measuring. Nobody but the engine may open it.
+    /// The database for one transaction, opened anew if need be. Blocks.
+    fn lease(&self) -> Result<Lease, Error> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if !open.is_poisoned()
+            && let Some(lease) = open.lease()
+        {
+            return Ok(lease);
+        }
+        let lease = self.runtime.block_on(self.database.lease())?;
+        *open = Arc::clone(&lease);
+        Ok(lease)
+    }
+
+    /// The SQLite file of its last transaction, for measuring. Nobody but the engine may open it.
     pub fn file(&self) -> PathBuf {
-        self.lease.file().to_owned()
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.file().to_owned()
     }
 }
 

@@ -10,77 +10,92 @@ use tidelog_archive::ErrorKind;
 
 use crate::sealed::{FileDamaged, FileKeyMissing};
 
-/// What happened, as API.md section 4 names it. The text form is stable and kebab-case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "each name is the fact; docs/api.md says when")]
-pub enum Code {
-    InvalidRequest,
-    Unauthenticated,
-    TokenExpired,
-    TokenRevoked,
-    InsufficientPermissions,
-    DatabaseReadOnly,
-    DatabaseBlocked,
-    Maintenance,
-    MemberNotFound,
-    RateLimited,
-    NamespaceNotFound,
-    NamespaceDeleted,
-    DatabaseNotFound,
-    TokenNotFound,
-    OperationNotFound,
-    BookmarkUnknown,
-    NameTaken,
-    IdempotencyInProgress,
-    IdempotencyKeyReused,
-    DatabaseProtected,
-    BookmarkExpired,
-    BookmarkLost,
-    DatabasePurged,
-    DatabaseMoved,
-    SqlTooLong,
-    ResultTooLarge,
-    BookmarkInFuture,
-    BookmarkForeign,
-    RecoveryGap,
-    ImportInvalid,
-    TooManyParameters,
-    TransactionControl,
-    NameInvalid,
-    SqlError,
-    ObjectCorrupt,
-    DatabaseCorrupt,
-    Internal,
-    Overloaded,
-    StorageUnavailable,
-    WriterFenced,
-    DatabaseBusy,
-    JournalFull,
-    KeyUnavailable,
-    QueryTimeout,
-    DurabilityTimeout,
-    OutcomeUnknown,
-    QuotaExceeded,
-    DiskFull,
-    SnapshotNotFound,
-    RestoreNotFound,
-    ArchiveNotFound,
-    OperationInProgress,
-    OperationNotCancellable,
-    OperationCancelled,
-    OperationInterrupted,
-    RestoreSuperseded,
-    ForkParentPinned,
-    ArchiveHeld,
-    SnapshotPinned,
-    IdempotencyResultRolledBack,
-    SnapshotExpired,
-    PlanStale,
-    RestoreRateLimited,
-    Refused,
-    StreamBusy,
-    StreamExpired,
-    TransactionTimeout,
+macro_rules! codes {
+    ($($name:ident $text:literal $kind:ident;)*) => {
+        /// What happened, as API.md section 4 names it. The text form is stable and kebab-case.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[expect(missing_docs, reason = "each name is the fact; docs/api.md says when")]
+        pub enum Code { $($name,)* }
+
+        impl Code {
+            /// Every code.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            const fn row(self) -> (&'static str, ErrorKind) {
+                match self { $(Self::$name => ($text, ErrorKind::$kind),)* }
+            }
+        }
+    };
+}
+
+codes! {
+    InvalidRequest "invalid-request" Invalid;
+    Unauthenticated "unauthenticated" Invalid;
+    TokenExpired "token-expired" Invalid;
+    TokenRevoked "token-revoked" Invalid;
+    InsufficientPermissions "insufficient-permissions" Invalid;
+    DatabaseReadOnly "database-read-only" Invalid;
+    DatabaseBlocked "database-blocked" Invalid;
+    Maintenance "maintenance" Unavailable;
+    MemberNotFound "member-not-found" NotFound;
+    RateLimited "rate-limited" Exhausted;
+    NamespaceNotFound "namespace-not-found" NotFound;
+    NamespaceDeleted "namespace-deleted" NotFound;
+    DatabaseNotFound "database-not-found" NotFound;
+    TokenNotFound "token-not-found" NotFound;
+    OperationNotFound "operation-not-found" NotFound;
+    BookmarkUnknown "bookmark-unknown" NotFound;
+    NameTaken "name-taken" Conflict;
+    IdempotencyInProgress "idempotency-in-progress" Conflict;
+    IdempotencyKeyReused "idempotency-key-reused" Invalid;
+    DatabaseProtected "database-protected" Conflict;
+    BookmarkExpired "bookmark-expired" NotFound;
+    BookmarkLost "bookmark-lost" NotFound;
+    DatabasePurged "database-purged" NotFound;
+    DatabaseMoved "database-moved" Conflict;
+    SqlTooLong "sql-too-long" Exhausted;
+    ResultTooLarge "result-too-large" Exhausted;
+    BookmarkInFuture "bookmark-in-future" Invalid;
+    BookmarkForeign "bookmark-foreign" Invalid;
+    RecoveryGap "recovery-gap" Invalid;
+    ImportInvalid "import-invalid" Invalid;
+    TooManyParameters "too-many-parameters" Invalid;
+    TransactionControl "transaction-control" Invalid;
+    NameInvalid "name-invalid" Invalid;
+    SqlError "sql-error" Invalid;
+    ObjectCorrupt "object-corrupt" Corrupt;
+    DatabaseCorrupt "database-corrupt" Corrupt;
+    Internal "internal" Internal;
+    Overloaded "overloaded" Unavailable;
+    StorageUnavailable "storage-unavailable" Unavailable;
+    WriterFenced "writer-fenced" Fenced;
+    DatabaseBusy "database-busy" Unavailable;
+    JournalFull "journal-full" Unavailable;
+    KeyUnavailable "key-unavailable" KeyUnavailable;
+    QueryTimeout "query-timeout" Unavailable;
+    DurabilityTimeout "durability-timeout" OutcomeUnknown;
+    OutcomeUnknown "outcome-unknown" OutcomeUnknown;
+    QuotaExceeded "quota-exceeded" Exhausted;
+    DiskFull "disk-full" Exhausted;
+    SnapshotNotFound "snapshot-not-found" NotFound;
+    RestoreNotFound "restore-not-found" NotFound;
+    ArchiveNotFound "archive-not-found" NotFound;
+    OperationInProgress "operation-in-progress" Conflict;
+    OperationNotCancellable "operation-not-cancellable" Conflict;
+    OperationCancelled "operation-cancelled" Conflict;
+    OperationInterrupted "operation-interrupted" Unavailable;
+    RestoreSuperseded "restore-superseded" Conflict;
+    ForkParentPinned "fork-parent-pinned" Conflict;
+    ArchiveHeld "archive-held" Conflict;
+    SnapshotPinned "snapshot-pinned" Conflict;
+    IdempotencyResultRolledBack "idempotency-result-rolled-back" Conflict;
+    SnapshotExpired "snapshot-expired" NotFound;
+    PlanStale "plan-stale" Conflict;
+    RestoreRateLimited "restore-rate-limited" Exhausted;
+    Refused "refused" Conflict;
+    StreamBusy "stream-busy" Conflict;
+    StreamExpired "stream-expired" Invalid;
+    TransactionTimeout "transaction-timeout" Conflict;
 }
 
 impl Code {
@@ -92,79 +107,6 @@ impl Code {
     /// What a caller can do about it.
     pub const fn kind(self) -> ErrorKind {
         self.row().1
-    }
-
-    const fn row(self) -> (&'static str, ErrorKind) {
-        use ErrorKind as K;
-        match self {
-            Self::InvalidRequest => ("invalid-request", K::Invalid),
-            Self::Unauthenticated => ("unauthenticated", K::Invalid),
-            Self::TokenExpired => ("token-expired", K::Invalid),
-            Self::TokenRevoked => ("token-revoked", K::Invalid),
-            Self::InsufficientPermissions => ("insufficient-permissions", K::Invalid),
-            Self::DatabaseReadOnly => ("database-read-only", K::Invalid),
-            Self::DatabaseBlocked => ("database-blocked", K::Invalid),
-            Self::Maintenance => ("maintenance", K::Unavailable),
-            Self::MemberNotFound => ("member-not-found", K::NotFound),
-            Self::RateLimited => ("rate-limited", K::Exhausted),
-            Self::NamespaceNotFound => ("namespace-not-found", K::NotFound),
-            Self::NamespaceDeleted => ("namespace-deleted", K::NotFound),
-            Self::DatabaseNotFound => ("database-not-found", K::NotFound),
-            Self::TokenNotFound => ("token-not-found", K::NotFound),
-            Self::OperationNotFound => ("operation-not-found", K::NotFound),
-            Self::BookmarkUnknown => ("bookmark-unknown", K::NotFound),
-            Self::NameTaken => ("name-taken", K::Conflict),
-            Self::IdempotencyInProgress => ("idempotency-in-progress", K::Conflict),
-            Self::IdempotencyKeyReused => ("idempotency-key-reused", K::Invalid),
-            Self::DatabaseProtected => ("database-protected", K::Conflict),
-            Self::BookmarkExpired => ("bookmark-expired", K::NotFound),
-            Self::BookmarkLost => ("bookmark-lost", K::NotFound),
-            Self::DatabasePurged => ("database-purged", K::NotFound),
-            Self::DatabaseMoved => ("database-moved", K::Conflict),
-            Self::SqlTooLong => ("sql-too-long", K::Exhausted),
-            Self::ResultTooLarge => ("result-too-large", K::Exhausted),
-            Self::BookmarkInFuture => ("bookmark-in-future", K::Invalid),
-            Self::BookmarkForeign => ("bookmark-foreign", K::Invalid),
-            Self::RecoveryGap => ("recovery-gap", K::Invalid),
-            Self::ImportInvalid => ("import-invalid", K::Invalid),
-            Self::TooManyParameters => ("too-many-parameters", K::Invalid),
-            Self::TransactionControl => ("transaction-control", K::Invalid),
-            Self::NameInvalid => ("name-invalid", K::Invalid),
-            Self::SqlError => ("sql-error", K::Invalid),
-            Self::ObjectCorrupt => ("object-corrupt", K::Corrupt),
-            Self::DatabaseCorrupt => ("database-corrupt", K::Corrupt),
-            Self::Internal => ("internal", K::Internal),
-            Self::Overloaded => ("overloaded", K::Unavailable),
-            Self::StorageUnavailable => ("storage-unavailable", K::Unavailable),
-            Self::WriterFenced => ("writer-fenced", K::Fenced),
-            Self::DatabaseBusy => ("database-busy", K::Unavailable),
-            Self::JournalFull => ("journal-full", K::Unavailable),
-            Self::KeyUnavailable => ("key-unavailable", K::KeyUnavailable),
-            Self::QueryTimeout => ("query-timeout", K::Unavailable),
-            Self::DurabilityTimeout => ("durability-timeout", K::OutcomeUnknown),
-            Self::OutcomeUnknown => ("outcome-unknown", K::OutcomeUnknown),
-            Self::QuotaExceeded => ("quota-exceeded", K::Exhausted),
-            Self::DiskFull => ("disk-full", K::Exhausted),
-            Self::SnapshotNotFound => ("snapshot-not-found", K::NotFound),
-            Self::RestoreNotFound => ("restore-not-found", K::NotFound),
-            Self::ArchiveNotFound => ("archive-not-found", K::NotFound),
-            Self::OperationInProgress => ("operation-in-progress", K::Conflict),
-            Self::OperationNotCancellable => ("operation-not-cancellable", K::Conflict),
-            Self::OperationCancelled => ("operation-cancelled", K::Conflict),
-            Self::OperationInterrupted => ("operation-interrupted", K::Unavailable),
-            Self::RestoreSuperseded => ("restore-superseded", K::Conflict),
-            Self::ForkParentPinned => ("fork-parent-pinned", K::Conflict),
-            Self::ArchiveHeld => ("archive-held", K::Conflict),
-            Self::SnapshotPinned => ("snapshot-pinned", K::Conflict),
-            Self::IdempotencyResultRolledBack => ("idempotency-result-rolled-back", K::Conflict),
-            Self::SnapshotExpired => ("snapshot-expired", K::NotFound),
-            Self::PlanStale => ("plan-stale", K::Conflict),
-            Self::RestoreRateLimited => ("restore-rate-limited", K::Exhausted),
-            Self::Refused => ("refused", K::Conflict),
-            Self::StreamBusy => ("stream-busy", K::Conflict),
-            Self::StreamExpired => ("stream-expired", K::Invalid),
-            Self::TransactionTimeout => ("transaction-timeout", K::Conflict),
-        }
     }
 }
 

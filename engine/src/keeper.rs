@@ -13,6 +13,7 @@ use tidelog_wal::{DatabaseId, NamespaceId};
 use crate::core::Core;
 use crate::error::Error;
 use crate::executor::blocking;
+use crate::places::For;
 use crate::registry::Registry;
 
 /// Databases backfilled in one turn: the next one comes soon.
@@ -41,7 +42,7 @@ async fn backfill(
     namespace: NamespaceId,
     id: DatabaseId,
 ) -> Result<(), Error> {
-    let lease = registry.lease(namespace, id).await?;
+    let lease = registry.lease_for(For::Engine, namespace, id).await?;
     // Opening alone may have settled it.
     let (core, database) = (Arc::clone(core), Arc::clone(&lease));
     blocking(lease.core.executor(), move || {
@@ -57,7 +58,7 @@ pub(crate) async fn checkpoint(
     namespace: NamespaceId,
     id: DatabaseId,
 ) -> Result<(), Error> {
-    let lease = registry.lease(namespace, id).await?;
+    let lease = registry.lease_for(For::Engine, namespace, id).await?;
     let _gate = lease.gate_unasked().await?;
     let (core, database) = (Arc::clone(core), Arc::clone(&lease));
     blocking(lease.core.executor(), move || {

@@ -2,15 +2,17 @@
 //!
 //! Rotating a master key wraps the data keys anew, object by object, and touches nothing else: until the last one is
 //! done both master keys are needed, and a rotation that was cut short is simply run again. Rotating a data key adds
-//! one: what was sealed before stays readable by the old one. A running server uses a new data key from the next
-//! opening of the database on.
+//! one: what was sealed before stays readable by the old one. A running server reads the key object anew when it opens
+//! the database again.
 
 use tidelog_archive::key::Key;
 use tidelog_archive::seal::{KeyStatus, KeyStore};
+use tidelog_archive::store::Store;
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use crate::boxed;
 use crate::bucket::{Bucket, BucketDatabase};
+use crate::crash_point;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
 use crate::node::keys::refuse_sealed;
@@ -53,7 +55,8 @@ impl Engine {
         keys.status().await.map_err(key_error)
     }
 
-    /// Gives a database a new data key, used from now on by this node. A plain database gets its first.
+    /// Gives a database a new data key, used from now on by this node. A plain database gets its first; one that is
+    /// sealed and has lost its key object is refused.
     #[boxed]
     pub async fn rotate_data_key(
         &self,
@@ -62,6 +65,7 @@ impl Engine {
     ) -> Result<(), Error> {
         let remote = &self.inner.core.remote;
         let keys = remote.keys(namespace, id);
+        refuse_lost(&remote.store, &keys, (namespace, id)).await?;
         let rotated = keys.rotate(remote.clock.wall(), remote.entropy.as_ref());
         rotated.await.map(drop).map_err(key_error)
     }
@@ -174,19 +178,47 @@ impl Bucket {
             .map_err(|e| refused(key, e))
     }
 
-    /// Wraps every data key by the newest master key; answers how many were not. Stops at the first that cannot be
-    /// unwrapped; what is done stays done.
+    /// Wraps every data key by the newest master key; answers how many were not. A database whose key object is
+    /// damaged or cannot be unwrapped keeps no other from it: all that could not be done are named at the end.
     #[boxed]
     pub async fn rewrap_keys(&self) -> Result<usize, Error> {
-        let mut count = 0;
+        let (mut count, mut refused) = (0, Vec::new());
         for database in self.all().await? {
-            let keys = self.keys(&database);
-            if keys.load().await.map_err(key_error)?.is_some() {
-                let rewrapped = keys.rewrap(self.parts().entropy.as_ref()).await;
-                count += rewrapped.map_err(key_error)?;
+            match self.rewrap_of(&database).await {
+                Ok(rewrapped) => count += rewrapped,
+                Err(error) => match error.code() {
+                    Code::KeyUnavailable | Code::ObjectCorrupt => refused.push((database, error)),
+                    _ => return Err(error),
+                },
             }
         }
-        Ok(count)
+        let Some((_, first)) = refused.first() else {
+            return Ok(count);
+        };
+        let name = |of: &BucketDatabase| format!("{}/{}", of.namespace, of.name);
+        let names: Vec<String> = refused.iter().map(|(of, _)| name(of)).collect();
+        let why: Vec<String> = refused
+            .iter()
+            .map(|(of, error)| format!("{}: {error}", name(of)))
+            .collect();
+        let what = format!(
+            "{count} data keys were wrapped anew; not those of {} databases: {}",
+            refused.len(),
+            why.join("; ")
+        );
+        Err(Error::new(first.code(), what)
+            .with("rewrapped", count)
+            .with("databases", names))
+    }
+
+    async fn rewrap_of(&self, database: &BucketDatabase) -> Result<usize, Error> {
+        let keys = self.keys(database);
+        if keys.load().await.map_err(key_error)?.is_none() {
+            return Ok(0);
+        }
+        let rewrapped = keys.rewrap(self.parts().entropy.as_ref()).await;
+        crash_point!("keys.mid_rewrap");
+        rewrapped.map_err(key_error)
     }
 
     /// Gives a database a new data key; a plain one gets its first. A database that is sealed and has lost its key
@@ -194,14 +226,27 @@ impl Bucket {
     #[boxed]
     pub async fn rotate_data_key(&self, database: &BucketDatabase) -> Result<(), Error> {
         let keys = self.keys(database);
-        if keys.load().await.map_err(key_error)?.is_none() {
-            let place = Key::manifest(database.namespace_id, database.id).to_string();
-            let manifest = self.store().get(&place).await;
-            let bytes = manifest.map_err(|e| store_error("read a manifest", e))?;
-            refuse_sealed(&place, &bytes)?;
-        }
+        let ids = (database.namespace_id, database.id);
+        refuse_lost(self.store(), &keys, ids).await?;
         let parts = self.parts();
         let rotated = keys.rotate(parts.clock.wall(), parts.entropy.as_ref());
-        rotated.await.map(drop).map_err(key_error)
+        let rotated = rotated.await.map(drop).map_err(key_error);
+        crash_point!("keys.after_rotate");
+        rotated
     }
+}
+
+/// Refuses a sealed database whose key object is gone: a new one in its place would keep it from being put back.
+async fn refuse_lost(
+    store: &Store,
+    keys: &KeyStore,
+    (namespace, id): (NamespaceId, DatabaseId),
+) -> Result<(), Error> {
+    if keys.load().await.map_err(key_error)?.is_some() {
+        return Ok(());
+    }
+    let place = Key::manifest(namespace, id).to_string();
+    let manifest = store.get(&place).await;
+    let bytes = manifest.map_err(|e| store_error("read a manifest", e))?;
+    refuse_sealed(&place, &bytes)
 }

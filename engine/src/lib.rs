@@ -42,6 +42,7 @@ pub mod node;
 pub mod operations;
 pub mod operator;
 mod part;
+mod places;
 mod pump;
 mod rebuild;
 mod registry;

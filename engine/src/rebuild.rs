@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::json;
 use tidelog_archive::ErrorKind;
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::manifest::{Loaded, Manifest};
@@ -17,7 +18,7 @@ use crate::capture::Head;
 use crate::copy;
 use crate::core::Core;
 use crate::crash_point;
-use crate::database::state::DbState;
+use crate::database::state::{DbState, Stamp};
 use crate::database::{DbMeta, incarnation_name};
 use crate::error::{Code, Error};
 use crate::files::DbPaths;
@@ -86,7 +87,10 @@ impl Tails {
 pub(crate) fn plan_error(error: PlanError) -> Error {
     let bookmark = |position: &Position| position.to_string();
     let (code, members) = match &error {
-        PlanError::Unknown { .. } => (Code::BookmarkUnknown, vec![]),
+        PlanError::Unknown { head, .. } => (
+            Code::BookmarkUnknown,
+            vec![("current_bookmark", head.as_ref().map(bookmark))],
+        ),
         PlanError::Foreign { nearest, .. } => (
             Code::BookmarkForeign,
             vec![("nearest", nearest.as_ref().map(bookmark))],
@@ -124,8 +128,18 @@ pub(crate) fn plan_error(error: PlanError) -> Error {
         what = format!("{what}; {}: {at}", name.replace('_', " "));
     }
     let mut made = Error::new(code, what);
-    for (name, at) in members {
-        made = made.with(name, at);
+    for (name, at) in &members {
+        made = made.with(name, at.clone());
+    }
+    match &error {
+        PlanError::Gap { .. } => {
+            // The last state before it and the first behind it, as the recovery window tells a gap.
+            let mut ends = members.into_iter().map(|(_, at)| at);
+            let (after, resumes) = (ends.next().flatten(), ends.next().flatten());
+            made = made.with("gaps", json!([{ "after": after, "resumes": resumes }]));
+        }
+        PlanError::Read(read) => made = made.with("object", read.key()),
+        _ => {}
     }
     let read = matches!(error, PlanError::Manifest(_) | PlanError::Read(_));
     let gone = read && error.kind() == ErrorKind::NotFound;
@@ -151,8 +165,11 @@ pub(crate) fn restore_error(error: RestoreError) -> Error {
         chain = format!("{chain}: {inner}");
         source = inner.source();
     }
-    Error::new(code_of(error.kind()), chain)
-        .because_gone(error.kind() == ErrorKind::NotFound)
+    let mut made = Error::new(code_of(error.kind()), chain);
+    if let RestoreError::Read(read) = &error {
+        made = made.with("object", read.key());
+    }
+    made.because_gone(error.kind() == ErrorKind::NotFound)
         .caused_by(error)
 }
 
@@ -313,13 +330,15 @@ pub(crate) async fn restore_files(
         Some(parent) => crate::travel::forks::first_record(core, meta, &parent, head)?,
         None => head,
     };
+    let file = DbPaths::in_folder(&folder.join(&incarnation)).database;
     let state = DbState {
         meta,
         incarnation,
         head,
         wal: None,
         clean: true,
-        stamp: None,
+        // Its digest was proven as it was written: opening need not prove it again.
+        stamp: Stamp::of(&file),
         durable: Some(target.position),
     };
     crash_point!("restore.before_state");

@@ -2,11 +2,13 @@
 //!
 //! A slot is all that an idle database costs: no descriptor, no timer, no request (I9). Opening and closing
 //! one database happen under its slot's lock, so that a file is never opened before its last descriptor is
-//! closed (HAZARDS W0a).
+//! closed (HAZARDS W0a). Opening one beyond [`places`](crate::places) closes the one that was unused for longest; where
+//! every one is in use it waits a moment for an end, and is refused then.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tidelog_archive::manifest::State as ManifestState;
 use tidelog_wal::{DatabaseId, NamespaceId, Position};
@@ -19,15 +21,26 @@ use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::gap;
 use crate::node::inherit::journaled_of;
+use crate::places::{For, Full, Place, Places};
 use crate::rebuild::restore_files;
 use crate::streams::Streams;
+
+/// How often an end is looked for while every open database is in use.
+const PLACE_LOOK: Duration = Duration::from_millis(5);
+
+/// An open database and its place; the database is let go of first.
+#[derive(Debug)]
+struct Opened {
+    database: Arc<OpenDb>,
+    _place: Place,
+}
 
 /// A database this node knows.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     /// Where its commits stand in the journal.
     pub(crate) ledger: Arc<Ledger>,
-    open: tokio::sync::Mutex<Option<Arc<OpenDb>>>,
+    open: tokio::sync::Mutex<Option<Opened>>,
     /// Commits of earlier lives that its files may lack, for the first open.
     journaled: Mutex<Vec<Journaled>>,
     /// This life owns its manifest and has compared its files with the store.
@@ -69,6 +82,7 @@ impl Slot {
 pub(crate) struct Registry {
     core: Arc<Core>,
     slots: Mutex<HashMap<DatabaseId, Arc<Slot>>>,
+    places: Places,
     /// The streams of clients, which end before the database they are on is closed.
     pub(crate) streams: Arc<Streams>,
     /// The node stops: nothing is opened any more.
@@ -79,6 +93,7 @@ impl Registry {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self {
             streams: Arc::new(Streams::new(Arc::clone(&core))),
+            places: Places::new(core.settings.open_databases_max),
             core,
             slots: Mutex::new(HashMap::new()),
             shut: AtomicBool::new(false),
@@ -120,12 +135,22 @@ impl Registry {
         self.slot(id).owned.store(true, Ordering::Release);
     }
 
+    /// A lease of the database for a tenant's call, opening it if need be.
+    pub(crate) async fn lease(
+        &self,
+        namespace: NamespaceId,
+        id: DatabaseId,
+    ) -> Result<Lease, Error> {
+        self.lease_for(For::Tenant, namespace, id).await
+    }
+
     /// A lease of the database, opening it if need be.
     ///
     /// The first open of a life takes the manifest over, and restores the files from the store where this node
     /// has none or the store is ahead of them.
-    pub(crate) async fn lease(
+    pub(crate) async fn lease_for(
         &self,
+        whom: For,
         namespace: NamespaceId,
         id: DatabaseId,
     ) -> Result<Lease, Error> {
@@ -136,20 +161,24 @@ impl Registry {
         if self.is_shut() {
             return Err(Error::new(Code::Overloaded, "the node is shutting down"));
         }
-        if let Some(database) = open.as_ref() {
+        if let Some(opened) = open.as_ref() {
+            let database = Arc::clone(&opened.database);
             if !database.is_poisoned()
                 && let Some(lease) = database.lease()
             {
                 return Ok(lease);
             }
-            let poisoned = Arc::clone(database);
-            self.end(&poisoned).await;
+            self.end(&database).await;
             *open = None;
         }
+        let place = self.place(whom, namespace, id).await?;
         let folder = self.core.database_folder(id);
         let mut state = DbState::read(self.core.parts.disk.as_ref(), &folder)?;
         let mut journaled = lock(&slot.journaled).clone();
         let opened_before = slot.owned.load(Ordering::Acquire);
+        if opened_before && self.core.detached.is_none() {
+            self.core.remote.refresh_key(namespace, id);
+        }
         if !opened_before && self.core.detached.is_some() {
             if state.is_none() {
                 let what =
@@ -226,8 +255,67 @@ impl Registry {
         let lease = database
             .lease()
             .ok_or_else(|| Error::internal("a fresh database has no lease"))?;
-        *open = Some(database);
+        place.held_by(&database);
+        *open = Some(Opened {
+            database,
+            _place: place,
+        });
         Ok(lease)
+    }
+
+    /// A place for a database that is about to be opened.
+    async fn place(
+        &self,
+        whom: For,
+        namespace: NamespaceId,
+        id: DatabaseId,
+    ) -> Result<Place, Error> {
+        let clock = &self.core.parts.clock;
+        let bound = u64::try_from(self.core.settings.gate_timeout.as_micros()).unwrap_or(u64::MAX);
+        let until = clock.monotonic_micros().saturating_add(bound);
+        loop {
+            let full = match self.places.take(namespace, id, whom) {
+                Ok(place) => return Ok(place),
+                Err(full) => full,
+            };
+            if self.close_longest_unused(full).await {
+                continue;
+            }
+            if whom == For::Engine {
+                return Ok(self.places.take_beyond(namespace, id));
+            }
+            if self.is_shut() || clock.monotonic_micros() >= until {
+                return Err(full.error());
+            }
+            tokio::time::sleep(PLACE_LOOK).await;
+        }
+    }
+
+    /// Closes the database that was unused for longest of those that would make the place; whether there was one.
+    async fn close_longest_unused(&self, full: Full) -> bool {
+        for id in self.places.unused(full) {
+            let slot = self.slot(id);
+            // Whoever holds it opens or closes that database, and may itself wait for a place.
+            let Ok(mut open) = slot.open.try_lock() else {
+                continue;
+            };
+            let Some(opened) = open.as_ref() else {
+                continue;
+            };
+            let database = Arc::clone(&opened.database);
+            if !database.drain_unused() {
+                continue;
+            }
+            self.end(&database).await;
+            *open = None;
+            return true;
+        }
+        false
+    }
+
+    /// How many databases are open or about to be.
+    pub(crate) fn count(&self) -> usize {
+        self.places.count()
     }
 
     /// Whether a database is open.
@@ -235,7 +323,12 @@ impl Registry {
         self.slot(id).open.lock().await.is_some()
     }
 
-    /// The open databases.
+    /// The open databases, but for those that are being opened or closed.
+    pub(crate) fn open_now(&self) -> Vec<(DatabaseId, Arc<OpenDb>)> {
+        self.places.open()
+    }
+
+    /// The open databases, once those that are being opened are.
     pub(crate) async fn open(&self) -> Vec<(DatabaseId, Arc<OpenDb>)> {
         let slots: Vec<(DatabaseId, Arc<Slot>)> = {
             let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -246,8 +339,8 @@ impl Registry {
         };
         let mut found = Vec::new();
         for (id, slot) in slots {
-            if let Some(database) = slot.open.lock().await.as_ref() {
-                found.push((id, Arc::clone(database)));
+            if let Some(opened) = slot.open.lock().await.as_ref() {
+                found.push((id, Arc::clone(&opened.database)));
             }
         }
         found
@@ -257,13 +350,13 @@ impl Registry {
     pub(crate) async fn close_idle(&self, id: DatabaseId, before: u64) -> Result<bool, Error> {
         let slot = self.slot(id);
         let mut open = slot.open.lock().await;
-        let Some(database) = open.as_ref() else {
+        let Some(opened) = open.as_ref() else {
             return Ok(false);
         };
+        let database = Arc::clone(&opened.database);
         if !database.is_idle() || database.last_used() > before {
             return Ok(false);
         }
-        let database = Arc::clone(database);
         self.end(&database).await;
         *open = None;
         Ok(true)
@@ -279,8 +372,8 @@ impl Registry {
     pub(crate) async fn close(&self, id: DatabaseId) {
         let slot = self.slot(id);
         let mut open = slot.open.lock().await;
-        if let Some(database) = open.take() {
-            self.end(&database).await;
+        if let Some(opened) = open.take() {
+            self.end(&opened.database).await;
         }
     }
 }

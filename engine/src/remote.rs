@@ -33,6 +33,8 @@ pub(crate) struct Remote {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     kept: Mutex<HashMap<DatabaseId, Loaded>>,
+    /// The store keeps old versions of what is replaced or deleted.
+    pub(crate) keeps_versions: bool,
 }
 
 impl Remote {
@@ -50,6 +52,7 @@ impl Remote {
             clock,
             entropy,
             kept: Mutex::new(HashMap::new()),
+            keeps_versions: false,
         }
     }
 

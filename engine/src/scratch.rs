@@ -1,5 +1,5 @@
-//! Scratch files of long work: folders below `work` in the data folder that go away with their owner, and with
-//! the process life. Work that would not fit the disk is refused before it begins, with both figures.
+//! Scratch files of long work: folders below `work` in the data folder, and states of which images are made below
+//! `retention`, that go away with their owner, and with the process life. Work that would not fit the disk is refused before it begins, with both figures.
 
 use std::path::{Path, PathBuf};
 
@@ -17,12 +17,15 @@ fn root(core: &Core) -> PathBuf {
 
 /// Removes what an earlier process life left.
 pub(crate) fn empty(core: &Core) -> Result<(), Error> {
-    match std::fs::remove_dir_all(root(core)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io("empty the scratch folder", error))
+    for folder in [root(core), core.settings.data.join("retention")] {
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("empty the scratch folder", error));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// A folder for `what`, on whose disk `bytes` will be written.

@@ -128,17 +128,41 @@ impl Remote {
         }
     }
 
+    /// Refuses a database whose key object is known to be gone.
+    fn sealing_of(&self, namespace: NamespaceId, id: DatabaseId) -> Result<(), Error> {
+        let sealing = self.store.keys().sealing(namespace, id);
+        sealing.map(drop).map_err(key_error)
+    }
+
+    /// Reads the key object of a database anew, aside: a key that was added since seals what is written next. Nobody
+    /// waits for it, since opening what this node holds needs no store.
+    pub(crate) fn refresh_key(&self, namespace: NamespaceId, id: DatabaseId) {
+        if !self.store.keys().is_on() {
+            return;
+        }
+        let keys = self.keys(namespace, id);
+        tokio::spawn(async move {
+            if let Err(error) = keys.refresh().await {
+                tracing::debug!(database = %id, %error, "the key object was not read anew");
+            }
+        });
+    }
+
     /// Learns how a database is sealed whose records stand in a journal of an earlier life.
     pub(crate) async fn learn(&self, namespace: NamespaceId, id: DatabaseId) -> Result<(), Error> {
         let ring = self.store.keys();
-        self.keys(namespace, id).ensure().await.map_err(key_error)?;
-        if !ring.is_on() || ring.known(id) != Known::Plain {
+        match self.keys(namespace, id).ensure().await {
+            Ok(()) | Err(KeyError::Missing { .. }) => {}
+            Err(error) => return Err(key_error(error)),
+        }
+        if !ring.is_on() || !matches!(ring.known(id), Known::Plain | Known::Lost) {
             return Ok(());
         }
         let place = Key::manifest(namespace, id).to_string();
         match self.store.get(&place).await {
             Ok(bytes) => {
-                if let Err(error) = refuse_sealed(&place, &bytes) {
+                let sealed = refuse_sealed(&place, &bytes);
+                if let Err(error) = sealed.and_then(|()| self.sealing_of(namespace, id)) {
                     tracing::error!(%error, "the key of a database with unshipped commits is gone");
                     ring.note_lost(id);
                 }

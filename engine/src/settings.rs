@@ -118,7 +118,8 @@ pub struct Settings {
     /// Writes are refused with `disk-full` before they begin when the disk of the data folder has less than this
     /// left. Higher: more room to finish what was begun; lower: more of the disk can be used.
     pub disk_reserve_bytes: u64,
-    /// Databases open at once. Each takes about 12 descriptors and 1 MiB.
+    /// Databases open at once, of which one tenant has at most half. Each takes about 12 descriptors and 1 MiB. Lower: more
+    /// databases are closed and opened again, one that was unused for longest for each that is opened beyond it.
     pub open_databases_max: usize,
     /// SQLite jobs running at once.
     pub workers: usize,
@@ -167,6 +168,9 @@ pub struct Settings {
     pub audit_ship_interval: Duration,
     /// How long audit lines are kept, in the system database and in the bucket.
     pub audit_retention: Duration,
+    /// How long the bucket's own rules keep old versions of objects, if it keeps any; `None` if that is not known.
+    /// Purges say until when they may live by it.
+    pub old_versions: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -193,7 +197,7 @@ impl Default for Settings {
             idle_sweep: Duration::from_secs(5),
             checkpoint_age: Duration::from_mins(1),
             disk_reserve_bytes: 64 << 20,
-            open_databases_max: 512,
+            open_databases_max: 1024,
             workers: 16,
             workers_per_tenant: 8,
             // One processor is left for everything else.
@@ -216,6 +220,7 @@ impl Default for Settings {
             settle_level: 9,
             audit_ship_interval: Duration::from_hours(1),
             audit_retention: Duration::from_hours(90 * 24),
+            old_versions: None,
         }
     }
 }

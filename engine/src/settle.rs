@@ -32,6 +32,7 @@ use crate::gap::Break;
 use crate::image;
 use crate::journal::chunk::{Entries, Entry};
 use crate::part;
+use crate::places::For;
 use crate::registry::Registry;
 use crate::remote::publish_error;
 use crate::sealing;
@@ -148,7 +149,10 @@ impl Settler {
         }
         if image::is_due(&loaded.manifest) {
             // Only now is the database opened.
-            let lease = self.registry.lease(first.meta.namespace, id).await?;
+            let lease = self
+                .registry
+                .lease_for(For::Engine, first.meta.namespace, id)
+                .await?;
             let entry = image::write(&self.core, &lease).await?;
             self.images.insert(id, entry);
         }

@@ -135,9 +135,23 @@ impl Database {
         })
     }
 
-    /// The commits from `from` to `to`, oldest first, in pages.
+    /// The commits from `from` to `to`, oldest first, in pages. Both must be commits of this history.
     #[boxed]
     pub async fn history(
+        &self,
+        from: Option<Position>,
+        to: Option<Position>,
+        page: Page,
+    ) -> Result<PageOf<CommitInfo>, Error> {
+        for position in [from, to].into_iter().flatten() {
+            self.resolve_target(Target::Position(position)).await?;
+        }
+        let txid = |position: Position| position.txid;
+        self.commits(from.map(txid), to.map(txid), page).await
+    }
+
+    /// The same by number, which need not be one of a commit.
+    pub(crate) async fn commits(
         &self,
         from: Option<TxId>,
         to: Option<TxId>,

@@ -1,6 +1,6 @@
 //! The process dies at every step of making, deleting and restoring an archive, of replacing, rewinding, forking and
-//! detaching a database, and of purging a namespace: what the next life finds is whole or not there at all, and the
-//! operation and its record say which.
+//! detaching a database, of purging a namespace and of rotating keys: what the next life finds is whole or not there at
+//! all, and the operation and its record say which.
 //!
 //! Method: this test starts itself as a child that works on a folder until it reaches the named crash point and
 //! aborts; then a node is started on the folder.
@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use tidelog_engine::bucket::At;
+use tidelog_archive::key::Key;
+use tidelog_archive::seal::KeyStore;
+use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::operations::{Operation, OperationFilter, OperationState};
 use tidelog_engine::system::Page;
 use tidelog_engine::travel::archives::{Format, NewArchive};
@@ -17,26 +19,39 @@ use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::restores::Outcome;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Error, IdempotencyKey, Limits, NewDatabase, Params,
-    Parts, Request, Response, Settings, Statement,
+    Access, Code, Database, Durability, Engine, Error, IdempotencyKey, Limits, MasterKey,
+    MasterKeys, NewDatabase, Params, Parts, Request, Response, Settings, Statement,
 };
-use tidelog_wal::{NamespaceId, Position};
+use tidelog_testkit::sealing::{master_bytes, masters, sealed_masters};
+use tidelog_wal::{DatabaseId, NamespaceId, Position};
 
 const WAIT: Duration = Duration::from_mins(1);
 const FOLDER: &str = "TIDELOG_TEST_FOLDER";
 const WORK: &str = "TIDELOG_TEST_WORK";
 
+fn url(folder: &Path) -> String {
+    format!("file://{}", folder.join("store").display())
+}
+
 fn settings(folder: &Path) -> Settings {
     Settings {
         data: folder.join("data"),
-        store_url: format!("file://{}", folder.join("store").display()),
+        store_url: url(folder),
         ship_interval: Duration::from_millis(20),
         ..Settings::default()
     }
 }
 
 async fn start(folder: &Path) -> (Engine, NamespaceId) {
-    let engine = Engine::start(settings(folder), Parts::production()).await;
+    start_with(folder, &masters()).await
+}
+
+async fn start_with(folder: &Path, keys: &MasterKeys) -> (Engine, NamespaceId) {
+    let settings = Settings {
+        master_keys: keys.clone(),
+        ..settings(folder)
+    };
+    let engine = Engine::start(settings, Parts::production()).await;
     let engine = engine.expect("start");
     let namespace = match engine.namespace_by_name("acme").await {
         Ok(found) => found.id,
@@ -181,17 +196,72 @@ async fn child() {
     }
 }
 
+/// What a child does to a sealed bucket until it dies.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the other tests as a process that dies"]
+async fn sealed_child() {
+    let folder = PathBuf::from(std::env::var(FOLDER).expect("a folder"));
+    match std::env::var(WORK).expect("work").as_str() {
+        "purge" => {
+            let (engine, namespace) = start_with(&folder, &sealed_masters()).await;
+            let orders = engine.database_create(namespace, NewDatabase::named("orders"));
+            let orders = orders.await.expect("create");
+            sql(&orders, "CREATE TABLE t(a)").await;
+            sql(&orders, "INSERT INTO t VALUES(1)").await;
+            let mut forking = orders.fork(Fork::named("copy")).await.expect("begin");
+            let forked = forking.wait(WAIT).await;
+            assert_eq!(forked.state, OperationState::Succeeded, "{forked:?}");
+            let copy = engine.database(namespace, "copy").await.expect("the fork");
+            let mut handle = copy.archive_create(archive()).await.expect("begin");
+            let made = handle.wait(WAIT).await;
+            assert_eq!(made.state, OperationState::Succeeded, "{made:?}");
+            drop(copy);
+            let purge = engine.database_purge(namespace, "copy", None).await;
+            purge.expect("begin").wait(WAIT).await;
+        }
+        "rewrap" => {
+            let bucket = Bucket::open_with_keys(&url(&folder), &both()).await;
+            bucket.expect("bucket").rewrap_keys().await.expect("rewrap");
+        }
+        "rotate" => rotate_all(&folder).await,
+        _ => drop(start_with(&folder, &both()).await),
+    }
+}
+
+/// The test's master key, and a newer one.
+fn both() -> MasterKeys {
+    let (one, two) = (master_bytes(), [0x77; 32]);
+    let keys = [("k1", &one[..]), ("k2", &two[..])];
+    let keys = keys.map(|(id, bytes)| MasterKey::parse(id, bytes).expect("32 bytes"));
+    MasterKeys::new(keys.to_vec()).expect("two keys")
+}
+
+/// The newer one alone.
+fn newer() -> MasterKeys {
+    let key = MasterKey::parse("k2", &[0x77; 32]).expect("32 bytes");
+    MasterKeys::new(vec![key]).expect("one key")
+}
+
+/// Gives every database a new data key.
+async fn rotate_all(folder: &Path) {
+    let bucket = Bucket::open_with_keys(&url(folder), &newer()).await;
+    let bucket = bucket.expect("bucket");
+    for database in bucket.databases().await.expect("the names") {
+        bucket.rotate_data_key(&database).await.expect("rotate");
+    }
+}
+
 /// Has a child die at a crash point; the folder it worked on.
 fn died(point: &str, work: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("tempdir");
-    dies(folder.path(), point, work);
+    dies(folder.path(), "child", point, work);
     folder
 }
 
-/// Has a child that works on this folder die at a crash point.
-fn dies(folder: &Path, point: &str, work: &str) {
+/// Has a child die at a crash point on a folder.
+fn dies(folder: &Path, child: &str, point: &str, work: &str) {
     let child = Command::new(std::env::current_exe().expect("this test"))
-        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .args(["--exact", child, "--ignored", "--nocapture"])
         .env("TIDELOG_CRASH_AT", point)
         .env(FOLDER, folder)
         .env(WORK, work)
@@ -394,6 +464,57 @@ async fn a_namespace_whose_purge_began_is_gone_wherever_the_process_dies() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_that_died_behind_its_keys_is_ended_by_the_next_life() {
+    // Goal: a fork whose keys are destroyed and whose objects still stand is gone after a restart, though its manifest
+    // opens no more, and pins its parent no more. Method: death right after the keys, and behind the tombstone; the
+    // parent can be purged then, which is refused while a fork reads through it.
+    for point in ["purge.after_keys", "purge.before_objects"] {
+        let folder = tempfile::tempdir().expect("tempdir");
+        dies(folder.path(), "sealed_child", point, "purge");
+        let keys = sealed_masters();
+        let bucket = Bucket::open_with_keys(&url(folder.path()), &keys).await;
+        let bucket = bucket.expect("bucket");
+        let copy = bucket.find("acme", "copy").await.expect("its row");
+        let (namespace, id): (NamespaceId, DatabaseId) = (copy.namespace_id, copy.id);
+        let keys_of = KeyStore::new(bucket.store().clone(), namespace, id);
+        let status = keys_of.status().await.expect("read");
+        let status = status.expect("it was sealed");
+        assert!(status.shredded.is_some(), "{point}: nothing opens any more");
+        let left = || {
+            let mut found = Vec::new();
+            let prefix = Key::database_prefix(namespace, id);
+            files(&folder.path().join("store").join(prefix), &mut found);
+            found.len()
+        };
+        assert!(left() > 2, "{point}: objects still stand");
+        drop(bucket);
+
+        let (engine, namespace) = start_with(folder.path(), &keys).await;
+        let deadline = tokio::time::Instant::now() + WAIT;
+        while left() > 2 {
+            assert!(tokio::time::Instant::now() < deadline, "{point}: they stay");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for operation in recovered(&engine, namespace).await {
+            assert_eq!(operation.state, OperationState::Succeeded, "{point}");
+        }
+        let gone = engine.database(namespace, "copy").await;
+        gone.expect_err("it is gone");
+        let orders = engine.database(namespace, "orders").await.expect("there");
+        assert_eq!(sql(&orders, "SELECT count(*) FROM t").await, 1);
+        drop(orders);
+        let purge = engine.database_purge(namespace, "orders", None).await;
+        let purged = purge.expect("begin").wait(WAIT).await;
+        assert_eq!(
+            purged.state,
+            OperationState::Succeeded,
+            "{point}: {purged:?}"
+        );
+        engine.shutdown().await.expect("shutdown");
+    }
+}
+
 /// Goal: after a crash a rewind is as if it had not begun, or as if it had ended (API rule 5; DESIGN 5.7). Method: an
 /// Idempotency-Key and a snapshot of the state before tell the two apart, beside rows, record and operation.
 #[tokio::test(flavor = "multi_thread")]
@@ -473,6 +594,72 @@ async fn a_rewind_is_undone_or_whole_with_its_record_its_snapshot_and_its_keys()
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_of_keys_that_died_is_run_again() {
+    // Goal: a process that dies within a rotation of master key, data keys or the folder's own key leaves every database
+    // readable, and the rotation is simply run again. Method: one folder on which a child dies at each point; then the
+    // same is done to its end, and with the newest key alone everything is there.
+    let folder = tempfile::tempdir().expect("tempdir");
+    let (engine, namespace) = start_with(folder.path(), &sealed_masters()).await;
+    for name in ["a", "b"] {
+        let made = engine.database_create(namespace, NewDatabase::named(name));
+        let made = made.await.expect("create");
+        sql(&made, "CREATE TABLE t(a)").await;
+        sql(&made, "INSERT INTO t VALUES(1)").await;
+    }
+    engine.shutdown().await.expect("shutdown");
+    drop(engine);
+
+    let masters_of = || async {
+        let bucket = Bucket::open_with_keys(&url(folder.path()), &both()).await;
+        let all = bucket.expect("both open it").key_status().await;
+        let all = all.expect("status").into_iter();
+        let all: Vec<Vec<String>> = all.map(|one| one.keys.expect("sealed").masters).collect();
+        all
+    };
+    dies(folder.path(), "sealed_child", "keys.mid_rewrap", "rewrap");
+    assert_eq!(
+        masters_of().await,
+        [["k2"], ["k1"], ["k1"]],
+        "the first alone"
+    );
+    let bucket = Bucket::open_with_keys(&url(folder.path()), &both()).await;
+    let bucket = bucket.expect("bucket");
+    assert_eq!(bucket.rewrap_keys().await.expect("again"), 2);
+    assert_eq!(masters_of().await, [["k2"], ["k2"], ["k2"]]);
+    drop(bucket);
+
+    // The folder's own key is wrapped by the old one still, then by the new: with both at hand it opens.
+    for point in ["keys.before_local", "keys.after_local"] {
+        dies(folder.path(), "sealed_child", point, "start");
+    }
+    let (engine, _) = start_with(folder.path(), &newer()).await;
+    engine.shutdown().await.expect("shutdown");
+    drop(engine);
+
+    dies(folder.path(), "sealed_child", "keys.after_rotate", "rotate");
+    let data_keys = || async {
+        let bucket = Bucket::open_with_keys(&url(folder.path()), &newer()).await;
+        let all = bucket.expect("bucket").key_status().await.expect("status");
+        let all: Vec<usize> = all
+            .into_iter()
+            .skip(1)
+            .map(|one| one.keys.expect("sealed").keys)
+            .collect();
+        all
+    };
+    assert_eq!(data_keys().await, [2, 1], "the first alone");
+    rotate_all(folder.path()).await;
+    assert_eq!(data_keys().await, [3, 2]);
+    let (engine, namespace) = start_with(folder.path(), &newer()).await;
+    for name in ["a", "b"] {
+        let found = engine.database(namespace, name).await.expect("there");
+        assert_eq!(sql(&found, "SELECT count(*) FROM t").await, 1);
+        sql(&found, "INSERT INTO t VALUES(2)").await;
+    }
+    engine.shutdown().await.expect("shutdown");
+}
+
 /// Goal: the same of a replacement, whose keys are looked for by the next life.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_a_replacement_took_back_is_known_after_a_crash() {
@@ -516,7 +703,7 @@ async fn a_fork_is_whole_or_leaves_nothing_and_lets_its_parent_go() {
     ] {
         let folder = died(point, work);
         if let Some(again) = again {
-            dies(folder.path(), again, "recover");
+            dies(folder.path(), "child", again, "recover");
         }
         let (engine, namespace) = start(folder.path()).await;
         let operations = recovered(&engine, namespace).await;

@@ -1,10 +1,13 @@
 //! The main job in one process: write, stop, start, find everything.
 
+mod rig;
+
 use std::time::Duration;
 
 use tidelog_engine::request::{Access, Request};
 use tidelog_engine::{
-    Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Settings, Statement, Value,
+    Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Settings, Statement,
+    Value,
 };
 use tidelog_testkit::sealing::masters;
 
@@ -85,4 +88,39 @@ async fn what_was_written_is_there_after_a_restart() {
     assert_eq!(later.bookmark.txid.get(), 53);
     assert!(later.bookmark.term > before.bookmark.term);
     engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: who keeps a session does not keep a node from stopping, nor a database from being closed. Method: a session
+/// held over an idle close, after which it writes on, and over a stop, after which it cannot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_writer_keeps_nothing_open() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let settings = Settings {
+        idle_close: Duration::from_millis(50),
+        idle_sweep: Duration::from_millis(20),
+        ..rig::settings(folder.path())
+    };
+    let engine = Engine::start(settings, Parts::production()).await;
+    let engine = engine.expect("start");
+    let database = rig::orders(&engine).await;
+    let create = "CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT)";
+    rig::run(&database, create, Durability::Local).await;
+    let writer = std::sync::Arc::new(database.writer().await.expect("a session"));
+    let write = || {
+        let writer = std::sync::Arc::clone(&writer);
+        let insert = move || {
+            let insert = "INSERT INTO t(b) VALUES('held')";
+            writer.transaction(|connection| connection.execute(insert, []))
+        };
+        async move { tokio::task::spawn_blocking(insert).await.expect("no panic") }
+    };
+    assert!(write().await.expect("written").1.is_some());
+    let files = folder.path().join("data").join("databases");
+    let files = files.join(database.row().id.to_string());
+    rig::until("an idle close", || async { rig::held(&files) == 0 }).await;
+    write().await.expect("opened anew");
+    let stopped = tokio::time::timeout(rig::PATIENCE, engine.shutdown()).await;
+    stopped.expect("it stops").expect("in order");
+    let refused = write().await.expect_err("the node has stopped");
+    assert_eq!(refused.code(), Code::Overloaded, "{refused:?}");
 }

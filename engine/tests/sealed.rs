@@ -1,28 +1,35 @@
 //! Encryption through the engine: nothing shows in bucket, journal and spools; keys are needed, rotated, lost and
 //! destroyed, and each behaves as said.
 //!
-//! These tests bring their own master keys; `TIDELOG_TEST_SEALED=1` runs the other suites with encryption on.
+//! These tests bring their own master keys; `TIDELOG_TEST_SEALED=1` runs the other suites of a whole node with encryption on.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 use tidelog_archive::ErrorKind;
+use tidelog_archive::envelope::WriteId;
 use tidelog_archive::key::Key;
-use tidelog_archive::store::{Store, StoreOptions};
+use tidelog_archive::manifest::Manifest;
+use tidelog_archive::seal::Stamp;
+use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::operations::{Handle, OperationState};
 use tidelog_engine::request::{Access, Request};
 use tidelog_engine::travel::archives::{self, Archive, Format, NewArchive};
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
+use tidelog_engine::travel::verify::{Level, NewVerification};
 use tidelog_engine::{
     Code, Database, Durability, Engine, Error, Limits, MasterKey, MasterKeys, NewDatabase, Params,
     Parts, Settings, Statement, TakeOver, Value,
 };
+use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Plan, Shared, script};
 use tidelog_testkit::sealing::sealed_masters;
-use tidelog_wal::Position;
+use tidelog_wal::{DatabaseId, NamespaceId, Position};
 
 /// What must not be found. Noise, so that a compressor leaves it as it is.
 const PLANTED: &str = "zQ7kX1vB9pLm4RtW8sYc2HdG6nJf3AeU5oTi0KqZxVbNrCwMyPlSgDhFuEjOaI";
@@ -192,9 +199,11 @@ fn copy(from: &Path, to: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_planted_shows_in_bucket_journal_and_spools() {
     // Goal: stolen bucket, journal and spools are worthless. Method: planted text in rows of small and spooled
-    // commits, in names; every file of the bucket and of the journal folder is searched, sealed and, to see that
-    // the search finds, plain. Key bytes are searched for too.
+    // commits, in names; every file of the bucket and of the data folder but SQLite's own is searched, first with
+    // everything stored, then while a node ships nothing, so that a spool stands. Sealed, and, to see that the search
+    // finds, plain. Key bytes are searched for too.
     let name = b"orders-of-acme";
+    let is_spool = |path: &PathBuf| path.extension().is_some_and(|e| e == "spool");
     for keys in [masters(&[("k1", 1)]), MasterKeys::default()] {
         let folder = tempfile::tempdir().expect("tempdir");
         let engine = start(folder.path(), &keys).await;
@@ -216,7 +225,385 @@ async fn nothing_planted_shows_in_bucket_journal_and_spools() {
             assert_eq!((store, journal), (Vec::new(), Vec::new()));
         }
         engine.shutdown().await.expect("shutdown");
+        drop((database, engine));
+
+        let slow = Settings {
+            ship_interval: Duration::from_hours(1),
+            ..settings(folder.path(), &keys)
+        };
+        let engine = Engine::start(slow, Parts::production()).await;
+        let engine = engine.expect("start");
+        let database = find(&engine, "orders-of-acme").await.expect("there");
+        let sql = format!("INSERT INTO t(b) VALUES('{}')", PLANTED.repeat(2000));
+        execute(&database, &sql, Durability::Local)
+            .await
+            .expect("local");
+        let spools = files(&folder.path().join("data/journal"));
+        let spools: Vec<PathBuf> = spools.into_iter().filter(is_spool).collect();
+        assert!(!spools.is_empty(), "a spool stands");
+        let shown = outside_sqlite(folder.path(), &texts);
+        if keys.is_empty() {
+            let found = spools.iter().any(|spool| shown.contains(spool));
+            assert!(found, "the search finds it: {shown:?}");
+        } else {
+            assert_eq!(shown, Vec::<PathBuf>::new());
+        }
+        engine.shutdown().await.expect("shutdown");
     }
+}
+
+/// The files of the data folder that hold one of `texts`, but for those of the databases.
+fn outside_sqlite(folder: &Path, texts: &[&[u8]]) -> Vec<PathBuf> {
+    let data = folder.join("data");
+    let mut shown = showing(&data, texts);
+    shown.retain(|path| !path.starts_with(data.join("databases")));
+    shown
+}
+
+/// A store in memory that does as `plan` says, and gives up soon.
+fn faulty(plan: Box<dyn Plan>) -> (Arc<FaultStore>, Store) {
+    let faults = FaultStore::in_memory(plan);
+    let settings = StoreSettings {
+        attempts_max: 2,
+        backoff_max: Duration::from_millis(10),
+        ..StoreSettings::default()
+    };
+    let options = StoreOptions {
+        settings,
+        ..StoreOptions::default()
+    };
+    let objects = Arc::new(Shared(Arc::clone(&faults)));
+    let store = Store::from_object_store(objects, "", options).expect("a store");
+    (faults, store)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_the_databases_the_scratch_copies_of_long_work_alone_show_text() {
+    // Goal: docs/security.md names every place where plain copies stand. Method: the data folder is searched while the
+    // PUT of an archive is held up, and again and again while it is verified and the database is restored in place.
+    let folder = tempfile::tempdir().expect("tempdir");
+    let (faults, store) = faulty(script(|call| {
+        let archive = call.key.contains("/archives/");
+        let writes = matches!(call.op, Op::Put | Op::Upload);
+        match archive && writes {
+            true => Fault::Delay(Duration::from_secs(2)),
+            false => Fault::None,
+        }
+    }));
+    let keys = masters(&[("k1", 1)]);
+    let started = Engine::start_on(settings(folder.path(), &keys), Parts::production(), store);
+    let engine = started.await.expect("start");
+    let database = make(&engine, "orders").await;
+    let middle = run(&database, &format!("INSERT INTO t(b) VALUES('{PLANTED}')")).await;
+    fill(&database).await;
+    let texts: [&[u8]; 1] = [&PLANTED.as_bytes()[..24]];
+    let (data, work) = (folder.path().join("data"), folder.path().join("data/work"));
+    let allowed = |shown: &[PathBuf]| {
+        let allowed = ["work", "scratch", "temp"].map(|name| data.join(name));
+        let strange = shown
+            .iter()
+            .find(|path| !allowed.iter().any(|folder| path.starts_with(folder)));
+        assert_eq!(strange, None);
+    };
+
+    let new = NewArchive {
+        at: At::Latest,
+        format: Format::Sqlite,
+        name: None,
+        retain_until: None,
+        legal_hold: false,
+        token: None,
+        request: None,
+    };
+    let making = database.archive_create(new).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !faults
+        .calls()
+        .iter()
+        .any(|call| call.key.contains("/archives/") && matches!(call.op, Op::Put | Op::Upload))
+    {
+        assert!(tokio::time::Instant::now() < deadline, "no archive comes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let shown = outside_sqlite(folder.path(), &texts);
+    assert!(
+        shown.iter().any(|path| path.starts_with(&work)),
+        "the copy that is packed: {shown:?}"
+    );
+    allowed(&shown);
+    let made = succeeded(making).await;
+    let id = made["archive"]["id"].as_str().expect("an id").to_owned();
+    for round in 0..3 {
+        let begun = match round {
+            0 => database.archive_verify(&id, None).await,
+            1 => database.verify(NewVerification::of(Level::Full)).await,
+            _ => {
+                let target = RestoreTarget::At(At::Bookmark(middle));
+                database.rewind(Rewind::to(target)).await
+            }
+        };
+        let mut handle = begun.expect("begun");
+        let ended = loop {
+            allowed(&outside_sqlite(folder.path(), &texts));
+            let soon = handle.wait(Duration::from_millis(1)).await;
+            if soon.state.is_final() {
+                break soon;
+            }
+        };
+        assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    }
+    assert_eq!(count(&database).await, 1);
+    drop((database, engine.shutdown().await));
+    assert_eq!(outside_sqlite(folder.path(), &texts), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_whose_self_test_fails_claims_nothing() {
+    // Goal: a store that does not give back what was sealed is found before anything depends on it. Method: a bit of
+    // the test's object is flipped, or its end is cut off; no object of a journal was written then, so no term claimed.
+    for fault in [Fault::BitRot, Fault::CutBody, Fault::Denied] {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let (faults, store) = faulty(script(move |call| {
+            let of_it = call.key.starts_with("probe/") && call.key.ends_with("-sealed");
+            match of_it && call.op == Op::Get {
+                true => fault,
+                false => Fault::None,
+            }
+        }));
+        let settings = settings(folder.path(), &masters(&[("k1", 1)]));
+        let refused = Engine::start_on(settings.clone(), Parts::production(), store.clone()).await;
+        let refused = refused.expect_err("refused");
+        assert!(refused.to_string().contains("self-test"), "{refused}");
+        if fault == Fault::BitRot {
+            assert_eq!(refused.code(), Code::Refused, "{refused}");
+        }
+        let written = faults.calls().into_iter();
+        let written = written.filter(|call| matches!(call.op, Op::Put | Op::Upload));
+        for call in written {
+            assert!(!call.key.starts_with("journal/"), "{fault:?}: {call:?}");
+        }
+        // It was the store alone: the next start finds everything in order.
+        faults.set_plan(script(|_| Fault::None));
+        let engine = Engine::start_on(settings, Parts::production(), store).await;
+        engine.expect("start").shutdown().await.expect("shutdown");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_says_whether_and_until_when_old_versions_live() {
+    // Goal: nobody takes a purge for more than it is. Method: one in a bucket that keeps versions, without and with
+    // the rule that removes them said, and one in a bucket that keeps none.
+    for (versions, rule) in [(true, None), (true, Some(3)), (false, Some(3))] {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let (faults, store) = faulty(script(|_| Fault::None));
+        if versions {
+            faults.keep_versions();
+        }
+        let settings = Settings {
+            old_versions: rule.map(|days| Duration::from_secs(days * 86_400)),
+            ..settings(folder.path(), &masters(&[("k1", 1)]))
+        };
+        let engine = Engine::start_on(settings, Parts::production(), store).await;
+        let engine = engine.expect("start");
+        let database = make(&engine, "orders").await;
+        let namespace = database.row().namespace;
+        drop(database);
+        let said = succeeded(engine.database_purge(namespace, "orders", None).await).await;
+        let old = &said["old_versions"];
+        assert_eq!(old["kept"], versions, "{said}");
+        assert_eq!(old["gone_at"].is_string(), versions && rule.is_some());
+        if let Some(gone) = old["gone_at"].as_str() {
+            let now = said["objects_gone_at"].as_str().expect("a time");
+            assert!(&gone[..10] > &now[..10], "{said}");
+        }
+        let copies = said["copies"].as_str().expect("words");
+        assert_eq!(copies.contains("open with the master key"), versions);
+        let said = succeeded(engine.namespace_purge(namespace, None).await).await;
+        assert_eq!(said["old_versions"]["kept"], versions, "{said}");
+        engine.shutdown().await.expect("shutdown");
+    }
+}
+
+/// The manifest of a database as somebody who can write the bucket would forge it: plain.
+async fn forged(bucket: &Bucket, (namespace, id): (NamespaceId, DatabaseId)) -> Bytes {
+    let (store, key) = (bucket.store(), Key::manifest(namespace, id).to_string());
+    let bytes = store.get(&key).await.expect("the manifest");
+    store.unlock_head(&bytes).await.expect("its key");
+    let (manifest, _) = Manifest::decode(&bytes, namespace, id, store.keys()).expect("read");
+    let plain = manifest.encode(Stamp::plain(WriteId([9; 16])));
+    plain.expect("encode").bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_without_its_key_objects_takes_nothing_plain_for_its_own() {
+    // Goal: whoever can write the bucket and has no key makes no sealed history plain by deleting key objects. Method:
+    // a tenant's is deleted and a plain manifest put in its place, then the system's; the commands on the bucket, a
+    // node with its folder and one without are asked. Put back, everything is there.
+    let folder = tempfile::tempdir().expect("tempdir");
+    let keys = masters(&[("k1", 1)]);
+    let engine = start(folder.path(), &keys).await;
+    let a = make(&engine, "a").await;
+    fill(&a).await;
+    let ids = (a.row().namespace, a.row().id);
+    engine.shutdown().await.expect("shutdown");
+    drop((a, engine));
+    let opened = Bucket::open_with_keys(&url(folder.path()), &keys).await;
+    let bucket = opened.expect("bucket");
+    let system = bucket.system();
+    let system = (system.namespace_id, system.id);
+    let lies = [forged(&bucket, ids).await, forged(&bucket, system).await];
+    drop(bucket);
+    let places = [ids, system].map(|(namespace, id)| {
+        let place = format!("store/tenants/{namespace}/{id}");
+        folder.path().join(place)
+    });
+    let taking = Settings {
+        take_over: TakeOver::All,
+        data: folder.path().join("elsewhere"),
+        ..settings(folder.path(), &keys)
+    };
+    for (place, lie) in places.iter().zip(&lies) {
+        let kept = ["key", "manifest"].map(|name| std::fs::read(place.join(name)).expect("read"));
+        std::fs::remove_file(place.join("key")).expect("delete it");
+        std::fs::write(place.join("manifest"), lie).expect("forge");
+        let before = objects(folder.path());
+        if *place == places[0] {
+            let opened = Bucket::open_with_keys(&url(folder.path()), &keys).await;
+            let bucket = opened.expect("the names are there");
+            let found = bucket.find("acme", "a").await.expect("a name");
+            let refused = bucket.history(&found).await.expect_err("forged");
+            assert_eq!(refused.code(), Code::KeyUnavailable, "{refused}");
+            let refused = bucket.rotate_data_key(&found).await.expect_err("lost");
+            assert_eq!(refused.code(), Code::KeyUnavailable, "{refused}");
+            drop(bucket);
+            for settings in [settings(folder.path(), &keys), taking.clone()] {
+                let engine = Engine::start(settings, Parts::production()).await;
+                let engine = engine.expect("the system's key is there");
+                let a = find(&engine, "a").await.expect("a name");
+                let refused = execute(&a, "SELECT count(*) FROM t", Durability::Local).await;
+                let refused = refused.expect_err("forged");
+                assert_eq!(refused.code(), Code::KeyUnavailable, "{refused}");
+                let refused = engine.rotate_data_key(ids.0, ids.1).await;
+                let refused = refused.expect_err("lost");
+                assert_eq!(refused.code(), Code::KeyUnavailable, "{refused}");
+                engine.shutdown().await.expect("shutdown");
+            }
+            std::fs::remove_dir_all(&taking.data).expect("only to look");
+        } else {
+            // Those who ask for no key are served no forgery either.
+            for keys in [&keys, &MasterKeys::default()] {
+                let refused = try_start(folder.path(), keys).await.expect_err("forged");
+                assert_eq!(refused.code(), Code::KeyUnavailable, "{refused}");
+                assert!(refused.to_string().contains("/key"), "{refused}");
+            }
+            assert!(before == objects(folder.path()), "nothing was changed");
+        }
+        assert!(!place.join("key").exists(), "no other took its place");
+        for (name, bytes) in ["key", "manifest"].iter().zip(kept) {
+            std::fs::write(place.join(name), bytes).expect("put it back");
+        }
+        let back = Settings {
+            take_over: TakeOver::All,
+            ..settings(folder.path(), &keys)
+        };
+        let engine = Engine::start(back, Parts::production()).await;
+        let engine = engine.expect("start");
+        let a = find(&engine, "a").await.expect("a");
+        assert_eq!(count(&a).await, 80);
+        engine.shutdown().await.expect("shutdown");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_key_object_keeps_no_other_from_a_new_master_key() {
+    // Goal: a rotation of the master key gets through whatever one object is like, and names it. Method: the key object
+    // of the first of three databases is damaged; the rotation is run, and run again with the object put back.
+    let folder = tempfile::tempdir().expect("tempdir");
+    let (one, both) = (masters(&[("k1", 1)]), masters(&[("k1", 1), ("k2", 90)]));
+    let engine = start(folder.path(), &one).await;
+    let mut places = Vec::new();
+    for name in ["a", "b", "c"] {
+        let database = make(&engine, name).await;
+        let (namespace, id) = (database.row().namespace, database.row().id);
+        let place = format!("store/tenants/{namespace}/{id}/key");
+        places.push(folder.path().join(place));
+    }
+    engine.shutdown().await.expect("shutdown");
+    drop(engine);
+    let good = std::fs::read(&places[0]).expect("read");
+    let mut damaged = good.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&places[0], &damaged).expect("damage it");
+    let bucket = Bucket::open_with_keys(&url(folder.path()), &both).await;
+    let bucket = bucket.expect("bucket");
+    let refused = bucket.rewrap_keys().await.expect_err("one is damaged");
+    assert_eq!(refused.code(), Code::ObjectCorrupt, "{refused}");
+    assert_eq!(
+        refused.members()["rewrapped"],
+        3,
+        "the system's, b's and c's"
+    );
+    assert_eq!(
+        refused.members()["databases"],
+        serde_json::json!(["acme/a"])
+    );
+    assert!(refused.to_string().contains("acme/a"), "{refused}");
+    std::fs::write(&places[0], &good).expect("put it back");
+    assert_eq!(bucket.rewrap_keys().await.expect("again"), 1);
+    for found in bucket.key_status().await.expect("status") {
+        assert_eq!(found.keys.expect("sealed").masters, ["k2"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_node_seals_with_a_new_data_key_once_it_opens_the_database_again() {
+    // Goal: a rotation from the command line needs no restart. Method: the key is added behind the node's back; the
+    // database is closed as idle between writes, until a segment names the new key. Old segments name the old one.
+    let folder = tempfile::tempdir().expect("tempdir");
+    let keys = masters(&[("k1", 1)]);
+    let quick = Settings {
+        idle_close: Duration::from_millis(20),
+        idle_sweep: Duration::from_millis(5),
+        settle_bytes: 1,
+        settle_age: Duration::from_millis(50),
+        ..settings(folder.path(), &keys)
+    };
+    let engine = Engine::start(quick, Parts::production()).await;
+    let engine = engine.expect("start");
+    let database = make(&engine, "orders").await;
+    fill(&database).await;
+    let (namespace, id) = (database.row().namespace, database.row().id);
+    let place = format!("store/tenants/{namespace}/{id}/segments");
+    let place = folder.path().join(place);
+    let named = || -> BTreeSet<Vec<u8>> {
+        let segments = files(&place);
+        let heads = segments.iter().filter_map(|path| std::fs::read(path).ok());
+        heads.map(|bytes| bytes[32..48].to_vec()).collect()
+    };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while named().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "nothing is settled");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let old = named();
+    assert_eq!(old.len(), 1, "one key so far");
+    let bucket = Bucket::open_with_keys(&url(folder.path()), &keys).await;
+    let bucket = bucket.expect("bucket");
+    let found = bucket.find("acme", "orders").await.expect("find");
+    bucket.rotate_data_key(&found).await.expect("rotate");
+    let status = bucket.key_status_of(&found).await.expect("status");
+    let newest = status.expect("keys").newest.expect("a key").0;
+    assert!(!old.contains(&newest.0[..]));
+    while !named().contains(&newest.0[..]) {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "no segment has the new key"
+        );
+        run(&database, "INSERT INTO t(b) VALUES('on')").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    engine.shutdown().await.expect("shutdown");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -589,6 +976,10 @@ async fn a_lost_key_is_told_and_takes_no_other_database_down() {
     assert_eq!(error.code(), Code::KeyUnavailable, "{error:?}");
     assert_eq!(error.kind(), ErrorKind::KeyUnavailable);
     // Rotating does not paper over it.
+    let row = a.row();
+    let error = engine.rotate_data_key(row.namespace, row.id).await;
+    assert_eq!(error.expect_err("lost").code(), Code::KeyUnavailable);
+    assert!(!place.join("key").exists(), "no other takes its place");
     engine.shutdown().await.expect("shutdown");
     drop((a, b, engine));
     let bucket = Bucket::open_with_keys(&url(folder.path()), &keys)
@@ -950,7 +1341,7 @@ async fn a_shredded_database_opens_from_no_copy_of_the_bucket() {
 async fn opened(
     folder: &Path,
     keys: &MasterKeys,
-    (namespace, id): (tidelog_wal::NamespaceId, tidelog_wal::DatabaseId),
+    (namespace, id): (NamespaceId, DatabaseId),
 ) -> (usize, usize) {
     use tidelog_archive::envelope::{Expect, FormatError, Header, Object, ObjectKind};
     use tidelog_archive::journal::{JournalObject, slot_kind};

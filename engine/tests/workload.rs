@@ -2,15 +2,18 @@
 //! empty folder too.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tidelog_archive::env::Clock;
 use tidelog_engine::bucket::{At, Bucket};
-use tidelog_engine::request::{Access, Request};
+use tidelog_engine::request::{Access, IdempotencyKey, Request};
 use tidelog_engine::{
     Code, Database, Durability, Engine, Error, Limits, NewDatabase, Params, Parts, Settings,
     Statement, TakeOver, Value,
 };
 use tidelog_testkit::sealing::masters;
+use tidelog_testkit::sim::ShiftedClock;
 use tidelog_wal::{PageSize, Position};
 
 fn settings(folder: &Path) -> Settings {
@@ -247,5 +250,89 @@ async fn tenant_sql_cannot_leave_its_file() {
     }
     assert!(!folder.path().join("copy.db").exists() && !Path::new("copy.db").exists());
     run(&database, "INSERT INTO t VALUES(1)").await;
+    engine.shutdown().await.expect("shutdown");
+}
+
+/// The most memory this process has had, in KiB.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let figure = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    figure
+        .and_then(|figure| figure.parse().ok())
+        .expect("a figure")
+}
+
+/// Goal: one statement cannot take the memory of the node. Method: a row of a hundred columns, gigabytes together, which
+/// no limit of a result stops before the row is whole; and one whose values are small enough each.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_row_takes_bounded_memory() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let engine = start(folder.path()).await;
+    let namespace = engine.namespace_create("acme").await.expect("namespace");
+    let database = engine
+        .database_create(namespace.id, NewDatabase::named("orders"))
+        .await
+        .expect("create");
+    let before = peak();
+    for bytes in [60_000_000, 2_000_000] {
+        for function in ["zeroblob", "randomblob"] {
+            let values = vec![format!("{function}({bytes})"); 100].join(", ");
+            let error = try_run(&database, &format!("SELECT {values}")).await;
+            let error = error.expect_err("larger than any result");
+            assert_eq!(error.code(), Code::ResultTooLarge, "{function}: {error}");
+            assert!(error.members()["limit"].is_u64(), "{error}");
+        }
+    }
+    let grown = peak() - before;
+    assert!(grown < 700 << 10, "grown by {grown} KiB");
+    // Few columns may hold large values, and what a wide row holds is not bounded by what it could.
+    run(&database, "SELECT zeroblob(20000000), 1").await;
+    let narrow = vec!["'x'"; 1_900].join(", ");
+    run(&database, &format!("SELECT {narrow}")).await;
+    engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: the answer to a keyed write is kept for 24 hours, and then the key is free. Method: the wall clock is set on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_kept_for_a_day() {
+    const HOUR: i64 = 3600;
+    let folder = tempfile::tempdir().expect("tempdir");
+    let clock = Arc::new(ShiftedClock::new());
+    let parts = Parts {
+        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        ..Parts::production()
+    };
+    let engine = Engine::start(settings(folder.path()), parts).await;
+    let engine = engine.expect("start");
+    let namespace = engine.namespace_create("acme").await.expect("namespace");
+    let database = engine
+        .database_create(namespace.id, NewDatabase::named("orders"))
+        .await
+        .expect("create");
+    run(&database, "CREATE TABLE t(a)").await;
+    let insert = async |fingerprint: u8| {
+        let request = Request {
+            idempotency: Some(IdempotencyKey {
+                scope: "orders".to_owned(),
+                key: "k".to_owned(),
+                fingerprint: [fingerprint; 32],
+            }),
+            ..statement("INSERT INTO t VALUES(1)")
+        };
+        database.execute(request).await
+    };
+    for (hours, replayed) in [(0, false), (23, true), (2, false), (1, true)] {
+        clock.step(hours * HOUR);
+        let done = insert(1).await.expect("a keyed write");
+        assert_eq!(done.replayed, replayed, "{hours} hours later");
+    }
+    let reused = insert(2).await.expect_err("another request");
+    assert_eq!(reused.code(), Code::IdempotencyKeyReused);
+    clock.step(25 * HOUR);
+    insert(2).await.expect("the key is free");
+    let count = database.execute(statement("SELECT count(*) FROM t")).await;
+    let rows = &count.expect("read").results[0].rows;
+    assert_eq!(rows, &[[Value::Integer(3)]]);
     engine.shutdown().await.expect("shutdown");
 }

@@ -37,4 +37,4 @@ pub mod tls;
 pub mod values;
 
 pub use http::router::router;
-pub use routes::{Served, surface};
+pub use routes::{Served, hrana_surface, surface};

@@ -1,8 +1,8 @@
 //! What a failed request is told: RFC 9457 problem documents with a closed table of codes.
 //!
 //! [`Code`] is the table of docs/api.md in one place: text, status, title, whether a retry can help. A handler
-//! names a code or passes an engine error on; the status then follows from the table and nowhere else. An engine
-//! code that has no row here takes its status from its [`ErrorKind`], matched without a wildcard.
+//! names a code or passes an engine error on; the status then follows from the table and nowhere else. Every code of
+//! the engine has a row here; one without would take its status from its [`ErrorKind`], matched without a wildcard.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -348,6 +348,30 @@ mod tests {
                 .filter(|word| !word.starts_with('{'));
             let word = path.unwrap_or(served.method.as_str());
             assert!(manual.contains(word), "{served:?}");
+        }
+    }
+
+    #[test]
+    fn every_code_of_the_engine_has_its_row() {
+        for code in tidelog_engine::Code::ALL {
+            let found = Code::parse(code.as_str());
+            let found = found.unwrap_or_else(|| panic!("{code} has no row here"));
+            // The engine's kind is coarser, and says the same where it says whose fault it is.
+            let error = tidelog_engine::Error::new(*code, "x").with("object", "a/b");
+            let coarse = status_of_kind(error.kind());
+            let ours = |status: StatusCode| status.is_server_error();
+            let refused = matches!(error.kind(), ErrorKind::Exhausted);
+            assert!(refused || ours(coarse) == ours(found.status()), "{code}");
+            let document = Problem::from(&error).document("", "");
+            assert_eq!(document["status"], found.status().as_u16(), "{code}");
+            assert_eq!(document["object"], "a/b", "{code}");
+        }
+        for (code, status) in [
+            (Code::DiskFull, 507),
+            (Code::ObjectCorrupt, 500),
+            (Code::WriterFenced, 503),
+        ] {
+            assert_eq!(code.status().as_u16(), status);
         }
     }
 

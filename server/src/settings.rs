@@ -33,6 +33,8 @@ pub struct Limits {
     pub body_deadline: Duration,
     /// How long an import may pause between two pieces of its file.
     pub import_pause: Duration,
+    /// How long a client may read nothing of a cursor before it is let go. Longer: its transaction keeps others waiting.
+    pub cursor_pause: Duration,
     /// How long a stop waits for requests that run.
     pub drain_deadline: Duration,
     /// Items of a page when the request does not say.
@@ -43,23 +45,23 @@ pub struct Limits {
     pub connections_max: usize,
     /// Connections of one address at once; 0: as many as there are. Further ones are closed.
     pub connections_per_peer_max: usize,
-    /// Connections that one token uses at once; 0: no bound. Connections of trusted proxies are anybody's and do not
-    /// count.
+    /// Connections that one principal (a member, or a token that stands for nobody) uses at once; 0: no bound. Connections
+    /// of trusted proxies are anybody's and do not count.
     pub connections_per_principal_max: usize,
     /// Bytes of large results of one tenant that its clients have not read yet, at which it is refused more; 0: no
     /// bound. Larger: more memory for those who read slowly.
     pub untaken_bytes_per_namespace: u64,
-    /// Event streams of one token at once. Larger: more connections and tasks that last.
+    /// Event streams of one principal at once; 0: none. Larger: more connections and tasks that last.
     pub streams_per_principal_max: usize,
-    /// Requests of one token at once; 0: no bound. Lower: a client with many threads is refused sooner.
+    /// Requests of one principal at once; 0: no bound. Lower: a client with many threads is refused sooner.
     pub in_flight_per_principal: usize,
     /// Requests of one tenant at once; 0: no bound.
     pub in_flight_per_namespace: usize,
-    /// Requests a minute of a token that has no rate of its own; 0: no bound.
+    /// Requests a minute of one principal; 0: no bound. A token's own rate counts beside it, or instead where it is higher.
     pub requests_per_minute_token: u32,
     /// Requests a minute of one tenant; 0: no bound.
     pub requests_per_minute_namespace: u32,
-    /// Requests a minute of one token from one address; 0: no bound.
+    /// Requests a minute of one principal from one address; 0: no bound.
     pub requests_per_minute_peer: u32,
     /// Refused tokens a minute from one address, before unknown ones are not looked at any more; 0: no bound.
     pub auth_failures_per_minute: u32,
@@ -83,6 +85,7 @@ impl Default for Limits {
             head_deadline: Duration::from_secs(10),
             body_deadline: Duration::from_secs(30),
             import_pause: Duration::from_secs(30),
+            cursor_pause: Duration::from_secs(30),
             drain_deadline: Duration::from_secs(30),
             page_default: 100,
             page_max: 500,

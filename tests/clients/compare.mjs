@@ -20,7 +20,7 @@ const DIFFERENCES = {
   "store a text twice": [{ value: "2" }, { status: 400 }],
   "attach": [{ error: "SQLITE_AUTH" }, { error: "SQL_PARSE_ERROR" }],
   "commit nothing": [{ error: "SQLITE_ERROR" }, { error: "SQLITE_UNKNOWN" }],
-  "a rowid where nothing was inserted": [{ rowid: "0" }, { rowid: null }],
+  "an insert that inserts nothing": [[0, null], [0, "0"]],
   "no such table": [{ error: "SQLITE_ERROR" }, { error: "SQLITE_UNKNOWN" }],
   "no rows wanted": [{ rows: 0 }, { rows: 3 }],
   "describe what cannot be parsed": [{ error: "SQL_PARSE_ERROR" }, { error: "SQL_INPUT_ERROR" }],
@@ -101,6 +101,21 @@ const cases = {
   "a rowid where nothing was inserted": async (peer) => {
     const { results } = await peer.pipeline([stmt("select 1"), close]);
     return { rowid: results[0].response.result.last_insert_rowid };
+  },
+  "an insert that inserts nothing": async (peer) => {
+    const { results } = await peer.pipeline([stmt("insert or ignore into t(a) values(1)"), close]);
+    const { affected_row_count, last_insert_rowid } = results[0].response.result;
+    return [affected_row_count, last_insert_rowid];
+  },
+  "counts after somebody else's": async (peer) => {
+    const counts = [];
+    const requests = ["insert into t(b) values('p'), ('q'), ('r')", "create table after(a)", "update t set c = 1 where b = 'p'", "delete from t where b in ('p', 'q', 'r')", "drop table after"];
+    for (const sql of requests) {
+      const { results } = await peer.pipeline([stmt(sql), close]);
+      counts.push([results[0].response.result.affected_row_count, results[0].response.result.last_insert_rowid]);
+    }
+    const { results } = await peer.pipeline([stmt("begin immediate"), stmt("insert into t(b) values('p')"), stmt("create table after(a)"), stmt("rollback"), close]);
+    return [...counts, ...results.slice(0, 4).map(({ response: { result } }) => [result.affected_row_count, result.last_insert_rowid])];
   },
   "syntax": (peer) => peer.one("selec 1"),
   "no such table": (peer) => peer.one("select * from nowhere"),

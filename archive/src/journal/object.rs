@@ -138,11 +138,14 @@ impl JournalObject {
         }
     }
 
-    /// What opens a section: its database's key, unless it is plain.
+    /// What opens a section: its database's key, unless it is plain and may be.
     fn sealer(&self, section: &Section) -> Result<Option<BlockSealer>, FormatError> {
         let meta = &section.meta;
         if meta.key_id == KeyId::default() {
-            return Ok(None);
+            return match self.keys.must_be_sealed(meta.database) {
+                true => Err(FormatError::NotSealed),
+                false => Ok(None),
+            };
         }
         let ids = (meta.namespace, meta.database);
         self.keys

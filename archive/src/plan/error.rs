@@ -14,6 +14,8 @@ pub enum PlanError {
     Unknown {
         /// What was asked for.
         position: Position,
+        /// The newest stored commit.
+        head: Option<Position>,
     },
     /// The commit exists, and the bookmark is of another history.
     #[error("bookmark {position} is foreign: it is of another database or history")]

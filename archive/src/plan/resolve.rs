@@ -230,7 +230,8 @@ impl History {
     ) -> Result<Resolved, PlanError> {
         let Position { term, txid, .. } = position;
         if term > terms.highest_claimed || term == Term::NONE {
-            return Err(PlanError::Unknown { position });
+            let head = self.head();
+            return Err(PlanError::Unknown { position, head });
         }
         // A journal section may hold commits of several terms, those that went out again after a crash: where
         // each begins shows only in its records.

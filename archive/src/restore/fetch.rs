@@ -28,6 +28,22 @@ pub(super) enum Part {
     Section(Arc<(JournalObject, Section)>, usize),
 }
 
+impl Part {
+    /// Bytes of it as they are stored.
+    pub(super) fn stored_len(&self) -> u64 {
+        let (table, blocks) = match self {
+            Self::Image(image, blocks) => (&image.table, blocks),
+            Self::Segment(segment, blocks, _) => (&segment.0.table, blocks),
+            Self::Section(section, _) => {
+                let range = section.1.range();
+                return range.end.saturating_sub(range.start);
+            }
+        };
+        let blocks = table.blocks.get(blocks.clone()).unwrap_or_default();
+        blocks.iter().map(|block| u64::from(block.stored_len)).sum()
+    }
+}
+
 /// What the applying thread takes.
 #[derive(Debug)]
 pub(super) enum Unit {

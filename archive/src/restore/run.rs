@@ -52,7 +52,7 @@ pub async fn execute<S: PageSink + 'static>(
     sink: S,
     settings: RestoreSettings,
 ) -> Result<(S, Report), RestoreError> {
-    run(store, plan, sink, settings, false).await
+    run(store, plan, sink, settings, None).await
 }
 
 /// Gathers the XOR of every delta between the start of `plan`, which must be a file at hand
@@ -65,7 +65,18 @@ pub async fn merge<S: PageSink + 'static>(
     sink: S,
     settings: RestoreSettings,
 ) -> Result<(S, Report), RestoreError> {
-    run(store, plan, sink, settings, true).await
+    merge_watched(store, plan, sink, settings, &|_| {}).await
+}
+
+/// The same; `fetched` hears how many bytes of the plan's have arrived.
+pub async fn merge_watched<S: PageSink + 'static>(
+    store: &Store,
+    plan: &Plan,
+    sink: S,
+    settings: RestoreSettings,
+    fetched: &(dyn Fn(u64) + Sync),
+) -> Result<(S, Report), RestoreError> {
+    run(store, plan, sink, settings, Some(fetched)).await
 }
 
 async fn run<S: PageSink + 'static>(
@@ -73,9 +84,11 @@ async fn run<S: PageSink + 'static>(
     plan: &Plan,
     sink: S,
     settings: RestoreSettings,
-    merging: bool,
+    merging: Option<&(dyn Fn(u64) + Sync)>,
 ) -> Result<(S, Report), RestoreError> {
     let (units, inbox) = mpsc::channel(2);
+    let fetched = merging.unwrap_or(&|_| {});
+    let merging = merging.is_some();
     let worker = Worker {
         applier: Applier::new(sink, plan, settings.gather_bytes_max, merging),
         merging,
@@ -85,7 +98,7 @@ async fn run<S: PageSink + 'static>(
         scanner: None,
     };
     let applied = tokio::task::spawn_blocking(move || worker.run(inbox));
-    let fetched = fetch_all(store, plan, settings.fetches.max(1), units).await;
+    let fetched = fetch_all(store, plan, settings.fetches.max(1), units, fetched).await;
     // The worker ends when the channel closes: on success after the last unit, else without finishing.
     let applied = applied.await.map_err(|_| RestoreError::Stopped)?;
     match (fetched, applied) {
@@ -107,6 +120,7 @@ async fn fetch_all(
     plan: &Plan,
     fetches: usize,
     units: mpsc::Sender<Message>,
+    fetched: &(dyn Fn(u64) + Sync),
 ) -> Result<(), RestoreError> {
     if let Start::Image(source) = &plan.start {
         let (_, parts) = image_parts(store, source).await?;
@@ -132,11 +146,18 @@ async fn fetch_all(
         .try_flatten();
     let mut opened = Box::pin(
         parts
-            .map_ok(|(key, part)| fetch(store.clone(), key, part))
+            .map_ok(|(key, part)| {
+                let bytes = part.stored_len();
+                let fetching = fetch(store.clone(), key, part);
+                async move { Ok((fetching.await?, bytes)) }
+            })
             .try_buffered(2),
     );
-    while let Some(unit) = opened.try_next().await? {
+    let mut done = 0;
+    while let Some((unit, bytes)) = opened.try_next().await? {
         send(&units, Message::Unit(unit)).await?;
+        done += bytes;
+        fetched(done);
     }
     send(&units, Message::Complete).await
 }

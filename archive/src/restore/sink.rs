@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// A file to be filled with pages.
@@ -20,7 +20,8 @@ pub trait PageSink: Send {
     fn finish(&mut self) -> io::Result<()>;
 }
 
-/// A file that gets its name when it is finished: until then it stands beside it as `NAME.partial`.
+/// A file that gets its name when it is finished: until then it stands beside it as `NAME.partial`. It is its owner's
+/// alone: the state of a tenant is in it.
 #[derive(Debug)]
 pub struct FileSink {
     file: File,
@@ -46,6 +47,7 @@ impl FileSink {
             .write(true)
             .create(true)
             .truncate(true)
+            .mode(0o600)
             .open(&partial)?;
         Ok(Self {
             file,

@@ -73,20 +73,39 @@ impl KeyStore {
         Ok(Some((object, version)))
     }
 
-    /// Reads it and takes its keys into the ring of the store; a database without one is noted as plain.
+    /// Reads it and takes its keys into the ring of the store. A database without one is noted as plain, or refused
+    /// where it must have one.
     pub async fn admit(&self) -> Result<(), KeyError> {
         if let Some((object, _)) = self.load().await? {
             return self.keys().admit(&object);
         }
         self.keys().note_plain(self.database);
-        Ok(())
+        match self.keys().known(self.database) {
+            Known::Lost => Err(KeyError::Missing {
+                object: self.place.clone(),
+            }),
+            _ => Ok(()),
+        }
     }
 
-    /// Makes sure that it is known how new objects of the database are sealed.
+    /// Makes sure that it is known how new objects of the database are sealed. One whose key object is gone is asked
+    /// for again: it may have been put back.
     pub async fn ensure(&self) -> Result<(), KeyError> {
         match self.keys().known(self.database) {
-            Known::Nothing => self.admit().await,
-            Known::Plain | Known::Key(_) | Known::Lost | Known::Shredded => Ok(()),
+            Known::Nothing | Known::Lost => self.admit().await,
+            Known::Plain | Known::Key(_) | Known::Shredded => Ok(()),
+        }
+    }
+
+    /// Reads it anew, so that a key that was added since seals new objects. Where it cannot be had, what is known
+    /// stays.
+    pub async fn refresh(&self) -> Result<(), KeyError> {
+        if !self.keys().is_on() {
+            return Ok(());
+        }
+        match self.load().await? {
+            Some((object, _)) => self.keys().admit(&object),
+            None => Ok(()),
         }
     }
 
@@ -95,7 +114,11 @@ impl KeyStore {
         if !self.keys().is_on() || key_id == KeyId::default() || self.keys().get(key_id).is_some() {
             return Ok(());
         }
-        self.admit().await
+        match self.admit().await {
+            // What it seals is refused by the key's name when it is decoded.
+            Err(KeyError::Missing { .. }) => Ok(()),
+            admitted => admitted,
+        }
     }
 
     /// Makes the first data key of a database and stores it, wrapped; answers the key that stands there, which
@@ -169,7 +192,7 @@ impl KeyStore {
     }
 
     /// Adds a new data key: new objects are sealed with it, the old ones stay readable by the old keys. A plain
-    /// database gets its first key.
+    /// database gets its first key; one that must have one and whose key object is gone is refused.
     pub async fn rotate(
         &self,
         now: Timestamp,
@@ -182,6 +205,12 @@ impl KeyStore {
             });
         };
         if self.load().await?.is_none() {
+            if let Known::Key(_) | Known::Lost = self.keys().known(self.database) {
+                return Err(KeyError::Missing {
+                    object: self.place.clone(),
+                });
+            }
+            self.admit().await?;
             self.keys().forget(self.database);
             return self.create(now, entropy, true).await;
         }

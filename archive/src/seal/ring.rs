@@ -18,7 +18,7 @@ use crate::envelope::{Cipher, FormatError, Header, KeyId, ObjectKind, ObjectNonc
 pub enum Known {
     /// Nothing: its key object was not read.
     Nothing,
-    /// It has no key.
+    /// It has no key, and may be without one.
     Plain,
     /// This key seals new objects of it.
     Key(Arc<SealKey>),
@@ -45,6 +45,25 @@ struct State {
     keys: HashMap<KeyId, Arc<SealKey>>,
     databases: HashMap<DatabaseId, Held>,
     system: Option<(NamespaceId, DatabaseId)>,
+}
+
+impl State {
+    /// Whether the bucket was sealed from its first object on: the system database is the first that is made.
+    fn sealed_from_first(&self) -> bool {
+        self.system
+            .is_some_and(|(_, system)| self.sealed_from(system))
+    }
+
+    /// Whether the database was sealed from its first object on.
+    fn sealed_from(&self, database: DatabaseId) -> bool {
+        matches!(
+            self.databases.get(&database),
+            Some(Held::Sealed {
+                plain_before: false,
+                ..
+            })
+        )
+    }
 }
 
 #[derive(Debug)]
@@ -113,6 +132,9 @@ impl Keyring {
 
     /// Takes the keys of a database in. Old ones whose master key is not at hand are left out: what they seal
     /// is refused by name. The newest must open.
+    ///
+    /// Keys are only ever added, and destroyed keys never come back: an object that lacks the newest key known, or
+    /// has keys again, is an older version of it and changes nothing.
     pub fn admit(&self, object: &KeyObject) -> Result<(), KeyError> {
         let Some(inner) = &self.inner else {
             return Err(KeyError::Off {
@@ -130,6 +152,16 @@ impl Keyring {
         let opened = rest.filter_map(|wrapped| object.unwrap(wrapped, &inner.masters).ok());
         let opened: Vec<SealKey> = std::iter::once(first).chain(opened).collect();
         self.write(|state| {
+            let older = match state.databases.get(&database) {
+                Some(Held::Sealed { newest, .. }) => {
+                    object.keys.iter().all(|key| key.id != *newest)
+                }
+                Some(Held::Shredded) => true,
+                Some(Held::Plain | Held::Lost) | None => false,
+            };
+            if older {
+                return;
+            }
             let held = Held::Sealed {
                 newest: newest.id,
                 plain_before: object.plain_before,
@@ -143,10 +175,16 @@ impl Keyring {
         Ok(())
     }
 
-    /// Says that a database has no key.
+    /// Says that a database has no key object. In a bucket that was sealed from its first object on every database
+    /// was made with a key: there it is not plain, its key is lost.
     pub fn note_plain(&self, database: DatabaseId) {
         self.write(|state| {
-            state.databases.entry(database).or_insert(Held::Plain);
+            let held = if state.sealed_from_first() {
+                Held::Lost
+            } else {
+                Held::Plain
+            };
+            state.databases.entry(database).or_insert(held);
         });
     }
 
@@ -245,14 +283,18 @@ impl Keyring {
 
     /// What opens the blocks of the object with this header that belong to its own database, and its index.
     pub(crate) fn opening(&self, header: &Header) -> Result<Option<BlockSealer>, FormatError> {
+        let unkeyed = header.cipher == Cipher::Plain || header.key_id == KeyId::default();
+        if unkeyed && header.kind == ObjectKind::Journal {
+            return match self.bucket_must_be_sealed() {
+                true => Err(FormatError::NotSealed),
+                false => Ok(None),
+            };
+        }
         if header.cipher == Cipher::Plain {
-            if header.kind == ObjectKind::Manifest && self.must_be_sealed(header.database) {
+            if header.kind == ObjectKind::Manifest && self.manifest_must_be_sealed(header.database)
+            {
                 return Err(FormatError::NotSealed);
             }
-            return Ok(None);
-        }
-        let unkeyed = header.key_id == KeyId::default();
-        if unkeyed && header.kind == ObjectKind::Journal {
             return Ok(None);
         }
         let ids = (header.namespace, header.database);
@@ -274,12 +316,20 @@ impl Keyring {
         Ok(BlockSealer::new(&key.key, kind, nonce, ids))
     }
 
-    /// Whether the database was sealed from its first object on: then a plain manifest is none of its own.
-    fn must_be_sealed(&self, database: DatabaseId) -> bool {
-        let sealed = self.read(|state| match state.databases.get(&database) {
-            Some(Held::Sealed { plain_before, .. }) => !plain_before,
-            Some(Held::Plain | Held::Lost | Held::Shredded) | None => false,
-        });
-        sealed.unwrap_or(false)
+    /// Whether the database was sealed from its first object on: nothing plain is its own.
+    pub(crate) fn must_be_sealed(&self, database: DatabaseId) -> bool {
+        self.read(|state| state.sealed_from(database))
+            .unwrap_or(false)
+    }
+
+    /// Whether the bucket was sealed from its first object on: journals and audit lines, which belong to all, too.
+    pub(crate) fn bucket_must_be_sealed(&self) -> bool {
+        self.read(State::sealed_from_first).unwrap_or(false)
+    }
+
+    /// Whether a plain manifest is none of the database's own. One whose keys were destroyed has a plain tombstone.
+    fn manifest_must_be_sealed(&self, database: DatabaseId) -> bool {
+        let lost = self.read(|state| matches!(state.databases.get(&database), Some(Held::Lost)));
+        lost.unwrap_or(false) || self.must_be_sealed(database)
     }
 }

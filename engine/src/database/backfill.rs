@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tidelog_wal::frame::FrameNo;
+use tidelog_wal::shm::WalIndexHeader;
 
 use super::checkpoint::{checkpoint_pragma, grown_since, wal_position};
 use super::{Made, OpenDb};
@@ -53,6 +54,8 @@ pub(super) struct Backfilled {
     queued: AtomicBool,
     /// The last frame of the WAL after the last attempt.
     frame: AtomicU64,
+    /// Up to this frame writers go on while what was asked for last is done.
+    outrun_at: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -108,26 +111,40 @@ impl Backfills {
 
 impl OpenDb {
     /// Has the WAL backfilled beside the writers if it has grown enough since the last time.
-    pub(super) fn backfill_if_grown(self: &Arc<Self>, frame: FrameNo) {
+    pub(super) fn backfill_if_grown(self: &Arc<Self>, header: &WalIndexHeader) {
         let last = self.backfilled.frame.load(Ordering::Relaxed);
-        let grown = grown_since(frame, last, self.meta.page_size);
-        if grown >= self.core.settings.wal_backfill_bytes
+        let size = self.meta.page_size;
+        let grown = grown_since(header.max_frame, last, size);
+        let settings = &self.core.settings;
+        if grown >= settings.wal_backfill_bytes
             && !self.backfilled.queued.swap(true, Ordering::AcqRel)
         {
+            let more = settings.wal_soft_bytes.max(self.left_to_backfill(header));
+            let until = u64::from(header.max_frame.get()) + more / u64::from(size.get());
+            self.backfilled.outrun_at.store(until, Ordering::Relaxed);
             self.core.backfills.push(Arc::clone(self));
         }
+    }
+
+    /// Bytes of the WAL that are not in the database file.
+    pub(super) fn left_to_backfill(&self, header: &WalIndexHeader) -> u64 {
+        let frames = header
+            .max_frame
+            .get()
+            .saturating_sub(header.backfilled.get());
+        u64::from(frames) * u64::from(self.meta.page_size.get())
+    }
+
+    /// Whether the WAL has grown by as much again as was to be copied when a backfill was asked for.
+    pub(super) fn outruns_backfill(&self, frame: FrameNo) -> bool {
+        u64::from(frame.get()) >= self.backfilled.outrun_at.load(Ordering::Relaxed)
     }
 
     /// Whether so much of the WAL is left that whoever closes the database should have it backfilled first.
     pub(crate) fn has_much_to_backfill(&self) -> bool {
         let least = self.core.settings.wal_backfill_bytes / LEFT_FOR_CLOSE;
-        self.header().is_ok_and(|header| {
-            let frames = header
-                .max_frame
-                .get()
-                .saturating_sub(header.backfilled.get());
-            u64::from(frames) * u64::from(self.meta.page_size.get()) > least
-        })
+        self.header()
+            .is_ok_and(|header| self.left_to_backfill(&header) > least)
     }
 
     /// Copies what is captured into the database file, as far as readers let it, while writers go on; where a

@@ -1,9 +1,9 @@
 //! Checkpoints: with [`super::backfill`] the only code that moves frames from a WAL into a database file.
 //!
 //! A frame must be captured *and journaled, synced* before it is backfilled: copying an uncaptured frame
-//! destroys the only old image of its page (DESIGN 5.3). Most of the copying is done beside the writers. When the
-//! WAL is long all the same, one checkpoint runs behind the write gate: everything is captured and synced, PASSIVE
-//! copies what is left, which is little, and the next writer starts the WAL anew.
+//! destroys the only old image of its page (DESIGN 5.3). Most of the copying is done beside the writers, that of one
+//! large transaction too. When the WAL is long all the same, one checkpoint runs behind the write gate: everything is
+//! captured and synced, PASSIVE copies what is left, which is little, and the next writer starts the WAL anew.
 //!
 //! TRUNCATE happens only when a database is closed and one connection is left.
 
@@ -56,18 +56,25 @@ impl OpenDb {
         self.since_restart(frame) >= self.core.settings.wal_soft_bytes
     }
 
-    /// Checkpoints everything, unless a backfill runs that does as well and the WAL is not much too long yet; answers
-    /// whether it did. The caller holds the write gate, so that no frame is added meanwhile.
+    /// Checkpoints everything, unless it is better done beside the writers: where one transaction alone left more than
+    /// `wal_soft_bytes`, or a backfill runs already. They go on meanwhile until the WAL is so long that they would
+    /// outrun it. Answers whether it did. The caller holds the write gate, so that no frame is added to `header`'s.
     pub(super) fn restart_wal_soon(
-        &self,
-        frame: FrameNo,
+        self: &Arc<Self>,
+        header: &WalIndexHeader,
         scratch: &mut Scratch,
     ) -> Result<bool, Error> {
+        let soft = self.core.settings.wal_soft_bytes;
+        self.backfill_if_grown(header);
+        let outrun = self.outruns_backfill(header.max_frame);
+        if self.left_to_backfill(header) > soft && !outrun {
+            return Ok(false);
+        }
         let checkpointing = match self.checkpointing.try_lock() {
             Ok(checkpointing) => checkpointing,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
-                if self.since_restart(frame) < self.core.settings.wal_soft_bytes.saturating_mul(2) {
+                if !outrun || self.since_restart(header.max_frame) < soft.saturating_mul(2) {
                     return Ok(false);
                 }
                 self.lock_checkpointing()

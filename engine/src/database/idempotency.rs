@@ -109,7 +109,7 @@ struct Answer {
     rows: Vec<Vec<Cell>>,
     rows_read: u64,
     rows_written: u64,
-    last_insert_rowid: i64,
+    last_insert_rowid: Option<i64>,
     changes: u64,
 }
 

@@ -316,6 +316,17 @@ impl OpenDb {
         self.closing.load(Ordering::SeqCst)
     }
 
+    /// Lets nobody in any more if nobody uses it now; whether that is so.
+    pub(crate) fn drain_unused(&self) -> bool {
+        let unused = self.leases.try_acquire_many(LEASES_MAX);
+        if let Ok(all) = unused {
+            all.forget();
+            self.leases.close();
+            return true;
+        }
+        false
+    }
+
     /// Waits until nobody uses it and lets nobody in any more.
     pub(crate) async fn drain(&self) {
         if let Ok(all) = self.leases.acquire_many(LEASES_MAX).await {
@@ -577,3 +588,6 @@ pub(crate) fn incarnation_name(core: &Core) -> String {
     core.parts.entropy.fill(&mut nonce);
     format!("{}-{:08x}", core.term(), u32::from_le_bytes(nonce))
 }
+
+#[cfg(test)]
+mod tests;

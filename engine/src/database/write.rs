@@ -324,29 +324,25 @@ impl Gate {
                 return Err(error);
             }
         }
-        let behind = txid.since(database.head().txid).unwrap_or(0);
+        let mut restarted = false;
         if database.wants_restart(after.max_frame) {
-            let restarted = database
-                .core
-                .scratches
-                .with(|scratch| database.restart_wal_soon(after.max_frame, scratch));
-            match restarted {
-                Ok(true) => {}
-                Ok(false) => database.mark_dirty(),
+            let scratches = &database.core.scratches;
+            match scratches.with(|scratch| database.restart_wal_soon(&after, scratch)) {
+                Ok(done) => restarted = done,
                 Err(error) if database.is_poisoned() => return Err(after_commit(error)),
                 // The commit is captured or will be; the WAL is restarted after a later one.
                 Err(error) => {
                     tracing::warn!(database = %database.meta.id, %error, "not checkpointed yet");
-                    database.mark_dirty();
                 }
             }
         } else {
-            database.backfill_if_grown(after.max_frame);
-            if behind > RUN_AHEAD_COMMITS {
-                database.capture_now().map_err(after_commit)?;
-            } else if !self.own_capture {
-                database.mark_dirty();
-            }
+            database.backfill_if_grown(&after);
+        }
+        let behind = txid.since(database.head().txid).unwrap_or(0);
+        if !restarted && behind > RUN_AHEAD_COMMITS {
+            database.capture_now().map_err(after_commit)?;
+        } else if !restarted && !self.own_capture {
+            database.mark_dirty();
         }
         Ok(Some(ticket))
     }

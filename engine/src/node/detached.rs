@@ -72,25 +72,25 @@ pub(crate) fn start(
     if settings.visit {
         return Err(error);
     }
-    let refused = |why: &str| {
+    let refused = |error: Error, why: &str| {
         let what = format!(
             "{error}, and {} cannot serve without it: {why}",
             settings.data.display()
         );
-        Error::new(Code::StorageUnavailable, what)
+        Error::new(Code::StorageUnavailable, what).caused_by(error)
     };
     let Some(identity) = Identity::read(parts.disk.as_ref(), &settings.data)? else {
-        return Err(refused("it has never served"));
+        return Err(refused(error, "it has never served"));
     };
     if identity.store_url != settings.store_url {
-        return Err(refused("it was last served with another store"));
+        return Err(refused(error, "it was last served with another store"));
     }
     if settings.take_over != TakeOver::None {
-        return Err(refused("nothing can be taken over"));
+        return Err(refused(error, "nothing can be taken over"));
     }
     let life = Life::read(parts.disk.as_ref(), &settings.data)?;
     let (Some(life), Some(term)) = (life, identity.terms.last().copied()) else {
-        return Err(refused("its last life left no mark"));
+        return Err(refused(error, "its last life left no mark"));
     };
     let same_boot = life.is_of_boot(parts.boot.as_deref());
     let mode = if same_boot || life.stopped {

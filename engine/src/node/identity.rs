@@ -55,6 +55,8 @@ pub struct Identity {
     /// The terms of its last life and of starts since then that did not come about, ascending: a term of
     /// this folder that was closed by any other was closed by a life the folder does not know.
     pub terms: Vec<Term>,
+    /// The bucket was sealed when it was served last: one without the system database's key has lost it.
+    pub sealed: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -65,6 +67,13 @@ struct Stored {
     cluster: String,
     store: String,
     terms: Vec<u32>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    sealed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl Identity {
@@ -91,6 +100,7 @@ impl Identity {
             cluster: stored.cluster.parse().map_err(|e| damaged().caused_by(e))?,
             store_url: stored.store,
             terms: stored.terms.into_iter().map(Term::new).collect(),
+            sealed: stored.sealed,
         }))
     }
 
@@ -102,6 +112,7 @@ impl Identity {
             cluster: self.cluster.to_string(),
             store: self.store_url.clone(),
             terms: self.terms.iter().map(|term| term.get()).collect(),
+            sealed: self.sealed,
         };
         let bytes = serde_json::to_vec_pretty(&stored)
             .map_err(|e| Error::internal("encode node.json").caused_by(e))?;
@@ -129,16 +140,19 @@ mod tests {
     fn identity_round_trips() {
         let folder = tempfile::tempdir().expect("tempdir");
         assert_eq!(Identity::read(&StdDisk, folder.path()).expect("none"), None);
-        let identity = Identity {
-            node: NodeId::from_bytes([1; 16]),
-            cluster: ClusterId::from_bytes([2; 16]),
-            store_url: "file://./x".to_owned(),
-            terms: vec![Term::new(3)],
-        };
-        identity.write(&StdDisk, folder.path()).expect("write");
-        assert_eq!(
-            Identity::read(&StdDisk, folder.path()).expect("read"),
-            Some(identity)
-        );
+        for sealed in [false, true] {
+            let identity = Identity {
+                node: NodeId::from_bytes([1; 16]),
+                cluster: ClusterId::from_bytes([2; 16]),
+                store_url: "file://./x".to_owned(),
+                terms: vec![Term::new(3)],
+                sealed,
+            };
+            identity.write(&StdDisk, folder.path()).expect("write");
+            assert_eq!(
+                Identity::read(&StdDisk, folder.path()).expect("read"),
+                Some(identity)
+            );
+        }
     }
 }

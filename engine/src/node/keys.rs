@@ -2,7 +2,8 @@
 //!
 //! Before a term is claimed, so that a start with a wrong or missing key changes nothing: the system database's key
 //! object must open with the master keys given. A bucket without one gets it now, before anything else of the system
-//! database is stored. Then sealing is tried once on an object of its own: sealed, stored, read back, opened.
+//! database is stored; a data folder that knows the bucket as sealed refuses it without one. Then sealing is tried
+//! once on an object of its own: sealed, stored, read back, opened.
 //!
 //! The data folder has a key of its own, wrapped in `local.key` (the form of a `key` object), which seals journal
 //! chunks and spools. Both are wrapped anew if an older master key wraps them.
@@ -23,6 +24,7 @@ use tidelog_wal::{DatabaseId, NamespaceId};
 
 use super::start::store_error;
 use crate::core::Parts;
+use crate::crash_point;
 use crate::disk::Disk;
 use crate::error::{Code, Error};
 use crate::sealed::SealedDisk;
@@ -65,6 +67,27 @@ fn keys_wanted(url: &str, object: &KeyObject) -> Error {
             .with("master", key.master.as_str());
     }
     error
+}
+
+/// Whether the bucket is sealed: the system database has a key, and it is at hand.
+pub(crate) fn is_sealed(store: &Store, root: &Root) -> bool {
+    matches!(store.keys().known(root.system_database), Known::Key(_))
+}
+
+/// Refuses a bucket that this data folder knows as sealed and whose system database has no key object: whoever can
+/// write the bucket can delete that, and put a plain history of their own in place of the sealed one.
+pub(crate) fn refuse_unsealed(store: &Store, root: &Root, data: &Path) -> Result<(), Error> {
+    if is_sealed(store, root) {
+        return Ok(());
+    }
+    let object = KeyObject::place(root.system_namespace, root.system_database);
+    let what = format!(
+        "the data folder {} was served from a sealed bucket, and {object}, which holds the key of its system \
+         database, is missing from {}: put it back",
+        data.display(),
+        store.url()
+    );
+    Err(Error::new(Code::KeyUnavailable, what).with("object", object))
 }
 
 /// Sees to it that the system database has a key if there are master keys, that it is wrapped by the newest, and that
@@ -229,7 +252,9 @@ pub(crate) fn seal_disk(
     };
     ring.admit(&object).map_err(unavailable)?;
     if object.rewrap(masters, entropy).map_err(unavailable)? > 0 {
+        crash_point!("keys.before_local");
         write(&object)?;
+        crash_point!("keys.after_local");
     }
     let key = ring
         .sealing(ids.0, ids.1)

@@ -18,7 +18,7 @@ use tidelog_wal::{ClusterId, DatabaseId, NamespaceId, NodeId, Term};
 use super::detached;
 use super::identity::{FolderLock, Identity};
 use super::inherit::{Inherited, inherit};
-use super::keys::{prepare_bucket, seal_disk, unlock_bucket};
+use super::keys::{is_sealed, prepare_bucket, refuse_unsealed, seal_disk, unlock_bucket};
 use super::life::Life;
 use super::tail::unsettled;
 use super::terms::{Closed, close_earlier, refuse_beside_open, term_error};
@@ -111,22 +111,29 @@ pub(crate) async fn start(
     use_temp_folder(&temp_folder).map_err(|e| {
         Error::new(Code::Internal, "choose a folder for temporary files").caused_by(e)
     })?;
-    if let Err(error) = store.probe().await {
-        let gone = is_away(&error);
-        let error = store_error("probe the store", error);
-        if gone {
-            return detached::start(settings, parts, store, lock, error);
+    let fitness = match store.probe().await {
+        Ok(fitness) => fitness,
+        Err(error) => {
+            let gone = is_away(&error);
+            let error = store_error("probe the store", error);
+            if gone {
+                return detached::start(settings, parts, store, lock, error);
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
+    };
     let mut notices = Vec::new();
     let known = Identity::read(parts.disk.as_ref(), &settings.data)?;
     let (root, fresh) = read_or_make_root(&store, &parts, known.as_ref()).await?;
     let store = unlock_bucket(store, &settings.master_keys, &root).await?;
+    if known.as_ref().is_some_and(|known| known.sealed) {
+        refuse_unsealed(&store, &root, &settings.data)?;
+    }
     prepare_bucket(&store, &parts, &root, &mut notices).await?;
     parts.disk = seal_disk(&parts, &settings.data, &settings.master_keys)?;
     let disk = Arc::clone(&parts.disk);
     let mut identity = identify(&settings, &parts, known, &root, fresh)?;
+    identity.sealed |= is_sealed(&store, &root);
     identity.write(disk.as_ref(), &settings.data)?;
 
     let terms = Terms::new(
@@ -187,13 +194,9 @@ pub(crate) async fn start(
         },
         1,
     )?;
-    let remote = Remote::new(
-        store,
-        term,
-        identity.node,
-        Arc::clone(&parts.clock),
-        Arc::clone(&parts.entropy),
-    );
+    let (clock, entropy) = (Arc::clone(&parts.clock), Arc::clone(&parts.entropy));
+    let mut remote = Remote::new(store, term, identity.node, clock, entropy);
+    remote.keeps_versions = fitness.versioned;
     let turns = Turns::new(Arc::clone(&parts.clock), settings.turns_at_once);
     let core = Arc::new(Core {
         settings,
@@ -328,6 +331,7 @@ fn identify(
                 cluster: root.cluster,
                 store_url: settings.store_url.clone(),
                 terms: Vec::new(),
+                sealed: false,
             })
         }
     }

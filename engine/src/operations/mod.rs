@@ -200,6 +200,7 @@ impl Engine {
             kind: new.kind,
             state: OperationState::Running,
             phase: "starting".to_owned(),
+            phase_started_at: now,
             bytes_done: 0,
             bytes_total: 0,
             started_at: now,

@@ -168,6 +168,8 @@ pub struct Operation {
     pub state: OperationState,
     /// The part of the work it is at.
     pub phase: String,
+    /// When that part began.
+    pub phase_started_at: Timestamp,
     /// Bytes of this phase that are done.
     pub bytes_done: u64,
     /// Bytes of this phase, 0 where they are not known.
@@ -206,7 +208,7 @@ impl Operation {
         if self.state.is_final() || self.bytes_done == 0 || self.bytes_total == 0 {
             return None;
         }
-        let took = self.heartbeat_at.micros_since(self.started_at);
+        let took = self.heartbeat_at.micros_since(self.phase_started_at);
         let left = self.bytes_total.saturating_sub(self.bytes_done);
         let micros = u128::from(took) * u128::from(left) / u128::from(self.bytes_done);
         u64::try_from(micros / 1_000_000).ok()
@@ -247,6 +249,7 @@ fn operation(row: &Row<'_>) -> rusqlite::Result<Operation> {
         kind,
         state,
         phase: row.get::<_, Option<String>>(10)?.unwrap_or_default(),
+        phase_started_at: started_at,
         bytes_done: 0,
         bytes_total: 0,
         started_at,
@@ -446,6 +449,45 @@ mod tests {
             assert_eq!(OperationState::parse(state.as_str()), Some(state));
         }
         assert_eq!(OperationType::parse("nothing"), None);
+    }
+
+    /// Goal: the time left is that of the phase at its own pace, whatever came before it; nothing is said where nothing
+    /// is known, and 100 percent only at the end.
+    #[test]
+    fn percent_and_time_left_are_of_the_present_phase() {
+        let second = |n: u64| Timestamp::from_micros(n * 1_000_000);
+        let mut operation = Operation {
+            id: "op_1".to_owned(),
+            namespace: NamespaceId::from_bytes([0; 16]),
+            database: None,
+            database_name: None,
+            kind: OperationType::Restore,
+            state: OperationState::Running,
+            phase: "apply".to_owned(),
+            phase_started_at: second(1_000),
+            bytes_done: 25,
+            bytes_total: 100,
+            started_at: second(0),
+            heartbeat_at: second(1_010),
+            ended_at: None,
+            cancellable: true,
+            token: None,
+            note: Json::Null,
+            result: None,
+            error: None,
+        };
+        assert_eq!(operation.progress_percent(), Some(25));
+        assert_eq!(operation.eta_seconds(), Some(30));
+        operation.bytes_done = 0;
+        assert_eq!(operation.progress_percent(), Some(0));
+        assert_eq!(operation.eta_seconds(), None);
+        operation.bytes_done = 120;
+        assert_eq!(operation.progress_percent(), Some(99));
+        assert_eq!(operation.eta_seconds(), Some(0));
+        operation.bytes_total = 0;
+        assert_eq!(operation.progress_percent(), None);
+        operation.state = OperationState::Succeeded;
+        assert_eq!(operation.progress_percent(), Some(100));
     }
 
     #[test]

@@ -48,6 +48,17 @@ impl Shared {
         self.changes.subscribe()
     }
 
+    /// Begins a phase: what was done and how fast counts from here.
+    fn phase(&self, name: &str, bytes_total: u64) {
+        let now = self.clock.wall();
+        self.change(|operation| {
+            name.clone_into(&mut operation.phase);
+            operation.phase_started_at = now;
+            operation.bytes_done = 0;
+            operation.bytes_total = bytes_total;
+        });
+    }
+
     fn change(&self, change: impl FnOnce(&mut Operation)) {
         let now = self.clock.wall();
         self.changes.send_modify(|operation| {
@@ -129,11 +140,7 @@ impl Task {
 
     /// Begins a phase of `bytes_total` bytes, 0 where they are not known; fails if the operation is to stop.
     pub(crate) fn phase(&self, name: &str, bytes_total: u64) -> Result<(), Error> {
-        self.shared.change(|operation| {
-            name.clone_into(&mut operation.phase);
-            operation.bytes_done = 0;
-            operation.bytes_total = bytes_total;
-        });
+        self.shared.phase(name, bytes_total);
         self.check()
     }
 
@@ -141,6 +148,14 @@ impl Task {
     pub(crate) fn progress(&self, bytes_done: u64) {
         self.shared
             .change(|operation| operation.bytes_done = bytes_done);
+    }
+
+    /// The same for a phase whose size is known only once it is under way.
+    pub(crate) fn progress_of(&self, bytes_done: u64, bytes_total: u64) {
+        self.shared.change(|operation| {
+            operation.bytes_done = bytes_done;
+            operation.bytes_total = bytes_total;
+        });
     }
 
     /// Fails if the operation is to stop.

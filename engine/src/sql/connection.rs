@@ -29,7 +29,11 @@ const CACHE_KIB: i32 = 256;
 /// Statements kept prepared.
 const STATEMENTS_CACHED: usize = 64;
 /// The longest string, blob or row.
-const VALUE_BYTES_MAX: i32 = 64 << 20;
+const VALUE_BYTES_MAX: i32 = 32 << 20;
+/// What the values of a row may take together: SQLite holds all columns at once, however they are made.
+const ROW_VALUES_MAX: usize = 256 << 20;
+/// Arguments of a function, all of which SQLite holds at once as well.
+const FUNCTION_ARGS_MAX: i32 = 127;
 /// How long SQLite itself waits for a lock: only recovery and checkpoints ever hold one against us.
 const BUSY_TIMEOUT_MS: u64 = 5000;
 
@@ -63,6 +67,31 @@ pub(crate) struct Paced<'a>(&'a Mutex<Option<Pace>>);
 impl Drop for Paced<'_> {
     fn drop(&mut self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// The bound of a statement's values, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct RowShare<'a> {
+    connection: &'a Connection,
+    value_bytes: i32,
+}
+
+impl RowShare<'_> {
+    /// The most bytes of one value.
+    pub(crate) const fn value_bytes(&self) -> i32 {
+        self.value_bytes
+    }
+}
+
+impl Drop for RowShare<'_> {
+    fn drop(&mut self) {
+        if self.value_bytes != VALUE_BYTES_MAX {
+            // Fails for a negative value alone.
+            let _ = self
+                .connection
+                .set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX);
+        }
     }
 }
 
@@ -174,6 +203,7 @@ fn configure(
     let defensive = purpose != Purpose::RawPages || !rule!("rewind.defensive_off");
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, defensive)?;
     connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_FUNCTION_ARG, FUNCTION_ARGS_MAX)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
     if purpose == Purpose::Reader {
         connection.execute_batch("PRAGMA query_only=ON")?;
@@ -272,6 +302,23 @@ impl Sqlite {
     pub(crate) fn paced(&self, pace: Pace) -> Paced<'_> {
         *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
         Paced(&self.pace)
+    }
+
+    /// Has the columns of a statement share what a row may take: the more there are, the smaller is each.
+    pub(crate) fn share_row(&self, columns: usize) -> RowShare<'_> {
+        let share = ROW_VALUES_MAX / columns.max(1);
+        let value_bytes =
+            i32::try_from(share).map_or(VALUE_BYTES_MAX, |one| one.min(VALUE_BYTES_MAX));
+        if value_bytes != VALUE_BYTES_MAX {
+            // Fails for a negative value alone.
+            let _ = self
+                .connection
+                .set_limit(Limit::SQLITE_LIMIT_LENGTH, value_bytes);
+        }
+        RowShare {
+            connection: &self.connection,
+            value_bytes,
+        }
     }
 
     /// The time of its statements, to be seen to from elsewhere.

@@ -78,4 +78,35 @@ mod tests {
         let rows = folded.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
         assert_eq!(rows.expect("a count"), 2);
     }
+
+    /// Method: both files are copied out of a transaction that has written to the database already, as a crash leaves
+    /// them.
+    #[test]
+    fn a_hot_journal_is_rolled_back_in_the_copy() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [live, file, copy] = ["live.db", "a.db", "b.db"].map(|name| folder.path().join(name));
+        let writer = Connection::open(&live).expect("opens");
+        writer
+            .execute_batch(
+                "PRAGMA journal_mode=DELETE; PRAGMA cache_size=1; CREATE TABLE t(a, b);
+                 WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 200)
+                 INSERT INTO t SELECT x, zeroblob(2000) FROM c;
+                 BEGIN; UPDATE t SET a = 0; PRAGMA cache_spill=1; UPDATE t SET b = zeroblob(1999);",
+            )
+            .expect("written");
+        fs::copy(&live, &file).expect("copied");
+        fs::copy(beside(&live, "-journal"), beside(&file, "-journal")).expect("a journal");
+        drop(writer);
+        let torn = fs::read(&file).expect("readable");
+        let whole = fs::read(&live).expect("readable");
+        assert!(torn != whole, "the transaction has reached the file");
+        assert!(has_more(&file));
+        fold(&file, &copy).expect("folded");
+        assert!(!has_more(&copy));
+        assert_eq!(fs::read(&file).expect("readable"), torn, "the original");
+        let folded = Connection::open(&copy).expect("opens");
+        let sum = "SELECT sum(a), sum(length(b)) FROM t";
+        let found = folded.query_row(sum, [], |row| Ok((row.get(0)?, row.get(1)?)));
+        assert_eq!(found.expect("sums"), (20_100_i64, 400_000_i64));
+    }
 }

@@ -8,12 +8,15 @@ use std::time::Duration;
 use rusqlite::types::ValueRef;
 use rusqlite::{Statement as Prepared, StatementStatus};
 
-use super::connection::Sqlite;
+use super::connection::{RowShare, Sqlite};
 use super::own::tenant_text;
 use super::policy::Refusal;
 use crate::error::{Code, Error};
 
 pub use rusqlite::types::Value;
+
+/// The most bytes of one row that are handed out, whatever its receiver takes.
+const ROW_BYTES_MAX: usize = 64 << 20;
 
 /// A statement with its parameters.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,8 +89,8 @@ pub struct StatementResult {
     pub rows_read: u64,
     /// Rows inserted, updated or deleted, by triggers and cascades too.
     pub rows_written: u64,
-    /// The rowid of the last insert on this connection.
-    pub last_insert_rowid: i64,
+    /// The rowid of what the statement inserted last; none if it inserted nothing.
+    pub last_insert_rowid: Option<i64>,
     /// Rows changed by the statement itself.
     pub changes: u64,
 }
@@ -130,7 +133,7 @@ pub struct Tally {
     /// As in [`StatementResult`].
     pub rows_written: u64,
     /// As in [`StatementResult`].
-    pub last_insert_rowid: i64,
+    pub last_insert_rowid: Option<i64>,
     /// As in [`StatementResult`].
     pub changes: u64,
 }
@@ -227,7 +230,7 @@ pub(crate) fn run_into(
         .raw()
         .prepare_cached(tenant_text(&statement.sql))
         .map_err(|error| sql_error(sqlite, error))?;
-    run_prepared(sqlite, &mut prepared, &statement.params, receiver)
+    run_prepared(sqlite, &mut prepared, statement, receiver)
 }
 
 /// The same, and the statement does not stay prepared.
@@ -240,37 +243,86 @@ pub(crate) fn run_anew(
         .raw()
         .prepare(tenant_text(&statement.sql))
         .map_err(|error| sql_error(sqlite, error))?;
-    run_prepared(sqlite, &mut prepared, &statement.params, receiver)
+    run_prepared(sqlite, &mut prepared, statement, receiver)
 }
 
 fn run_prepared(
     sqlite: &Sqlite,
     prepared: &mut Prepared<'_>,
-    params: &Params,
+    statement: &Statement,
     receiver: &mut dyn Rows,
 ) -> Result<Tally, Error> {
     let connection = sqlite.raw();
     if is_blank(prepared) {
         return Err(no_statement());
     }
-    bind(prepared, params)?;
-    let total_before = connection.total_changes();
+    bind(prepared, &statement.params)?;
+    let (total_before, rowid_before) = (connection.total_changes(), connection.last_insert_rowid());
     prepared.reset_status(StatementStatus::FullscanStep);
+    let share = sqlite.share_row(prepared.column_count());
     let outcome = pass_on(prepared, receiver);
     let scanned = prepared.get_status(StatementStatus::FullscanStep);
-    let readonly = prepared.readonly();
+    let answers = prepared.column_count() > 0;
     prepared.clear_bindings();
     let rows = match outcome {
         Ok(rows) => rows,
+        Err(Stop::Sqlite(error)) if answers && is_too_big(&error) => {
+            return Err(value_too_large(&share));
+        }
         Err(Stop::Sqlite(error)) => return Err(sql_error(sqlite, error)),
         Err(Stop::Receiver(error)) => return Err(*error),
     };
+    let rows_written = connection.total_changes() - total_before;
+    let rowid = connection.last_insert_rowid();
+    // SQLite keeps both numbers of whoever wrote last on the connection, which others use as well. An INSERT may
+    // give the same rowid in another table.
+    let inserted = rows_written > 0 && (rowid != rowid_before || begins_as_insert(&statement.sql));
     Ok(Tally {
         rows_read: rows + u64::try_from(scanned).unwrap_or(0),
-        rows_written: connection.total_changes() - total_before,
-        last_insert_rowid: connection.last_insert_rowid(),
-        changes: if readonly { 0 } else { connection.changes() },
+        rows_written,
+        last_insert_rowid: inserted.then_some(rowid),
+        changes: match rows_written {
+            0 => 0,
+            _ => connection.changes(),
+        },
     })
+}
+
+/// Whether a text begins as an INSERT does. For telling of what ran: what a statement may do is SQLite's to say.
+fn begins_as_insert(sql: &str) -> bool {
+    let mut rest = sql;
+    loop {
+        rest =
+            rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\u{b}' || c == ';');
+        let comment = match rest.get(..2) {
+            Some("--") => rest.split_once('\n'),
+            Some("/*") => rest.split_once("*/"),
+            _ => break,
+        };
+        rest = comment.map_or("", |(_, after)| after);
+    }
+    let mut words = rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let inserts = |word: &str| {
+        let verbs = ["insert", "replace"];
+        verbs.iter().any(|verb| word.eq_ignore_ascii_case(verb))
+    };
+    match words.next() {
+        Some(word) if word.eq_ignore_ascii_case("with") => words.any(inserts),
+        word => word.is_some_and(inserts),
+    }
+}
+
+fn is_too_big(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::TooBig)
+}
+
+fn value_too_large(share: &RowShare<'_>) -> Error {
+    let limit = share.value_bytes();
+    let what = format!(
+        "a value or row has more than {limit} bytes, the most for so many columns; ask for fewer columns, \
+         or for parts of the value"
+    );
+    Error::new(Code::ResultTooLarge, what).with("limit", limit)
 }
 
 /// Blanks and comments prepare to nothing, which has no counters to ask.
@@ -319,13 +371,27 @@ fn pass_on(prepared: &mut Prepared<'_>, receiver: &mut dyn Rows) -> Result<u64, 
             // Not before: the first step prepares the statement anew if the schema has changed since.
             receiver.columns(columns(row.as_ref()))?;
         }
+        count += 1;
+        let Some(left) = receiver.left() else {
+            continue;
+        };
         let width = row.as_ref().column_count();
         let mut values = Vec::with_capacity(width);
+        let mut bytes = 0;
         for i in 0..width {
-            values.push(owned(row.get_ref(i)?));
+            let value = owned(row.get_ref(i)?);
+            bytes += weight(&value);
+            values.push(value);
+            if bytes > ROW_BYTES_MAX {
+                let what = format!("bytes in one row; the limit is {ROW_BYTES_MAX}");
+                return Err(over(&what, ROW_BYTES_MAX).into());
+            }
+            if bytes > left {
+                // Enough for the receiver to refuse the row.
+                break;
+            }
         }
         receiver.row(values)?;
-        count += 1;
     }
     drop(rows);
     if count == 0 {
@@ -454,5 +520,32 @@ pub fn sql_error(sqlite: &Sqlite, error: rusqlite::Error) -> Error {
             .with("sqlite_code", failure.extended_code)
             .with("offset", *offset),
         _ => Error::new(Code::SqlError, error.to_string()).caused_by(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_insert_is_told_by_its_first_word() {
+        for sql in [
+            "insert into t values(1)",
+            " ;\n-- update\n/* delete */ REPLACE INTO t VALUES(1)",
+            "With c as (select 1) insert into t select * from c",
+        ] {
+            assert!(begins_as_insert(sql), "{sql}");
+        }
+        for sql in [
+            "update t set a = 1 -- insert",
+            "/* insert",
+            "-- insert",
+            "inserted",
+            "with c as (select 1) update t set a = 1",
+            "",
+            "é",
+        ] {
+            assert!(!begins_as_insert(sql), "{sql}");
+        }
     }
 }

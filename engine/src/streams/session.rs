@@ -129,7 +129,7 @@ impl Rows for Held {
     }
 
     fn left(&self) -> Option<usize> {
-        self.rows.left()
+        self.wanted.then(|| self.rows.budget)
     }
 }
 
@@ -517,10 +517,7 @@ impl Session {
         rows.columns(Vec::new())?;
         let ended = self.is_autocommit();
         Ok(Stepped::Done(
-            Tally {
-                last_insert_rowid: sqlite.raw().last_insert_rowid(),
-                ..Tally::default()
-            },
+            Tally::default(),
             Committed {
                 ticket,
                 schema_changed: schema_changed && ended,

@@ -26,6 +26,8 @@ const WAITING_MAX: usize = 20_000;
 const OBJECT_LINES_MAX: usize = 10_000;
 /// Rows deleted in one transaction.
 const PRUNE_MAX: i64 = 50_000;
+/// Objects deleted before their rows are.
+const PRUNE_OBJECTS_MAX: i64 = 1_000;
 
 /// How much a line matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -265,7 +267,8 @@ impl System {
     /// Stores the lines that are not in the bucket yet, and deletes rows and objects past the retention.
     pub(crate) async fn ship_audit(&self, retention: Duration) -> Result<(), Error> {
         while self.ship_some().await? {}
-        self.prune_audit(retention).await
+        while self.prune_some(retention).await? {}
+        Ok(())
     }
 
     async fn ship_some(&self) -> Result<bool, Error> {
@@ -306,15 +309,17 @@ impl System {
                 text.push_str(line);
                 text.push('\n');
             }
-            remote
-                .create(&key, remote.audit_object(namespace, text)?)
-                .await?;
+            let object = remote.audit_object(namespace, text)?;
             let newest = lines.iter().map(|(_, at, _)| *at).max().unwrap_or(0);
+            // First: an object that no row names would outlive the retention. One that is named and absent does no harm.
+            let named = key.clone();
             self.write(move |c| {
-                c.execute(
-                    "INSERT INTO audit_objects VALUES(?1, ?2)",
-                    params![key, newest],
-                )?;
+                let insert = "INSERT INTO audit_objects VALUES(?1, ?2)";
+                c.execute(insert, params![named, newest])
+            })
+            .await?;
+            remote.create(&key, object).await?;
+            self.write(move |c| {
                 let mut update =
                     c.prepare("UPDATE audit SET shipped = 1 WHERE namespace = ?1 AND id = ?2")?;
                 for (id, _, _) in &lines {
@@ -327,7 +332,8 @@ impl System {
         Ok(full)
     }
 
-    async fn prune_audit(&self, retention: Duration) -> Result<(), Error> {
+    /// Deletes what is past the retention; whether more may be.
+    async fn prune_some(&self, retention: Duration) -> Result<bool, Error> {
         let kept = u64::try_from(retention.as_micros()).unwrap_or(u64::MAX);
         let now = self.core.parts.clock.wall().micros();
         let oldest = micros(Timestamp::from_micros(now.saturating_sub(kept)));
@@ -339,14 +345,16 @@ impl System {
                     |row| row.get(0),
                 )?;
                 let mut select =
-                    c.prepare("SELECT key FROM audit_objects WHERE newest < ?1 LIMIT 1000")?;
-                let keys = select.query_map([oldest], |row| row.get(0))?;
+                    c.prepare("SELECT key FROM audit_objects WHERE newest < ?1 LIMIT ?2")?;
+                let keys = select.query_map([oldest, PRUNE_OBJECTS_MAX], |row| row.get(0))?;
                 Ok((old, keys.collect::<rusqlite::Result<_>>()?))
             })
             .await?;
         if old == 0 && doomed.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
+        let objects = i64::try_from(doomed.len()).unwrap_or(i64::MAX);
+        let full = old >= PRUNE_MAX || objects >= PRUNE_OBJECTS_MAX;
         self.core
             .remote
             .store
@@ -364,6 +372,6 @@ impl System {
             )
         })
         .await?;
-        Ok(())
+        Ok(full)
     }
 }

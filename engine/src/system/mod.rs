@@ -29,6 +29,7 @@ use crate::core::Core;
 use crate::database::Lease;
 use crate::error::{Code, Error};
 use crate::executor::blocking;
+use crate::places::For;
 use crate::registry::Registry;
 use crate::settings::Durability;
 use crate::sql::policy::Permission;
@@ -142,7 +143,9 @@ impl System {
     }
 
     async fn lease(&self) -> Result<Lease, Error> {
-        self.registry.lease(self.namespace, self.id).await
+        self.registry
+            .lease_for(For::Engine, self.namespace, self.id)
+            .await
     }
 
     /// Runs `work` in a read transaction.

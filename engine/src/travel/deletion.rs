@@ -31,7 +31,9 @@ use tidelog_archive::manifest::{Manifest, Parent, State};
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use super::archives::{refuse_held, rfc3339};
+use super::detach::detach_forks;
 use super::forks;
+use super::old_versions::{copies, old_versions};
 use super::retention::garbage::{keys_below, keys_under};
 use super::retention::image::scratch;
 use super::retention::run::trusted;
@@ -179,17 +181,54 @@ impl Engine {
         self.purge_row(row, token).await
     }
 
+    /// The same, once every fork that reads through it was made independent. Refused, before any is, while others do
+    /// than live ones.
+    #[boxed]
+    pub async fn database_purge_detaching(
+        &self,
+        namespace: NamespaceId,
+        name: &str,
+        token: Option<String>,
+    ) -> Result<Handle, Error> {
+        let row = self
+            .inner
+            .system
+            .database_or_deleted(namespace, name)
+            .await?;
+        self.begin_purge(row, token, true).await
+    }
+
     /// Begins the purge of a database.
     pub(crate) async fn purge_row(
         &self,
         row: DatabaseRow,
         token: Option<String>,
     ) -> Result<Handle, Error> {
+        self.begin_purge(row, token, false).await
+    }
+
+    async fn begin_purge(
+        &self,
+        row: DatabaseRow,
+        token: Option<String>,
+        detaching: bool,
+    ) -> Result<Handle, Error> {
+        let mut detached = Vec::new();
         if !row.purging {
             protected(&row)?;
             let remote = &self.inner.core.remote;
             let loaded = remote.owned_manifest(row.namespace, row.id).await?;
-            self.refuse_forks(&forks_of(&loaded.manifest)).await?;
+            let mut forks = forks_of(&loaded.manifest);
+            if detaching {
+                for id in forks.clone() {
+                    let fork = self.inner.system.database_by_id(id).await?;
+                    if let Some(fork) = fork.filter(|fork| fork.deleted_at.is_none()) {
+                        forks.remove(&id);
+                        detached.push(fork);
+                    }
+                }
+            }
+            self.refuse_forks(&forks).await?;
             let now = self.retained_until(&row).await?;
             refuse_held(self.inner.system.archives_held(row.id, now).await?)?;
         }
@@ -198,12 +237,15 @@ impl Engine {
             namespace: row.namespace,
             database: Some((row.id, row.name.clone())),
             exclusive: true,
-            token,
+            token: token.clone(),
             note: json!({ "database": row.id.to_string() }),
         };
         let engine = self.clone();
-        self.operate(new, async move |task| engine.purge(&row, Some(&task)).await)
-            .await
+        self.operate(new, async move |task| {
+            detach_forks(&engine, &detached, &task, token.as_ref()).await?;
+            engine.purge(&row, Some(&task)).await
+        })
+        .await
     }
 
     /// The time by which the retention of archives is judged: a clock that runs ahead ends none (HAZARDS S39), so
@@ -308,8 +350,8 @@ impl Engine {
             "bytes_deleted": bytes,
             "archives_deleted": archives,
             "objects_gone_at": rfc3339(gone),
-            "copies": "where the bucket keeps old versions or locks objects, those stay until its own rules remove \
-                       them; sealed ones open no more",
+            "copies": copies(core),
+            "old_versions": old_versions(core, self.now()),
             "journal": {
                 "complete": false,
                 "through": Key::Journal(through.0, Seq::new(through.1)).to_string(),

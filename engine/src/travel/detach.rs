@@ -2,15 +2,15 @@
 //!
 //! Its bookmarks stay; those of the parent before it began name nothing on it from then on.
 
-use std::path::Path;
-
 use serde_json::{Value as Json, json};
+use tempfile::TempDir;
 use tidelog_archive::image::ImageMeta;
 use tidelog_archive::manifest::{ImageEntry, Parent, Settled};
 use tidelog_archive::plan::{Plan, Target};
 use tidelog_wal::Position;
 
 use super::forks::unpin;
+use super::watched::materialise_raw;
 use crate::boxed;
 use crate::copy;
 use crate::crash_point;
@@ -18,9 +18,14 @@ use crate::database::Lease;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::image;
-use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
-use crate::rebuild::{history, materialise, plan, present, replanned};
+use crate::operations::{Handle, NewOperation, Operation, OperationState, OperationType, Task};
+use crate::rebuild::{history, plan, present, replanned, restore_error};
+use crate::scratch;
 use crate::settings::Durability;
+use crate::system::databases::DatabaseRow;
+
+/// The scratch file that is copied from.
+const FILE: &str = "database";
 
 impl Database {
     /// Begins making this database independent of the one it was forked from. One that is, stays as it is.
@@ -40,35 +45,52 @@ impl Database {
             .operate(new, async move |task| detach(&database, &task).await)
             .await
     }
-
-    /// Detaches every live fork that hangs on this database, one after the other.
-    #[boxed]
-    pub async fn detach_forks(&self, token: Option<String>) -> Result<(), Error> {
-        for row in self.forks().await? {
-            let database = self.engine().database(row.namespace, &row.name).await?;
-            let ended = database.detach(token.clone()).await?.ended().await;
-            if let Some(failure) = ended.error {
-                let what = format!("fork {:?} was not detached: {}", row.name, failure.detail);
-                let error = Error::new(Code::ForkParentPinned, what);
-                return Err(error.with("forks", vec![row.name]));
-            }
-        }
-        Ok(())
-    }
 }
 
-/// The state that the fork begins with, in a file.
-async fn state(lease: &Lease, task: &Task, at: Position, file: &Path) -> Result<Plan, Error> {
+/// Detaches these forks one after the other, each as an operation of its own, within `task`.
+pub(super) async fn detach_forks(
+    engine: &Engine,
+    forks: &[DatabaseRow],
+    task: &Task,
+    token: Option<&String>,
+) -> Result<(), Error> {
+    for row in forks {
+        task.phase("detach_forks", 0)?;
+        let database = engine.database(row.namespace, &row.name).await?;
+        let mut handle = database.detach(token.cloned()).await?;
+        let ended = task.unless_stopped(async { Ok(handle.ended().await) });
+        let ended = ended.await?;
+        if ended.state != OperationState::Succeeded {
+            let why = ended
+                .error
+                .map_or_else(|| "it was cancelled".to_owned(), |failure| failure.detail);
+            let what = format!("fork {:?} was not detached: {why}", row.name);
+            let error = Error::new(Code::ForkParentPinned, what);
+            return Err(error.with("forks", vec![row.name.clone()]));
+        }
+    }
+    Ok(())
+}
+
+/// The state that the fork begins with, as a [`FILE`] in a scratch folder.
+async fn state(lease: &Lease, task: &Task, at: Position) -> Result<(Plan, TempDir), Error> {
     let (core, meta) = (&lease.core, lease.meta());
     let mut history = history(core, meta.namespace, meta.id).await?;
     let store = &core.remote.store;
     let target = Target::Position(at);
     let plan = plan(store, &mut history, target, present(core.term())).await?;
-    task.phase("copy", plan.target.n.bytes(plan.page_size))?;
-    if !copy::into_file(lease, plan.target, file, Some(task)).await? {
-        task.unless_stopped(materialise(store, &plan, file)).await?;
+    let bytes = plan.target.n.bytes(plan.page_size);
+    let scratch = scratch::folder(core, "detaching", bytes)?;
+    let file = scratch.path().join(FILE);
+    task.phase("copy", bytes)?;
+    if !copy::into_file(lease, plan.target, &file, Some(task)).await? {
+        let restored = async {
+            let done = materialise_raw(store, &plan, &file, task).await;
+            done.map_err(restore_error)
+        };
+        task.unless_stopped(restored).await?;
     }
-    Ok(plan)
+    Ok((plan, scratch))
 }
 
 async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
@@ -84,15 +106,7 @@ async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
     let Some(parent) = loaded.manifest.parent else {
         return Ok(json!({ "detached": false }));
     };
-    let io = |e| Error::io("make a scratch folder", e);
-    let scratch = core.settings.data.join("scratch");
-    std::fs::create_dir_all(&scratch).map_err(io)?;
-    let scratch = tempfile::Builder::new()
-        .prefix("detach-")
-        .tempdir_in(scratch)
-        .map_err(io)?;
-    let file = scratch.path().join("database");
-    let plan = replanned!(state(&lease, task, parent.at, &file))?;
+    let (plan, scratch) = replanned!(state(&lease, task, parent.at))?;
     task.phase("store", plan.target.n.bytes(plan.page_size))?;
     let state = plan.target;
     let meta = ImageMeta {
@@ -105,7 +119,7 @@ async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
         n: state.n,
         digest: state.digest,
     };
-    let entry = image::write_file(core, meta, file).await?;
+    let entry = image::write_file(core, meta, scratch.path().join(FILE)).await?;
     crash_point!("detach.after_image");
     task.point_of_no_return()?;
     let settled = Settled {

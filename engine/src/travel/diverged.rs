@@ -193,7 +193,7 @@ async fn common(parent: &Database, remainder: &Remainder) -> Result<Position, Er
         limit: 1,
         cursor: None,
     };
-    let found = parent.history(Some(txid), Some(txid), page).await?;
+    let found = parent.commits(Some(txid), Some(txid), page).await?;
     let found = found.items.first().map(|commit| commit.position);
     found.filter(|at| at.chain == chain).ok_or_else(|| {
         let what = format!("the store's history does not hold the commit {txid} that they follow");
@@ -231,9 +231,9 @@ async fn apply(child: &Database, folder: &Path, remainder: Remainder) -> Result<
             let head = database.capture_now()?;
             let hold = core.journal.hold(database.meta().id, head.txid);
             let source = Source::Xors(xors, None);
-            let mut staged = Staged::make(&database, source, wanted, hold, &|_| Ok(()))?;
+            let mut staged = Staged::make(&database, source, wanted, hold, &|_, _| Ok(()))?;
             let note = CommitNote::default();
-            let done = put_in_place(&gate, head, &mut staged, note, &|_| {})?;
+            let done = put_in_place(&gate, head, &mut staged, note, &|_, _| {})?;
             Ok(done.1)
         })
         .await?;

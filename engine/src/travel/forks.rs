@@ -182,7 +182,7 @@ async fn make(
     task.phase("create", 0)?;
     let engine = database.engine();
     let child = child_of(database, fork, id, target.position).await?;
-    if let Err(error) = create(engine, &child, old).await {
+    if let Err(error) = create(engine, &child, old, task).await {
         let of = (child.meta.namespace, id);
         engine.stands_after(of, Some(&child.parent), error).await?;
     }
@@ -232,7 +232,12 @@ async fn child_of(
 }
 
 /// The four writes that make a fork, in the order that leaves garbage at worst.
-async fn create(engine: &Engine, child: &Child, old: Option<&DatabaseRow>) -> Result<(), Error> {
+async fn create(
+    engine: &Engine,
+    child: &Child,
+    old: Option<&DatabaseRow>,
+    task: &Task,
+) -> Result<(), Error> {
     let core = &engine.inner.core;
     let Child { meta, parent, row } = child;
     let creating = State::Creating(engine.now());
@@ -259,6 +264,10 @@ async fn create(engine: &Engine, child: &Child, old: Option<&DatabaseRow>) -> Re
                 let what = "the state left the retention window while it was forked";
                 return Err(Error::new(Code::BookmarkExpired, what));
             }
+            if matches!(manifest.state, State::Purged(_)) {
+                let what = "the database was purged while it was forked";
+                return Err(Error::new(Code::DatabasePurged, what));
+            }
             if manifest.pins.iter().all(|other| other.id != pin.id) {
                 manifest.pins.push(pin);
             }
@@ -266,6 +275,7 @@ async fn create(engine: &Engine, child: &Child, old: Option<&DatabaseRow>) -> Re
         })
         .await?;
     crash_point!("fork.after_pin");
+    task.point_of_no_return()?;
     core.remote
         .change(&made, "make a fork ready", |manifest| {
             manifest.state = State::Active(engine.now());

@@ -10,6 +10,7 @@ pub mod forks;
 pub(crate) mod inspect;
 pub mod labels;
 mod namespaces;
+mod old_versions;
 pub mod replace;
 pub mod restores;
 pub mod retention;

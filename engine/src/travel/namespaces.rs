@@ -23,6 +23,7 @@ use tidelog_archive::manifest::State;
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use super::archives::rfc3339;
+use super::old_versions::{copies, old_versions};
 use super::retention::run::trusted;
 use crate::boxed;
 use crate::crash_point;
@@ -241,8 +242,8 @@ impl Engine {
             "archives_deleted": sum.archives,
             "objects_gone_at": rfc3339(self.now()),
             "audit_log_gone_at": rfc3339(audit),
-            "copies": "where the bucket keeps old versions or locks objects, those stay until its own rules remove \
-                       them; sealed ones open no more",
+            "copies": copies(&self.inner.core),
+            "old_versions": old_versions(&self.inner.core, self.now()),
             "journal": sum.journal,
         });
         self.audit_now(AuditLine {

@@ -198,8 +198,8 @@ async fn run(
     let hold = core.journal.hold(lease.meta().id, lease.head().txid);
     let (open, comparing) = (Arc::clone(&lease), task.clone());
     let compared = blocking(lease.core.executor(), move || {
-        let progress = |pages: u64| {
-            comparing.progress(pages * size);
+        let progress = |pages: u64, of: u64| {
+            comparing.progress_of(pages * size, of * size);
             comparing.check()
         };
         let source = Source::open(&fitting.file)?;
@@ -208,7 +208,7 @@ async fn run(
     });
     let (mut staged, folder) = compared.await?;
     task.phase("wait_for_writers", 0)?;
-    let gate = lease.gate().await?;
+    let gate = task.unless_stopped(lease.gate()).await?;
     task.phase("apply", 0)?;
     task.point_of_no_return()?;
     let note = CommitNote {
@@ -220,7 +220,7 @@ async fn run(
     let done = blocking(lease.core.executor(), move || {
         let head = open.capture_now()?;
         check_place(only_at, head.position())?;
-        let progress = |pages: u64| progressing.progress(pages * size);
+        let progress = |pages: u64, of: u64| progressing.progress_of(pages * size, of * size);
         let done = put_in_place(&gate, head, &mut staged, note, &progress)?;
         drop(folder);
         Ok(done)
@@ -322,7 +322,7 @@ async fn find(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Er
     loop {
         let page = Page { limit: 500, cursor };
         let from = Some(previous.txid.next());
-        let page = database.history(from, None, page).await?;
+        let page = database.commits(from, None, page).await?;
         for commit in &page.items {
             if (commit.n, commit.digest) == wanted {
                 let record = RestoreRecord {

@@ -38,6 +38,7 @@ pub use super::inspect::integrity_of_file;
 pub use drills::ProofStatus;
 pub(crate) use drills::Proofs;
 pub use record::{Schedule, Verification};
+pub use run::{finding_shown, outcome_of};
 
 /// The shortest time between two scheduled verifications of one database.
 pub const EVERY_MIN: Duration = Duration::from_mins(1);

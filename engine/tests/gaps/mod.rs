@@ -156,7 +156,7 @@ async fn written_while_stopped(settles: bool) {
         limit: 10,
         cursor: None,
     };
-    let commits = database.history(Some(after.txid), None, page).await;
+    let commits = database.history(Some(after), None, page).await;
     assert_eq!(commits.expect("history").items[0].kind, RecordKind::Image);
     let insert = "INSERT INTO t(b) VALUES(1)";
     let later = rig::run(&database, insert, Durability::Remote).await;
@@ -178,7 +178,7 @@ async fn written_while_stopped(settles: bool) {
         limit: 2,
         cursor: None,
     };
-    let around = database.history(Some(before.txid), None, page).await;
+    let around = database.history(Some(before), None, page).await;
     let around = around.expect("history").items;
     let [from, to] = [&around[0], &around[1]].map(|commit| commit.time.micros());
     let inside = Timestamp::from_micros(from.midpoint(to));

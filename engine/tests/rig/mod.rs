@@ -93,6 +93,15 @@ pub(crate) async fn orders(engine: &Engine) -> Database {
     }
 }
 
+/// Descriptors of this process below a folder.
+pub(crate) fn held(below: &Path) -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .expect("the descriptors of this process")
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .filter(|target| target.starts_with(below))
+        .count()
+}
+
 /// Restores a state of a database from the bucket alone, and has SQLite prove it.
 pub(crate) async fn restored(
     bucket: &Bucket,

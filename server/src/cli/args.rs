@@ -329,6 +329,9 @@ pub(crate) struct RestoreOptions {
     /// On a server: do not ask
     #[arg(long)]
     pub(crate) yes: bool,
+    /// On a server: refuse if anything was committed since what would happen was looked at
+    #[arg(long)]
+    pub(crate) if_unchanged: bool,
     /// On a server: why, for the record
     #[arg(long)]
     pub(crate) reason: Option<String>,
@@ -512,6 +515,9 @@ pub(crate) enum DbCommand {
         /// Destroy it for good, at once
         #[arg(long)]
         purge: bool,
+        /// Make its forks independent first: a database with forks is not destroyed
+        #[arg(long, requires = "purge")]
+        detach_forks: bool,
         /// Do not ask
         #[arg(long)]
         yes: bool,

@@ -132,7 +132,7 @@ pub(super) async fn keys(
             }
             output.result(&json!({ "rotated": names }), || {
                 format!(
-                    "{} databases have a new data key; a running server uses it from the next opening on\n",
+                    "{} databases have a new data key; a running server uses it soon after it opens them again\n",
                     names.len()
                 )
             });

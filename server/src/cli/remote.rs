@@ -15,6 +15,7 @@ use super::args::{
 };
 use super::client::Client;
 use super::exit::{Exit, Failure};
+use super::operation::followed;
 use super::output::{Output, bytes, cell, table};
 use crate::time;
 
@@ -116,6 +117,7 @@ pub(super) async fn db(
         DbCommand::Delete {
             database: name,
             purge,
+            detach_forks,
             yes,
         } => {
             if !yes {
@@ -124,16 +126,30 @@ pub(super) async fn db(
             }
             if purge {
                 let request = client.request(Method::DELETE, &database(&name, &[]));
-                let answer = client.json(request.query(&[("purge", true)])).await?;
-                fields(*output, &answer);
+                let mut request = request.query(&[("purge", true)]);
+                if detach_forks {
+                    request = request.query(&[("detach_forks", true)]);
+                }
+                let done = followed(client, &name.namespace, request, output).await?;
+                fields(*output, &done);
                 return Ok(());
             }
-            client
-                .json(client.request(Method::DELETE, &database(&name, &[])))
-                .await?;
-            let done = json!({ "deleted": name.to_string() });
+            let request = client.request(Method::DELETE, &database(&name, &[]));
+            let answer = client.json(request).await?;
+            let forks: Vec<String> = answer["forks"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(cell)
+                .collect();
+            let done = json!({ "deleted": name.to_string(), "forks": forks });
             output.result(&done, || {
-                format!("{name} is deleted; `tidelog db undelete {name}` brings it back\n")
+                let kept = if forks.is_empty() {
+                    String::new()
+                } else {
+                    format!("what its forks need of it stays: {}\n", forks.join(", "))
+                };
+                format!("{name} is deleted; `tidelog db undelete {name}` brings it back\n{kept}")
             });
         }
         DbCommand::Undelete { database: name } => {
@@ -245,7 +261,7 @@ pub(super) async fn import(
         .body(reqwest::Body::wrap_stream(stream));
     if options.replace {
         let namespace = &options.database.namespace;
-        let done = super::operation::followed(client, namespace, request, output).await?;
+        let done = followed(client, namespace, request, output).await?;
         bar.finish_and_clear();
         fields(*output, &done["restore"]);
         return Ok(());

@@ -26,6 +26,10 @@ use crate::telemetry::{Traces, is_for_lines};
 
 /// How often a store that was away at the start is asked whether it is back.
 const ASK_STORE: Duration = Duration::from_secs(2);
+/// Files that an open database takes.
+const DATABASE_FILES: usize = 12;
+/// Files that everything else takes: chunks, scratch files, the store's connections.
+const OTHER_FILES: usize = 256;
 /// Where bodies and exports are staged, below the data folder.
 const SCRATCH: &str = "scratch";
 
@@ -37,8 +41,17 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let config = super::settings::load(place, &options.settings)?;
     super::settings::readable(&config)?;
+    let room = descriptors();
     let traces = Traces::begin(&config.telemetry).map_err(Failure::usage)?;
     log(&config.log, traces.as_ref())?;
+    let wanted = descriptors_wanted(&config);
+    if room.is_some_and(|room| room < wanted) {
+        tracing::warn!(
+            ?room,
+            wanted,
+            "this process may open too few files for open_databases_max and limits.connections_max: raise its hard limit"
+        );
+    }
     let mut settings = config.engine().map_err(Failure::usage)?;
     settings.take_over = take_over(options.take_over.as_deref())?;
     settings.master_keys = if keys.is_empty() {
@@ -163,6 +176,27 @@ pub(super) async fn run(
     Ok(())
 }
 
+/// Lets this process open as many files as its hard limit allows, and says how many that is.
+fn descriptors() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let found = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: found.maximum,
+        maximum: found.maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => found.maximum,
+        Err(_) => found.current,
+    }
+}
+
+/// How many files a server of this configuration may have open: databases, connections, and what else it works with.
+fn descriptors_wanted(config: &config::Config) -> u64 {
+    let databases = config.open_databases_max.saturating_mul(DATABASE_FILES);
+    let all = databases.saturating_add(config.limits.connections_max);
+    u64::try_from(all.saturating_add(OTHER_FILES)).unwrap_or(u64::MAX)
+}
+
 /// The operator's own address, where one is configured.
 async fn operator_listener(
     config: &config::Config,
@@ -240,9 +274,14 @@ fn scratch(data: &Path) -> Result<PathBuf, Failure> {
     Ok(folder)
 }
 
+/// The filter of the log.
+pub(super) fn filter(settings: &config::Log) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(&settings.filter)
+        .map_err(|error| Failure::usage(format!("log.filter is not a filter: {error}")))
+}
+
 fn log(settings: &config::Log, traces: Option<&Traces>) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&settings.filter)
-        .map_err(|error| Failure::usage(format!("log.filter is not a filter: {error}")))?;
+    let filter = filter(settings)?;
     let lines = tracing_subscriber::fmt::layer::<Registry>()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());

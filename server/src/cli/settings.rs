@@ -1,6 +1,7 @@
 //! Settings as the command line gives them: which flag is which key, and `tidelog config check`.
 
 use serde_json::json;
+use tidelog_archive::store::{Store, StoreOptions};
 use tidelog_engine::MasterKeys;
 use toml::Value;
 
@@ -80,8 +81,14 @@ pub(super) fn master_keys(config: &Config) -> Result<MasterKeys, Failure> {
         .map_err(|error| Failure::usage(error.to_string()))
 }
 
-/// Reads the files that the settings name, before anything is started with them.
+/// Reads what the settings name, before anything is started with them: files, the store's URL, the log's filter.
 pub(super) fn readable(config: &Config) -> Result<(), Failure> {
+    super::serve::filter(&config.log)?;
+    // Opening a folder would make it.
+    if !config.store.starts_with("file://") {
+        Store::open(&config.store, StoreOptions::default())
+            .map_err(|error| Failure::usage(format!("store: {error}")))?;
+    }
     if let (Some(cert), Some(key)) = (&config.tls.cert, &config.tls.key) {
         crate::tls::Certificate::read(cert.clone(), key.clone()).map_err(Failure::usage)?;
     }
@@ -90,4 +97,28 @@ pub(super) fn readable(config: &Config) -> Result<(), Failure> {
     }
     master_keys(config)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Preset;
+
+    /// Goal: what `config check` lets pass, a server starts with.
+    #[test]
+    fn a_filter_or_a_store_that_cannot_be_used_is_told_before_the_start() {
+        let config = Preset::Development.config();
+        assert!(readable(&config).is_ok());
+        for (filter, store) in [
+            ("tidelog=loudly", "memory:"),
+            ("info", "s4://bucket/prefix"),
+            ("info", "s3://"),
+            ("info", "bucket/prefix"),
+        ] {
+            let mut config = config.clone();
+            filter.clone_into(&mut config.log.filter);
+            store.clone_into(&mut config.store);
+            assert!(readable(&config).is_err(), "{filter} {store}");
+        }
+    }
 }

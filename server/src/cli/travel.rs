@@ -2,9 +2,7 @@
 //!
 //! What changes a live database asks first: `--yes`, or a terminal's confirmation.
 
-use std::time::Duration;
-
-use reqwest::{Method, RequestBuilder, StatusCode};
+use reqwest::Method;
 use serde_json::{Value as Json, json};
 
 use super::args::{
@@ -12,12 +10,10 @@ use super::args::{
 };
 use super::client::Client;
 use super::exit::{Exit, Failure};
+use super::operation::followed;
 use super::output::{Output, bytes, cell, table};
 use super::remote::{confirm, database, fields, items, listed};
 use crate::time;
-
-/// How often an operation that takes long is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(300);
 
 /// The state that the arguments name, as the API's `target`; `None` for the newest.
 fn target(at: &At) -> Option<Json> {
@@ -28,50 +24,6 @@ fn target(at: &At) -> Option<Json> {
         return Some(json!({ "snapshot": snapshot }));
     }
     at.at.map(|at| json!({ "timestamp": time::format(at) }))
-}
-
-/// Sends a call that may be long and waits for its end, showing how far it is.
-async fn done(
-    client: &Client,
-    namespace: &str,
-    request: RequestBuilder,
-    output: &Output,
-) -> Result<Json, Failure> {
-    let response = client.send(request.header("prefer", "wait=2")).await?;
-    let accepted = response.status() == StatusCode::ACCEPTED;
-    let answer: Json = response
-        .json()
-        .await
-        .map_err(|error| Failure::failed(format!("the server's answer broke off: {error}")))?;
-    if !accepted {
-        return Ok(answer);
-    }
-    let id = cell(&answer["operation"]["id"]);
-    let bar = output.bar(100, "working");
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let path = ["namespaces", namespace, "operations", &id];
-        let operation = client.json(client.request(Method::GET, &path)).await?;
-        bar.set_position(operation["progress_percent"].as_u64().unwrap_or(0));
-        match operation["state"].as_str() {
-            Some("succeeded") => {
-                bar.finish_and_clear();
-                let mut document = operation["result"].clone();
-                document["operation"] = operation;
-                return Ok(document);
-            }
-            Some("failed" | "cancelled") => {
-                bar.finish_and_clear();
-                let error = &operation["error"];
-                let text = match error["detail"].as_str() {
-                    Some(detail) => detail.to_owned(),
-                    None => "the operation was cancelled".to_owned(),
-                };
-                return Err(Failure::new(Exit::Failed, text));
-            }
-            _ => {}
-        }
-    }
 }
 
 /// `restore --url`: puts a live database back, in place.
@@ -106,10 +58,17 @@ pub(super) async fn restore(
     if !options.yes {
         let (commits, at) = (cell(&plan["commits_undone"]), cell(&plan["committed_at"]));
         confirm(&format!(
-            "put {name} back to {at}, taking back {commits} commits?"
+            "put {name} back to {at}, taking back {commits} commits and those made meanwhile?"
         ))?;
     }
-    let mut body = json!({ "plan": plan["id"] });
+    let mut body = if options.if_unchanged {
+        json!({ "plan": plan["id"] })
+    } else if options.archive.is_some() {
+        json!({ "target": target })
+    } else {
+        // The commit that was shown, not what the arguments mean by now.
+        json!({ "target": { "bookmark": plan["bookmark"] } })
+    };
     if let Some(reason) = options.reason {
         body["reason"] = json!(reason);
     }
@@ -117,7 +76,7 @@ pub(super) async fn restore(
         body["preserve_as"] = json!(preserve_as);
     }
     let request = client.request(Method::POST, &path).json(&body);
-    let answer = done(client, &name.namespace, request, output).await?;
+    let answer = followed(client, &name.namespace, request, output).await?;
     restored(*output, name, &answer);
     Ok(())
 }
@@ -126,9 +85,11 @@ fn restored(output: Output, name: &Name, answer: &Json) {
     output.result(answer, || {
         let restore = &answer["restore"];
         format!(
-            "{name} is at {}, as it was at {}; {} pages changed\n`tidelog undo {name} {}` takes it back\n",
+            "{name} is at {}, as it was at {}; {} commits taken back, {} pages changed\n\
+             `tidelog undo {name} {}` takes it back\n",
             cell(&restore["bookmark"]),
             cell(&restore["to"]),
+            cell(&restore["commits_undone"]),
             cell(&restore["pages_changed"]),
             cell(&restore["id"]),
         )
@@ -162,7 +123,7 @@ pub(super) async fn undo(
     };
     let path = database(name, &["restores", &id, "undo"]);
     let request = client.request(Method::POST, &path).json(&body);
-    let answer = done(client, &name.namespace, request, output).await?;
+    let answer = followed(client, &name.namespace, request, output).await?;
     restored(*output, name, &answer);
     Ok(())
 }
@@ -184,7 +145,7 @@ pub(super) async fn fork(
     let request = client
         .request(Method::POST, &database(name, &["forks"]))
         .json(&body);
-    let answer = done(client, &name.namespace, request, output).await?;
+    let answer = followed(client, &name.namespace, request, output).await?;
     output.result(&answer, || {
         let made = &answer["database"];
         format!(
@@ -205,7 +166,7 @@ pub(super) async fn detach(
 ) -> Result<(), Failure> {
     let name = &options.database;
     let request = client.request(Method::POST, &database(name, &["detach"]));
-    let answer = done(client, &name.namespace, request, output).await?;
+    let answer = followed(client, &name.namespace, request, output).await?;
     output.result(&answer, || match answer["bytes"].as_u64() {
         Some(copied) => format!("{name} shares nothing any more; {} copied\n", bytes(copied)),
         None => format!("{name} shares nothing with another database\n"),

@@ -61,3 +61,17 @@ pub(super) async fn verify(
     fields(*output, found);
     judge(&cell(&found["outcome"]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_looked_at_is_no_damage() {
+        let exit = |outcome| judge(outcome).err().map(|failure| failure.exit);
+        assert_eq!(exit("verified"), None);
+        assert_eq!(exit("inconclusive"), Some(Exit::Failed));
+        assert_eq!(exit("error"), Some(Exit::Damaged));
+        assert_eq!(exit("mismatch"), Some(Exit::Damaged));
+    }
+}

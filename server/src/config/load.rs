@@ -1,5 +1,6 @@
 //! Layers: the preset, the file, the environment, the flags; merged key by key, then read as one.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
@@ -61,7 +62,7 @@ impl Sources {
             .map(read)
             .transpose()?
             .unwrap_or_default();
-        let environment = self.environment();
+        let environment = self.environment()?;
         let mut flags = Table::new();
         for (key, value) in &self.flags {
             put(&mut flags, key, value.clone())?;
@@ -93,21 +94,38 @@ impl Sources {
         Ok(config)
     }
 
-    fn environment(&self) -> Table {
+    fn environment(&self) -> Result<Table, String> {
         let mut table = Table::new();
-        for key in keys() {
-            let name = format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "_"));
-            let alias = ALIASES.iter().find(|(_, of)| *of == key);
+        let variable_of = |key: &str| {
+            let key = key.to_ascii_uppercase().replace('.', "_");
+            format!("{PREFIX}{key}")
+        };
+        let keys = keys();
+        for key in &keys {
+            let name = variable_of(key);
+            let alias = ALIASES.iter().find(|(_, of)| of == key);
             let alias = alias.map(|(short, _)| format!("{PREFIX}{short}"));
             let found = self.variables.iter().find(|(variable, value)| {
                 !value.is_empty() && (*variable == name || Some(variable) == alias.as_ref())
             });
             if let Some((_, text)) = found {
-                // Where it does not fit, reading the whole says so.
-                let _ = put(&mut table, &key, value(&key, text));
+                put(&mut table, key, value(key, text))?;
             }
         }
-        table
+        // Outside of the tables there are variables that are no settings of a server.
+        let tables = keys.iter().filter_map(|key| key.split_once('.'));
+        let tables: BTreeSet<String> = tables
+            .map(|(table, _)| format!("{}_", variable_of(table)))
+            .collect();
+        let strange = self.variables.iter().find(|(variable, value)| {
+            !value.is_empty()
+                && tables.iter().any(|table| variable.starts_with(table))
+                && !keys.iter().any(|key| variable_of(key) == *variable)
+        });
+        match strange {
+            Some((variable, _)) => Err(format!("{variable} names no setting")),
+            None => Ok(table),
+        }
     }
 }
 
@@ -257,6 +275,29 @@ mod tests {
         }
     }
 
+    /// Goal: a variable that is spelt wrong is told, and what is no setting of a server is left alone.
+    #[test]
+    fn a_variable_that_names_no_setting_of_its_table_is_an_error() {
+        let (_folder, path) = file("");
+        for name in [
+            "TIDELOG_LIMITS_ROW_MAX",
+            "TIDELOG_AUTH_JWT_AUDIENCES",
+            "TIDELOG_TLS_CERTIFICATE",
+            "TIDELOG_LOG_LEVEL",
+        ] {
+            let error = sources(&path, &[(name, "5")]).load().expect_err(name);
+            assert!(error.contains(name), "{name}: {error}");
+        }
+        for name in [
+            "TIDELOG_TOKEN",
+            "TIDELOG_URL",
+            "TIDELOG_TEST_S3",
+            "LIMITS_ROW_MAX",
+        ] {
+            sources(&path, &[(name, "5")]).load().expect(name);
+        }
+    }
+
     #[test]
     fn wrong_kinds_presets_and_halves_are_told() {
         for (text, word) in [
@@ -273,6 +314,22 @@ mod tests {
                 "is a URL",
             ),
             ("[telemetry]\nsample_percent = 101", "at most 100"),
+            ("open_databases_max = 0", "open_databases_max is at least"),
+            (
+                "[engine]\nturns_at_once = 0",
+                "turns_at_once are at least 1",
+            ),
+            (
+                "[engine]\nstreams_max = 100000",
+                "engine.streams_max is from",
+            ),
+            ("[limits]\nrows_max = 0", "limits.rows_max is at least 1"),
+            (
+                "[limits]\nbody_bytes_max = 0",
+                "limits.body_bytes_max is at",
+            ),
+            ("[limits]\nquery_ms = 0", "limits.query_ms is at least 1"),
+            ("[limits]\nhead_ms = 0", "limits.head_ms is at least 1"),
             ("x = ", "tidelog.toml"),
         ] {
             let (_folder, path) = file(text);
@@ -313,6 +370,40 @@ mod tests {
         assert_eq!(
             config.idle_close_ms,
             Preset::Development.config().idle_close_ms
+        );
+    }
+
+    /// Goal: what is set is what the engine gets.
+    #[test]
+    fn bounds_of_the_engine_reach_it() {
+        let text = "open_databases_max = 60\n[engine]\nstreams_per_principal = 3\nstreams_per_database = 4\n\
+                    streams_per_tenant = 5\nstreams_max = 6\ngate_queue_max = 7\ngate_timeout_ms = 8\n\
+                    restores_max = 9\ndisk_reserve_bytes = 10\nreader_max_age_ms = 11\nwal_hard_bytes = 12\n";
+        let (_folder, path) = file(text);
+        let variables = [("TIDELOG_ENGINE_TURNS_AT_ONCE", "13")];
+        let config = sources(&path, &variables).load().expect("sound");
+        let settings = config.engine().expect("settings");
+        assert_eq!(settings.open_databases_max, 60);
+        assert_eq!(
+            [
+                settings.streams_per_principal,
+                settings.streams_per_database,
+                settings.streams_per_tenant,
+                settings.streams_max,
+                settings.gate_queue_max,
+                settings.restores_max,
+                settings.turns_at_once,
+            ],
+            [3, 4, 5, 6, 7, 9, 13]
+        );
+        assert_eq!(
+            (
+                settings.gate_timeout.as_millis(),
+                settings.reader_max_age.as_millis(),
+                settings.disk_reserve_bytes,
+                settings.wal_hard_bytes,
+            ),
+            (8, 11, 10, 12)
         );
     }
 

@@ -25,6 +25,9 @@ use crate::settings::Limits;
 
 pub use presets::Preset;
 
+/// The fewest places for open databases that a server can work with.
+const OPEN_DATABASES_MIN: usize = 4;
+
 /// Everything a server is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,7 +66,9 @@ pub struct Config {
     pub stream_gate_idle_ms: u64,
     /// How often a restore drill proves one database; 0 for never.
     pub drill_every_seconds: u64,
-    /// Databases open at once.
+    /// How many days the bucket's own rules keep old versions of objects, where it keeps any; 0 if not known.
+    pub old_versions_days: u64,
+    /// Databases open at once, of which one tenant has at most half.
     pub open_databases_max: usize,
     /// SQL jobs at once.
     pub workers: usize,
@@ -81,11 +86,34 @@ pub struct Config {
     pub http: Http,
     /// What is on record.
     pub audit: Audit,
+    /// Bounds of the engine that are seldom touched.
+    pub engine: Bounds,
     /// Sealing what is stored.
     #[serde(default)]
     pub encryption: Encryption,
     /// Traces.
     pub telemetry: Telemetry,
+}
+
+/// Bounds of the engine, the figures of [`EngineSettings`], times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    missing_docs,
+    reason = "each is the field of the same name in the engine's settings"
+)]
+pub struct Bounds {
+    pub streams_per_principal: usize,
+    pub streams_per_database: usize,
+    pub streams_per_tenant: usize,
+    pub streams_max: usize,
+    pub gate_queue_max: usize,
+    pub gate_timeout_ms: u64,
+    pub restores_max: usize,
+    pub disk_reserve_bytes: u64,
+    pub reader_max_age_ms: u64,
+    pub wal_hard_bytes: u64,
+    pub turns_at_once: usize,
 }
 
 /// Traces of requests, sent to a collector.
@@ -161,6 +189,7 @@ pub struct LimitsConfig {
     pub head_ms: u64,
     pub body_ms: u64,
     pub import_pause_ms: u64,
+    pub cursor_pause_ms: u64,
     pub drain_ms: u64,
     pub page_default: usize,
     pub page_max: usize,
@@ -338,6 +367,7 @@ impl LimitsConfig {
             head_deadline: millis(self.head_ms),
             body_deadline: millis(self.body_ms),
             import_pause: millis(self.import_pause_ms),
+            cursor_pause: millis(self.cursor_pause_ms),
             drain_deadline: millis(self.drain_ms),
             page_default: self.page_default,
             page_max: self.page_max,
@@ -360,6 +390,7 @@ impl LimitsConfig {
 impl Config {
     /// What the engine is told. `take_over` and the like are the command line's alone.
     pub fn engine(&self) -> Result<EngineSettings, String> {
+        let engine = &self.engine;
         let settings = EngineSettings {
             data: self.data.clone(),
             store_url: self.store.clone(),
@@ -373,9 +404,23 @@ impl Config {
             drill_interval: Some(self.drill_every_seconds)
                 .filter(|seconds| *seconds > 0)
                 .map(Duration::from_secs),
+            old_versions: Some(self.old_versions_days)
+                .filter(|days| *days > 0)
+                .map(|days| Duration::from_secs(days.saturating_mul(86_400))),
             open_databases_max: self.open_databases_max,
             workers: self.workers,
             workers_per_tenant: self.workers_per_tenant,
+            streams_per_principal: engine.streams_per_principal,
+            streams_per_database: engine.streams_per_database,
+            streams_per_tenant: engine.streams_per_tenant,
+            streams_max: engine.streams_max,
+            gate_queue_max: engine.gate_queue_max,
+            gate_timeout: millis(engine.gate_timeout_ms),
+            restores_max: engine.restores_max,
+            disk_reserve_bytes: engine.disk_reserve_bytes,
+            reader_max_age: millis(engine.reader_max_age_ms),
+            wal_hard_bytes: engine.wal_hard_bytes,
+            turns_at_once: engine.turns_at_once,
             audit_ship_interval: Duration::from_secs(self.audit.ship_interval_s),
             audit_retention: Duration::from_secs(self.audit.days().saturating_mul(86_400)),
             ..EngineSettings::default()
@@ -399,6 +444,34 @@ impl Config {
         if limits.batch_max == 0 || limits.batch_max > 100 {
             return Err("limits.batch_max is from 1 to 100".to_owned());
         }
+        for (name, figure) in [
+            ("body_bytes_max", limits.body_bytes_max),
+            ("sql_bytes_max", limits.sql_bytes_max),
+            ("params_max", limits.params_max),
+            ("rows_max", limits.rows_max),
+            ("result_bytes_max", limits.result_bytes_max),
+        ] {
+            if figure == 0 {
+                return Err(format!("limits.{name} is at least 1: 0 is not `no bound`"));
+            }
+        }
+        for (name, figure) in [
+            ("import_bytes_max", limits.import_bytes_max),
+            ("query_ms", limits.query_ms),
+            ("request_ms", limits.request_ms),
+            ("head_ms", limits.head_ms),
+            ("body_ms", limits.body_ms),
+            ("import_pause_ms", limits.import_pause_ms),
+        ] {
+            if figure == 0 {
+                return Err(format!("limits.{name} is at least 1: 0 is not `no bound`"));
+            }
+        }
+        if self.open_databases_max < OPEN_DATABASES_MIN {
+            return Err(format!(
+                "open_databases_max is at least {OPEN_DATABASES_MIN}: a tenant has half of them"
+            ));
+        }
         if self.stream_idle_ms == 0 || self.stream_gate_idle_ms == 0 {
             return Err("stream_idle_ms and stream_gate_idle_ms are at least 1".to_owned());
         }
@@ -406,6 +479,27 @@ impl Config {
             return Err(
                 "limits.connections_max, workers and workers_per_tenant are at least 1".to_owned(),
             );
+        }
+        let engine = &self.engine;
+        if [
+            engine.streams_per_principal,
+            engine.streams_per_database,
+            engine.streams_per_tenant,
+            engine.gate_queue_max,
+            engine.turns_at_once,
+        ]
+        .contains(&0)
+        {
+            return Err(
+                "engine.streams_per_principal, streams_per_database, streams_per_tenant, gate_queue_max and \
+                 turns_at_once are at least 1"
+                    .to_owned(),
+            );
+        }
+        // Each may hold one of the runtime's threads, of which there are as many.
+        let most = EngineSettings::default().streams_max;
+        if !(1..=most).contains(&engine.streams_max) {
+            return Err(format!("engine.streams_max is from 1 to {most}"));
         }
         if self.region.is_empty() {
             return Err("region is a name, like auto or weur".to_owned());

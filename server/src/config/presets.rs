@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use tidelog_engine::Settings as EngineSettings;
 
-use super::{Audit, Auth, Config, Encryption, Http, LimitsConfig, Log, Telemetry, Tls};
+use super::{Audit, Auth, Bounds, Config, Encryption, Http, LimitsConfig, Log, Telemetry, Tls};
 
 /// Which figures hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -55,6 +55,7 @@ impl Preset {
             head_ms: 10_000,
             body_ms: 30_000,
             import_pause_ms: 30_000,
+            cursor_pause_ms: 30_000,
             drain_ms: 30_000,
             page_default: 100,
             page_max: 500,
@@ -136,6 +137,9 @@ impl Preset {
             stream_idle_ms: ms(engine.stream_idle),
             stream_gate_idle_ms: ms(engine.stream_gate_idle),
             drill_every_seconds: engine.drill_interval.map_or(0, |every| every.as_secs()),
+            old_versions_days: engine
+                .old_versions
+                .map_or(0, |kept| kept.as_secs().div_ceil(86_400)),
             open_databases_max: engine.open_databases_max,
             workers: engine.workers,
             workers_per_tenant: engine.workers_per_tenant,
@@ -155,6 +159,19 @@ impl Preset {
                 retention_days: 90,
                 ship_interval_s: engine.audit_ship_interval.as_secs(),
             },
+            engine: Bounds {
+                streams_per_principal: engine.streams_per_principal,
+                streams_per_database: engine.streams_per_database,
+                streams_per_tenant: engine.streams_per_tenant,
+                streams_max: engine.streams_max,
+                gate_queue_max: engine.gate_queue_max,
+                gate_timeout_ms: ms(engine.gate_timeout),
+                restores_max: engine.restores_max,
+                disk_reserve_bytes: engine.disk_reserve_bytes,
+                reader_max_age_ms: ms(engine.reader_max_age),
+                wal_hard_bytes: engine.wal_hard_bytes,
+                turns_at_once: engine.turns_at_once,
+            },
             encryption: Encryption::default(),
             telemetry: Telemetry {
                 otlp_endpoint: None,
@@ -168,6 +185,49 @@ impl Preset {
 mod tests {
     use super::*;
     use crate::settings::Limits;
+
+    /// Goal (SEC-7): the figures that are promised for a server of customers and for the strictest, one by one.
+    #[test]
+    fn the_figures_of_the_presets_are_the_promised_ones() {
+        let production = Preset::Production.config();
+        let limits = &production.limits;
+        assert_eq!(
+            (
+                limits.requests_per_minute_token,
+                limits.requests_per_minute_namespace,
+                limits.requests_per_minute_peer,
+                limits.auth_failures_per_minute,
+            ),
+            (6_000, 60_000, 0, 5)
+        );
+        assert_eq!(
+            (limits.body_bytes_max, limits.sql_bytes_max, limits.rows_max),
+            (1 << 20, 100 << 10, 10_000)
+        );
+        assert_eq!((limits.query_ms, limits.request_ms), (10_000, 60_000));
+        assert_eq!((limits.tables_max, limits.batch_max), (1_000, 100));
+        let strict = Preset::Strict.config();
+        let limits = &strict.limits;
+        assert_eq!(
+            (
+                limits.requests_per_minute_token,
+                limits.requests_per_minute_namespace,
+                limits.requests_per_minute_peer,
+                limits.auth_failures_per_minute,
+            ),
+            (1_000, 10_000, 100, 5)
+        );
+        assert_eq!((limits.sql_bytes_max, limits.query_ms), (10_000, 5_000));
+        for preset in [&production, &strict] {
+            assert!(preset.log.json && !preset.auth.live_tokens_allow_ddl);
+            assert_eq!(
+                (preset.limits.params_max, preset.limits.batch_max),
+                (1_000, 100)
+            );
+        }
+        let development = Preset::Development.config();
+        assert!(development.auth.live_tokens_allow_ddl && !development.log.json);
+    }
 
     #[test]
     fn every_preset_is_sound_and_no_config_is_development() {

@@ -2,12 +2,14 @@
 //! written is bounded, whatever the result is.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde_json::{Value as Json, json};
+use tidelog_archive::env::Clock;
 use tidelog_engine::streams::{Sink, StepEnd};
 use tidelog_engine::{Code, Column, Error, Value};
 use tokio::sync::mpsc;
@@ -20,8 +22,8 @@ use super::{errors, wire};
 const PIECE: usize = 32 << 10;
 /// Pieces that wait for the client.
 pub(crate) const PIECES: usize = 4;
-/// How long a client may read nothing.
-const STALL_MAX: Duration = Duration::from_secs(30);
+/// How long a row waits for others before it is written, in microseconds.
+const LINGER: u64 = 100_000;
 
 /// A part of the answer.
 pub(crate) type Piece = Result<Bytes, Infallible>;
@@ -31,6 +33,11 @@ pub(crate) type Piece = Result<Bytes, Infallible>;
 pub(crate) struct Lines {
     to: mpsc::Sender<Piece>,
     buffer: Vec<u8>,
+    /// How long the client may read nothing.
+    pause_max: Duration,
+    clock: Arc<dyn Clock>,
+    /// When something was sent last, in monotonic microseconds.
+    sent_at: u64,
     /// What the steps read and wrote so far.
     pub(crate) read: u64,
     pub(crate) written: u64,
@@ -43,10 +50,13 @@ fn gone() -> Error {
 }
 
 impl Lines {
-    pub(crate) fn new(to: mpsc::Sender<Piece>) -> Self {
+    pub(crate) fn new(to: mpsc::Sender<Piece>, pause_max: Duration, clock: Arc<dyn Clock>) -> Self {
         Self {
             to,
             buffer: Vec::new(),
+            pause_max,
+            sent_at: clock.monotonic_micros(),
+            clock,
             read: 0,
             written: 0,
             failures: Failures::default(),
@@ -65,6 +75,7 @@ impl Lines {
         match self.to.try_reserve() {
             Ok(place) => {
                 place.send(Ok(std::mem::take(&mut self.buffer).into()));
+                self.sent_at = self.clock.monotonic_micros();
                 Ok(())
             }
             Err(TrySendError::Full(())) => Ok(()),
@@ -75,12 +86,12 @@ impl Lines {
     /// Sends a line and all before it.
     pub(crate) async fn last(mut self, entry: &Json) -> Result<(), Error> {
         self.add(entry);
-        send(self.to, self.buffer).await
+        send(self.to, self.buffer, self.pause_max).await
     }
 }
 
-async fn send(to: mpsc::Sender<Piece>, buffer: Vec<u8>) -> Result<(), Error> {
-    match tokio::time::timeout(STALL_MAX, to.send(Ok(buffer.into()))).await {
+async fn send(to: mpsc::Sender<Piece>, buffer: Vec<u8>, pause_max: Duration) -> Result<(), Error> {
+    match tokio::time::timeout(pause_max, to.send(Ok(buffer.into()))).await {
         Ok(Ok(())) => Ok(()),
         _ => Err(gone()),
     }
@@ -113,14 +124,18 @@ impl Sink for Lines {
     }
 
     fn stall(&mut self) -> Option<BoxFuture<'static, Result<(), Error>>> {
-        if self.buffer.len() < PIECE {
+        let full = self.buffer.len() >= PIECE;
+        let waited = || self.clock.monotonic_micros().saturating_sub(self.sent_at);
+        if !full && waited() < LINGER {
             return None;
         }
-        if self.offer().is_ok() && self.buffer.is_empty() {
+        // What is not much may wait longer where the client reads slowly.
+        if self.offer().is_ok() && (!full || self.buffer.is_empty()) {
             return None;
         }
         let buffer = std::mem::take(&mut self.buffer);
-        Some(send(self.to.clone(), buffer).boxed())
+        self.sent_at = self.clock.monotonic_micros();
+        Some(send(self.to.clone(), buffer, self.pause_max).boxed())
     }
 
     fn waits(&self) -> bool {

@@ -271,12 +271,17 @@ pub(crate) fn result(result: &StatementResult, duration_ms: f64) -> Json {
         "cols": columns(&result.columns),
         "rows": rows,
         "affected_row_count": result.changes,
-        "last_insert_rowid": result.last_insert_rowid.to_string(),
+        "last_insert_rowid": rowid(result.last_insert_rowid),
         "rows_read": result.rows_read,
         "rows_written": result.rows_written,
         "query_duration_ms": duration_ms,
         "replication_index": null,
     })
+}
+
+/// A text, for it has 64 bits; clients need the member.
+fn rowid(last: Option<i64>) -> Option<String> {
+    last.map(|rowid| rowid.to_string())
 }
 
 /// What a statement would be.
@@ -305,7 +310,7 @@ pub(crate) fn step_end(tally: &Tally) -> Json {
     json!({
         "type": "step_end",
         "affected_row_count": tally.changes,
-        "last_insert_rowid": tally.last_insert_rowid.to_string(),
+        "last_insert_rowid": rowid(tally.last_insert_rowid),
     })
 }
 

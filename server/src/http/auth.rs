@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use tidelog_engine::system::tokens::Principal;
 
 use super::rates::Key;
-use super::signed::{Signed, looks_signed};
+use super::signed::{Claims, looks_signed};
 use super::{Access, Route};
 use crate::app::App;
 use crate::problem::{Code, Problem};
@@ -106,7 +106,8 @@ fn lacks(required: &str) -> Problem {
 
 /// Who sends the bearer token, of our own or signed by somebody we trust.
 ///
-/// An address that was refused too often in the last minute gets no unknown token looked at: each costs a read.
+/// An address that was refused too often in the last minute gets no unknown token of our own looked at: each costs a
+/// read.
 async fn authenticate(
     app: &App,
     headers: &HeaderMap,
@@ -118,18 +119,24 @@ async fn authenticate(
     let spent = failures.and_then(|key| app.guards.rates.is_used_up(key, limit, now));
     let outcome = match bearer(headers) {
         Err(problem) => Err(problem),
-        Ok(token) if spent.is_some() && !app.engine.knows(token) => {
-            let wait = spent.unwrap_or(1);
-            let detail = format!("too many refused tokens from this address; wait {wait} s");
-            return Err(Problem::new(Code::RateLimited, detail).with("retry_after", wait));
-        }
-        Ok(token) => match &app.signed {
-            Some(signed) if looks_signed(token) => vouched(app, signed, token).await,
+        // A signature is proven without a read: whoever has a good one is no guesser.
+        Ok(token) => match (&app.signed, spent) {
+            (Some(signed), spent) if looks_signed(token) => match signed.prove(token, now) {
+                Ok(claims) => vouched(app, &claims).await,
+                Err(problem) if has_expired(&problem) => Err(problem),
+                Err(problem) => match spent {
+                    Some(wait) => return Err(throttled(wait)),
+                    None => Err(problem),
+                },
+            },
+            (_, Some(wait)) if !app.engine.knows(token) => return Err(throttled(wait)),
             _ => app.engine.authenticate(token).await.map_err(Problem::from),
         },
     };
+    // Whose token has expired had a good one.
     if let Err(problem) = &outcome
         && problem.status() == StatusCode::UNAUTHORIZED
+        && !has_expired(problem)
         && let Some(key) = failures
     {
         // Beyond the limit it counts no more, which changes nothing.
@@ -138,8 +145,16 @@ async fn authenticate(
     outcome
 }
 
-async fn vouched(app: &App, signed: &Signed, token: &str) -> Result<Principal, Problem> {
-    let claims = signed.prove(token, app.clock.wall())?;
+fn has_expired(problem: &Problem) -> bool {
+    problem.code() == Code::TokenExpired.as_str()
+}
+
+fn throttled(wait: u64) -> Problem {
+    let detail = format!("too many refused tokens from this address; wait {wait} s");
+    Problem::new(Code::RateLimited, detail).with("retry_after", wait)
+}
+
+async fn vouched(app: &App, claims: &Claims) -> Result<Principal, Problem> {
     let (namespace, subject) = (&claims.namespace, &claims.subject);
     let vouched = app
         .engine

@@ -105,6 +105,12 @@ impl Call {
             .await?)
     }
 
+    /// The same, else the one of that name that was deleted last and can be brought back: its history is there.
+    pub(crate) async fn database_or_deleted(&self) -> Result<Database, Problem> {
+        let (engine, name) = (&self.app.engine, self.name("db")?);
+        Ok(engine.database_or_deleted(self.namespace()?, &name).await?)
+    }
+
     /// What the caller's token allows inside SQL.
     pub(crate) fn sql_access(&self) -> Result<SqlAccess, Problem> {
         let token = &self.principal()?.token;

@@ -11,6 +11,7 @@ pub(crate) mod answer;
 pub(crate) mod audit;
 pub(crate) mod auth;
 pub(crate) mod call;
+pub(crate) mod caller;
 pub(crate) mod cors;
 pub(crate) mod edge;
 pub(crate) mod idempotency;

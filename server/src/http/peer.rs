@@ -8,6 +8,7 @@ use axum::http::{Extensions, HeaderMap};
 
 use tidelog_engine::system::tokens::TokenInfo;
 
+use super::caller::caller;
 use super::rates::{Key, Running};
 use crate::app::App;
 use crate::problem::{Code, Problem};
@@ -20,7 +21,7 @@ pub(crate) struct Peer {
     users: Arc<Mutex<Vec<User>>>,
 }
 
-/// A token that uses a connection, or its tenant, and the place among the connections of theirs.
+/// A principal that uses a connection, or its tenant, and the place among the connections of theirs.
 type User = (Key, Running);
 
 impl Peer {
@@ -31,7 +32,7 @@ impl Peer {
         }
     }
 
-    /// Counts the connection as one of the token's and of its tenant's until it ends; refuses what would be one too
+    /// Counts the connection as one of the principal's and of their tenant's until it ends; refuses what would be one too
     /// many: a tenant with many tokens still leaves the others half. A proxy's connections carry anybody's requests and
     /// are not counted.
     pub(crate) fn used_by(&self, token: &TokenInfo, app: &App) -> Result<(), Problem> {
@@ -42,9 +43,9 @@ impl Peer {
         let half = (limits.connections_max / 2).max(1);
         let keys = [
             (
-                Key::Connected(token.id),
+                Key::Connected(caller(token)),
                 limits.connections_per_principal_max,
-                "token",
+                "principal",
             ),
             (Key::ConnectedTo(token.namespace), half, "namespace"),
         ];

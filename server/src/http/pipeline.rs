@@ -15,6 +15,7 @@ use tidelog_engine::system::tokens::{Principal, token_id_text};
 use tidelog_wal::Position;
 
 use super::answer::positions;
+use super::caller::caller;
 use super::edge::RequestId;
 use super::idempotency::Recorder;
 use super::peer::Peer;
@@ -191,13 +192,18 @@ impl Incoming {
         let (mut standing, mut _running) = (None, None);
         if let Some(principal) = &principal {
             let (limits, token) = (&self.app.limits, &principal.token);
-            let (own, tenant) = (Key::Token(token.id), Key::Namespace(token.namespace));
+            let caller = caller(token);
+            let (own, tenant) = (Key::Caller(caller), Key::Namespace(token.namespace));
+            let of_all = limits.requests_per_minute_token;
+            // A token whose rate is higher than everybody's may use it.
+            let of_own = token.rate.filter(|_| of_all != 0).unwrap_or(0);
             let mut rates = vec![
-                (own, token.rate.unwrap_or(limits.requests_per_minute_token)),
+                (Key::Token(token.id), token.rate.unwrap_or(0)),
+                (own, of_all.max(of_own)),
                 (tenant, limits.requests_per_minute_namespace),
             ];
             if let Some(origin) = self.origin {
-                rates.push((Key::Peer(origin, token.id), limits.requests_per_minute_peer));
+                rates.push((Key::Peer(origin, caller), limits.requests_per_minute_peer));
             }
             match self.app.guards.rates.take(&rates, self.app.clock.wall()) {
                 Ok(taken) => standing = taken,

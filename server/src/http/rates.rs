@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use tidelog_wal::{NamespaceId, Timestamp};
 
+use super::caller::Caller;
 use crate::problem::{Code, Problem};
 
 const MINUTE: u64 = 60 * 1_000_000;
@@ -20,21 +21,23 @@ const SWEEP_AT: usize = 100_000;
 /// What is counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
-    /// One token or signed caller.
+    /// One principal.
+    Caller(Caller),
+    /// One token, for a rate of its own.
     Token([u8; 16]),
     /// One tenant.
     Namespace(Option<NamespaceId>),
-    /// One caller from one address.
-    Peer(IpAddr, [u8; 16]),
+    /// One principal from one address.
+    Peer(IpAddr, Caller),
     /// Refused tokens from one address.
     Failures(IpAddr),
     /// Refusals of one address that were put on record.
     Noise(Option<IpAddr>),
     /// Connections of one address.
     Connections(IpAddr),
-    /// Connections that one caller uses.
-    Connected([u8; 16]),
-    /// Connections that the callers of one tenant use.
+    /// Connections that one principal uses.
+    Connected(Caller),
+    /// Connections that the principals of one tenant use.
     ConnectedTo(Option<NamespaceId>),
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet, KeyAlgorithm};
+use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::Value as Json;
 use tidelog_wal::Timestamp;
@@ -116,6 +116,9 @@ fn load(settings: &Jwt) -> Result<Loaded, String> {
         let set: JwkSet = serde_json::from_slice(&bytes)
             .map_err(|error| format!("{} is no JWKS: {error}", file.display()))?;
         for jwk in &set.keys {
+            if jwk.common.public_key_use == Some(PublicKeyUse::Encryption) {
+                continue;
+            }
             let algorithm = match (&jwk.algorithm, jwk.common.key_algorithm) {
                 (AlgorithmParameters::OctetKeyPair(_), None | Some(KeyAlgorithm::EdDSA)) => {
                     Algorithm::EdDSA
@@ -351,6 +354,122 @@ mod tests {
         ] {
             assert!(signed.prove(&forged, at(NOW)).is_err(), "{forged}");
         }
+    }
+
+    /// Base64 as a set of keys has it.
+    fn text(bytes: &[u8]) -> String {
+        use base64::Engine as _;
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// A pair for RS256: what signs, and modulus and exponent of what proves.
+    fn rsa() -> (EncodingKey, String, String) {
+        let size = rcgen::RsaKeySize::_2048;
+        let pair = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size);
+        let pair = pair.expect("a key pair");
+        let signs = EncodingKey::from_rsa_pem(pair.serialize_pem().as_bytes()).expect("our key");
+        // A sequence of two integers (PKCS #1): the modulus behind 9 bytes, the exponent behind 2 more.
+        let public = pair.public_key_raw();
+        assert_eq!(public.len(), 9 + 256 + 2 + 3, "{public:?}");
+        (
+            signs,
+            text(&public[9..9 + 256]),
+            text(&public[9 + 256 + 2..]),
+        )
+    }
+
+    /// A pair for `EdDSA`: what signs, and what proves.
+    fn ed25519() -> (EncodingKey, String) {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key pair");
+        let signs = EncodingKey::from_ed_pem(pair.serialize_pem().as_bytes()).expect("our key");
+        (signs, text(pair.public_key_raw()))
+    }
+
+    fn token_by(algorithm: Algorithm, kid: Option<&str>, key: &EncodingKey) -> String {
+        let mut header = Header::new(algorithm);
+        header.kid = kid.map(str::to_owned);
+        encode(&header, &claims(), key).expect("signed")
+    }
+
+    /// Goal: the keys of a JWKS file count by name and algorithm, those meant for something else do not, and a file that
+    /// is replaced is noticed: the old keys end. Method: a set as an identity provider has it, with keys of three kinds
+    /// that prove tokens and three that do not.
+    #[test]
+    fn keys_of_a_set_count_for_what_they_are_meant_until_the_file_is_replaced() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("jwks.json");
+        let (rsa, n, e) = rsa();
+        let (sealing, sealing_n, sealing_e) = self::rsa();
+        let (ed, x) = ed25519();
+        let (other, other_x) = ed25519();
+        let set = json!({ "keys": [
+            { "kty": "RSA", "kid": "r", "use": "sig", "alg": "RS256", "n": n, "e": e },
+            { "kty": "OKP", "kid": "e", "crv": "Ed25519", "x": x },
+            { "kty": "OKP", "kid": "other", "crv": "Ed25519", "x": other_x },
+            { "kty": "oct", "kid": "h", "alg": "HS256", "k": text(SECRET) },
+            { "kty": "EC", "kid": "c", "crv": "P-256", "alg": "ES256", "x": text(&[1; 32]), "y": text(&[2; 32]) },
+            { "kty": "RSA", "kid": "strong", "alg": "RS512", "n": n, "e": e },
+            { "kty": "RSA", "kid": "sealing", "use": "enc", "n": sealing_n, "e": sealing_e },
+        ] });
+        std::fs::write(&file, set.to_string()).expect("written");
+        let settings = Jwt {
+            audience: "tidelog".to_owned(),
+            issuer: None,
+            namespace_claim: "tenant_id".to_owned(),
+            jwks_file: Some(file.clone()),
+            keys: Vec::new(),
+        };
+        let signed = Signed::new(settings).expect("keys");
+        let counts = |token: &str| signed.prove(token, at(NOW)).is_ok();
+        let secret = EncodingKey::from_secret(SECRET);
+        let (rs, hs) = (Algorithm::RS256, Algorithm::HS256);
+        for kid in [Some("r"), None] {
+            assert!(counts(&token_by(rs, kid, &rsa)), "{kid:?}");
+        }
+        for (kid, key) in [("e", &ed), ("other", &other)] {
+            assert!(counts(&token_by(Algorithm::EdDSA, Some(kid), key)), "{kid}");
+            assert!(
+                counts(&token_by(Algorithm::EdDSA, None, key)),
+                "{kid} unnamed"
+            );
+        }
+        assert!(counts(&token_by(hs, Some("h"), &secret)));
+        for (why, token) in [
+            (
+                "a key of that set by another name",
+                token_by(Algorithm::EdDSA, Some("other"), &ed),
+            ),
+            ("a name that is not there", token_by(rs, Some("x"), &rsa)),
+            (
+                "a key meant for sealing",
+                token_by(rs, Some("sealing"), &sealing),
+            ),
+            ("the same without its name", token_by(rs, None, &sealing)),
+            (
+                "an algorithm that is not ours",
+                token_by(Algorithm::RS512, Some("strong"), &rsa),
+            ),
+            (
+                "a key for that other algorithm",
+                token_by(rs, Some("strong"), &rsa),
+            ),
+        ] {
+            assert!(!counts(&token), "{why}");
+        }
+        assert!(!signed.is_stale());
+
+        let set =
+            json!({ "keys": [{ "kty": "OKP", "kid": "other", "crv": "Ed25519", "x": other_x }] });
+        std::fs::write(&file, set.to_string()).expect("written");
+        let written = std::fs::File::options().append(true).open(&file);
+        let later = changed(&file).expect("a time") + std::time::Duration::from_secs(7);
+        written.expect("a file").set_modified(later).expect("set");
+        assert!(signed.is_stale());
+        assert!(counts(&token_by(rs, Some("r"), &rsa)), "not read again yet");
+        signed.reload().expect("good keys");
+        assert!(!signed.is_stale());
+        assert!(!counts(&token_by(rs, Some("r"), &rsa)));
+        assert!(counts(&token_by(Algorithm::EdDSA, Some("other"), &other)));
     }
 
     #[test]

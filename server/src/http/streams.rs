@@ -3,38 +3,30 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidelog_engine::system::tokens::{Principal, token_id_text};
+use tidelog_engine::system::tokens::Principal;
 
+use super::caller::{Caller, caller};
 use crate::problem::{Code, Problem};
-
-/// Who the streams of a token count for: its member, or the token itself.
-fn owner(principal: &Principal) -> String {
-    let token = &principal.token;
-    match &token.principal {
-        Some(member) => format!("{:?}/{member}", token.namespace),
-        None => token_id_text(&token.id),
-    }
-}
 
 /// The streams that are open, by principal.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
-    open: Arc<Mutex<HashMap<String, usize>>>,
+    open: Arc<Mutex<HashMap<Caller, usize>>>,
 }
 
 /// A place among a principal's streams, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct StreamPlace {
-    open: Arc<Mutex<HashMap<String, usize>>>,
-    owner: String,
+    open: Arc<Mutex<HashMap<Caller, usize>>>,
+    owner: Caller,
 }
 
 impl Streams {
     /// Takes a place for one more stream of a principal, who may hold `max`.
     pub(crate) fn enter(&self, principal: &Principal, max: usize) -> Result<StreamPlace, Problem> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let owner = owner(principal);
-        let count = open.entry(owner.clone()).or_default();
+        let owner = caller(&principal.token);
+        let count = open.entry(owner).or_default();
         if *count >= max {
             if *count == 0 {
                 open.remove(&owner);

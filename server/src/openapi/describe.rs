@@ -241,7 +241,14 @@ const ROWS: &[Row] = &[
             "Delete a database; undone within seven days unless purged",
             &[200, 202, 204],
         )
-        .query(&[may("purge", "boolean", "For good, at once.")]),
+        .query(&[
+            may("purge", "boolean", "For good, at once."),
+            may(
+                "detach_forks",
+                "boolean",
+                "With purge: makes its forks independent first.",
+            ),
+        ]),
     ),
     (
         "POST",

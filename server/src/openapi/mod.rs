@@ -5,7 +5,7 @@
 
 mod describe;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use axum::http::Method;
@@ -231,29 +231,103 @@ fn object(fields: &[Field]) -> Json {
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": fields.is_empty() })
 }
 
-/// The statuses of refusals that a route can answer.
-fn refusals(route: &Route) -> BTreeSet<u16> {
-    let mut found = BTreeSet::from([400, 413, 500, 503, 504]);
-    if route.access != Access::Public {
-        found.extend([401, 403, 404, 429]);
+/// Whether a route can be refused with a code. Where the table tells no more, a code counts for a whole group of routes:
+/// more may be listed than a route ever answers. Tests hold every answer they get against the list.
+fn may_answer(route: &Route, code: Code) -> bool {
+    let (path, known) = (route.path, route.access != Access::Public);
+    let within = |part: &str| path.contains(part);
+    let changes = known && route.method != Method::GET;
+    let posts = known && route.method == Method::POST;
+    let is_sql = route.keyed_by_handler;
+    // It may name a commit of a database, in its path or in its body.
+    let of_state = route.on_database() || changes && path.ends_with("/databases");
+    match code {
+        Code::InvalidRequest
+        | Code::UnknownField
+        | Code::BodyTooLarge
+        | Code::ObjectCorrupt
+        | Code::DatabaseCorrupt
+        | Code::Internal
+        | Code::Overloaded
+        | Code::StorageUnavailable
+        | Code::WriterFenced
+        | Code::DatabaseBusy
+        | Code::KeyUnavailable
+        | Code::OutcomeUnknown => true,
+        Code::Unauthenticated
+        | Code::TokenExpired
+        | Code::TokenRevoked
+        | Code::InsufficientPermissions
+        | Code::NamespaceMismatch
+        | Code::NotFound
+        | Code::NamespaceNotFound
+        | Code::DatabaseNotFound
+        | Code::NamespaceDeleted
+        | Code::DatabasePurged
+        | Code::DurabilityTimeout
+        | Code::RateLimited => known,
+        Code::IdempotencyKeyRequired => route.key_required,
+        Code::IdempotencyInProgress
+        | Code::IdempotencyResultRolledBack
+        | Code::IdempotencyKeyReused => posts,
+        Code::NameTaken
+        | Code::Refused
+        | Code::OperationInProgress
+        | Code::OperationCancelled
+        | Code::OperationInterrupted
+        | Code::DatabaseProtected
+        | Code::Maintenance
+        | Code::JournalFull => changes,
+        Code::DatabaseReadOnly
+        | Code::ForkParentPinned
+        | Code::ImportInvalid
+        | Code::SqlError
+        | Code::QuotaExceeded => changes && of_state,
+        Code::DatabaseBlocked
+        | Code::BookmarkUnknown
+        | Code::BookmarkExpired
+        | Code::BookmarkLost
+        | Code::BookmarkInFuture
+        | Code::BookmarkForeign
+        | Code::BookmarkMalformed
+        | Code::RecoveryGap
+        | Code::SnapshotNotFound
+        | Code::SnapshotExpired
+        | Code::SnapshotPinned => of_state,
+        Code::NameInvalid | Code::DiskFull => changes || route.on_database(),
+        Code::OperationNotFound => within("/operations") || posts,
+        Code::OperationNotCancellable => within("/operations"),
+        Code::MemberNotFound => within("/members") || within("/tokens"),
+        Code::TokenNotFound => within("/tokens/"),
+        Code::RestoreNotFound
+        | Code::RestoreSuperseded
+        | Code::RestoreRateLimited
+        | Code::PlanStale => changes && of_state || within("/restores"),
+        Code::ArchiveNotFound | Code::ArchiveHeld => changes && of_state || within("/archives"),
+        Code::RegionFixed => route.method == Method::PATCH,
+        Code::DatabaseMoved => route.conditional || changes && of_state && !is_sql,
+        Code::SqlTooLong
+        | Code::ResultTooLarge
+        | Code::TooManyParameters
+        | Code::TransactionControl => is_sql,
+        Code::QueryTimeout => is_sql || changes && of_state,
+        Code::UnsupportedMediaType => route.body == BodyKind::Json,
+        Code::RangeNotSatisfiable => path.ends_with("/content"),
+        // Hrana's own, and what the router answers where there is no route.
+        Code::BatonInvalid
+        | Code::StreamExpired
+        | Code::StreamBusy
+        | Code::TransactionTimeout
+        | Code::MethodNotAllowed => false,
     }
-    if route.body == BodyKind::Json {
-        found.extend([415, 422]);
-    }
-    if route.method != Method::GET {
-        found.extend([409, 422, 507]);
-    }
-    if route.in_namespace() {
-        found.insert(410);
-    }
-    if route.on_database() {
-        found.extend([409, 410, 412, 422, 507]);
-    }
-    if route.path.ends_with("/content") {
-        found.insert(416);
-    }
-    if route.path.ends_with("/rotate") {
-        found.insert(401);
+}
+
+/// The codes of refusals that a route can answer, by status.
+fn refusals(route: &Route) -> BTreeMap<u16, Vec<&'static str>> {
+    let mut found: BTreeMap<u16, Vec<&'static str>> = BTreeMap::new();
+    for code in Code::ALL.iter().filter(|code| may_answer(route, **code)) {
+        let status = code.status().as_u16();
+        found.entry(status).or_default().push(code.as_str());
     }
     found
 }
@@ -270,12 +344,7 @@ fn responses(route: &Route, told: &Description) -> Json {
         found.insert(status.to_string(), response);
     }
     let problem = json!({ "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } });
-    for status in refusals(route) {
-        let codes: Vec<&str> = Code::ALL
-            .iter()
-            .filter(|code| code.status().as_u16() == status)
-            .map(|code| code.as_str())
-            .collect();
+    for (status, codes) in refusals(route) {
         let response = json!({ "description": codes.join(", "), "content": problem });
         found.insert(status.to_string(), response);
     }
@@ -284,6 +353,8 @@ fn responses(route: &Route, told: &Description) -> Json {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -310,6 +381,47 @@ mod tests {
             .map(|path| path.as_object().map_or(0, Map::len))
             .sum();
         assert_eq!(count, routes.len());
+    }
+
+    /// Goal: what is listed under a status tells something: a route does not list what others alone can answer.
+    #[test]
+    fn a_route_lists_no_code_of_another_kind_of_route() {
+        let document = document();
+        let listed = |method: &str, path: &str, status: &str| {
+            let response = &document["paths"][path][method]["responses"][status];
+            let text = response["description"].as_str().unwrap_or_default();
+            text.split(", ").map(str::to_owned).collect::<Vec<_>>()
+        };
+        let token = "/v1/namespaces/{ns}/tokens/{token}";
+        let missing = listed("get", token, "404");
+        assert!(missing.contains(&"token-not-found".to_owned()));
+        assert!(
+            !missing
+                .iter()
+                .any(|code| code.contains("snapshot") || code.contains("archive"))
+        );
+        let database = "/v1/namespaces/{ns}/databases/{db}";
+        assert_eq!(
+            listed("get", database, "412"),
+            [""],
+            "nothing is conditional there"
+        );
+        assert_eq!(listed("get", database, "415"), [""], "no body");
+        let query = format!("{database}/query");
+        assert_eq!(listed("post", &query, "412"), [""]);
+        assert!(listed("post", &query, "504").contains(&"query-timeout".to_owned()));
+        let restores = format!("{database}/restores");
+        let moved = listed("post", &restores, "412");
+        assert_eq!(moved, ["database-moved", "plan-stale"]);
+        for (path, methods) in document["paths"].as_object().expect("paths") {
+            for (method, operation) in methods.as_object().expect("methods") {
+                let text = operation["responses"].to_string();
+                assert!(
+                    !text.contains("baton-invalid"),
+                    "{method} {path}: Hrana's alone"
+                );
+            }
+        }
     }
 
     #[test]

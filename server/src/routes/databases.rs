@@ -123,7 +123,10 @@ async fn seeded(mut call: Call, name: String, seed: Json, plain: bool) -> Result
     };
     call.finish()?;
     super::may_fork(&call, &source).await?;
-    let source = call.app.engine.database(call.namespace()?, &source).await?;
+    let engine = &call.app.engine;
+    let source = engine
+        .database_or_deleted(call.namespace()?, &source)
+        .await?;
     let handle = source.fork(fork).await?;
     outcome(&call, handle, StatusCode::CREATED).await
 }
@@ -217,19 +220,34 @@ pub(super) async fn change(mut call: Call) -> Result<Answer, Problem> {
 
 pub(super) async fn delete(mut call: Call) -> Result<Answer, Problem> {
     let purge = call.query.boolean("purge")?.unwrap_or(false);
+    let detach_forks = call.query.boolean("detach_forks")?.unwrap_or(false);
     call.finish()?;
+    let (engine, namespace, name) = (&call.app.engine, call.namespace()?, call.name("db")?);
     if purge {
-        let token = token_id_text(&call.principal()?.token.id);
-        let (namespace, name) = (call.namespace()?, call.name("db")?);
-        let engine = &call.app.engine;
-        let handle = engine.database_purge(namespace, &name, Some(token)).await?;
+        let token = Some(token_id_text(&call.principal()?.token.id));
+        let handle = if detach_forks {
+            engine
+                .database_purge_detaching(namespace, &name, token)
+                .await?
+        } else {
+            engine.database_purge(namespace, &name, token).await?
+        };
         return outcome(&call, handle, StatusCode::OK).await;
     }
-    call.app
-        .engine
-        .database_delete(call.namespace()?, &call.name("db")?)
-        .await?;
-    Ok(Answer::nothing())
+    if detach_forks {
+        let detail =
+            "detach_forks goes with purge=true: what is only hidden keeps what its forks need";
+        let place = "/detach_forks";
+        return Err(Problem::invalid(Code::InvalidRequest, place, detail));
+    }
+    let database = call.database().await?;
+    engine.database_delete(namespace, &name).await?;
+    let forks = database.forks().await?;
+    if forks.is_empty() {
+        return Ok(Answer::nothing());
+    }
+    let forks: Vec<String> = forks.into_iter().map(|fork| fork.name).collect();
+    Ok(Answer::ok(json!({ "deleted": name, "forks": forks })))
 }
 
 pub(super) async fn undelete(mut call: Call) -> Result<Answer, Problem> {

@@ -62,7 +62,7 @@ pub(super) async fn create(mut call: Call) -> Result<Answer, Problem> {
         ..Fork::named(call.body.required_text("name")?)
     };
     call.finish()?;
-    let handle = call.database().await?.fork(fork).await?;
+    let handle = call.database_or_deleted().await?.fork(fork).await?;
     outcome(&call, handle, StatusCode::CREATED).await
 }
 

@@ -1,5 +1,6 @@
 //! Hrana over HTTP: pipelines of requests on a stream, and cursors.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -19,6 +20,7 @@ use crate::hrana::errors::{of_statement, plain};
 use crate::hrana::table::{Held, NotStored, Texts};
 use crate::hrana::wire::{self, BatchStep, CursorBody, PipelineBody, Stmt, StreamRequest, Wrong};
 use crate::http::answer::Content;
+use crate::http::caller::caller;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
 
@@ -75,7 +77,10 @@ fn held(call: &Call, database: &Database, baton: Option<&str>) -> Result<Held, P
     let owner = owner(call, database)?;
     match baton {
         Some(baton) => call.app.hrana.take(baton, &owner),
-        None => Ok(call.app.hrana.add(database.stream(owner.principal)?)),
+        None => {
+            let caller = caller(&call.principal()?.token);
+            Ok(call.app.hrana.add(database.stream(caller)?))
+        }
     }
 }
 
@@ -569,7 +574,11 @@ async fn produce(
         .collect();
     let mut account = Account::of(began);
     account.texts = texts;
-    let ran = turn.program(steps, Lines::new(to.clone())).await;
+    let lines = || {
+        let clock = Arc::clone(&call.app.clock);
+        Lines::new(to.clone(), call.app.limits.cursor_pause, clock)
+    };
+    let ran = turn.program(steps, lines()).await;
     account.schema_changed = turn.schema_changed();
     let ended = match ran {
         Err(error) => {
@@ -606,9 +615,9 @@ async fn produce(
             let last = json!({ "type": "replication_index", "replication_index": null });
             lines.last(&last).await
         }
-        Err((lines, error)) => {
+        Err((last_lines, error)) => {
             let last = json!({ "type": "error", "error": of_statement(&error) });
-            lines.unwrap_or_else(|| Lines::new(to)).last(&last).await
+            last_lines.unwrap_or_else(lines).last(&last).await
         }
     };
 }

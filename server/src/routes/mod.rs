@@ -629,6 +629,15 @@ pub struct Served {
 
 /// Everything that is served, but for Hrana, whose clients bring its specification along.
 pub fn surface() -> Vec<Served> {
+    served(|route| !route.hrana)
+}
+
+/// What is served for clients that speak Hrana.
+pub fn hrana_surface() -> Vec<Served> {
+    served(|route| route.hrana)
+}
+
+fn served(which: impl Fn(&Route) -> bool) -> Vec<Served> {
     let required = |access| match access {
         Access::Public => None,
         Access::Role(role) => Some(role.as_str()),
@@ -640,11 +649,7 @@ pub fn surface() -> Vec<Served> {
         required: required(route.access),
         takes_json: route.body == BodyKind::Json,
     };
-    table()
-        .into_iter()
-        .filter(|route| !route.hrana)
-        .map(line)
-        .collect()
+    table().into_iter().filter(which).map(line).collect()
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ pub(crate) fn result(result: &StatementResult, integers: Integers) -> Json {
         "rows": [],
         "rows_read": result.rows_read,
         "rows_written": result.rows_written,
-        "last_insert_rowid": to_json(result.last_insert_rowid.into(), integers),
+        "last_insert_rowid": result.last_insert_rowid.map(|rowid| to_json(rowid.into(), integers)),
     })
 }
 

@@ -120,8 +120,8 @@ fn rpo(lag: Duration) -> Json {
 }
 
 pub(super) async fn history(mut call: Call) -> Result<Answer, Problem> {
-    let from = bookmark(&mut call, "from")?.map(|position| position.txid);
-    let to = bookmark(&mut call, "to")?.map(|position| position.txid);
+    let from = bookmark(&mut call, "from")?;
+    let to = bookmark(&mut call, "to")?;
     let (page, link) = call.page()?;
     call.finish()?;
     let found = call.database().await?.history(from, to, page).await?;

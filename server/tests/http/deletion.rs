@@ -66,6 +66,57 @@ async fn a_database_with_a_fork_is_purged_only_after_it() {
     world.stop().await;
 }
 
+/// Goal: who deletes a database is told which forks need it, and one call makes them independent and destroys it.
+/// Method: two forks, one of them deleted: that one is in the way, by name, and nothing is detached for it; then the
+/// purge, after which the fork has all its rows and no parent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_names_the_forks_and_a_purge_detaches_them_if_told() {
+    let world = World::start().await;
+    let orders = world.database("orders").await;
+    world.run(&orders, "create table t(a)").await;
+    world.run(&orders, "insert into t values(1), (2)").await;
+    let of = |name: &str| orders.replace("orders", name);
+    for name in ["copy", "doomed"] {
+        let forks = format!("{orders}/forks");
+        let made = world.keyed(&forks, json!({ "name": name })).await;
+        assert_eq!(made.status, 201, "{name}: {made:?}");
+    }
+    let got = read(world.ask(Method::DELETE, &of("doomed"))).await;
+    assert_eq!(got.status, 204, "nothing hangs on it: {got:?}");
+
+    let bare = world.ask(Method::DELETE, &format!("{orders}?detach_forks=true"));
+    let got = read(bare).await;
+    assert_eq!((got.status, got.code()), (400, "invalid-request"));
+    let got = read(world.ask(Method::DELETE, &orders)).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    assert_eq!(got.body, json!({ "deleted": "orders", "forks": ["copy"] }));
+
+    let purge = || {
+        world.ask(
+            Method::DELETE,
+            &format!("{orders}?purge=true&detach_forks=true"),
+        )
+    };
+    let got = read(purge()).await;
+    assert_eq!((got.status, got.code()), (409, "fork-parent-pinned"));
+    assert_eq!(got.body["forks"], json!(["doomed"]));
+    assert!(world.get(&of("copy")).await.body["parent"].is_object());
+    let doomed = world.ask(Method::DELETE, &format!("{}?purge=true", of("doomed")));
+    assert_eq!(read(doomed).await.status, 200);
+    let got = read(purge()).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    assert_eq!(got.body["purged"], "orders");
+    assert!(world.get(&of("copy")).await.body["parent"].is_null());
+    let rows = world.run(&of("copy"), "select count(*) from t").await;
+    assert_eq!(rows.body["rows"], json!([[2]]));
+    world.run(&of("copy"), "insert into t values(3)").await;
+    let done = world
+        .get("/v1/namespaces/default/operations?type=detach")
+        .await;
+    assert_eq!(done.body["items"].as_array().map(Vec::len), Some(1));
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purge_is_refused_while_an_archive_is_held_and_reaches_it_then() {
     let world = World::start().await;

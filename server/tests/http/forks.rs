@@ -109,3 +109,49 @@ async fn a_branch_is_put_shown_put_anew_and_deleted() {
     assert_eq!(world.get(&branch).await.code(), "database-not-found");
     world.stop().await;
 }
+
+/// Goal: a database that was deleted and can be brought back is forked like a live one, under its own name, too, and
+/// stays as it is; one that nobody can bring back is not. Method: both calls that fork, of a state before the newest,
+/// while the source is deleted; rows, and the source after its undelete.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_database_is_forked_while_it_can_be_brought_back() {
+    let world = World::start().await;
+    let db = world.database("orders").await;
+    world.run(&db, "CREATE TABLE t(a)").await;
+    let one = world.run(&db, "INSERT INTO t VALUES(1)").await.body["bookmark"].clone();
+    world.run(&db, "INSERT INTO t VALUES(2)").await;
+    let of = |name: &str| format!("/v1/namespaces/default/databases/{name}");
+    let forks = format!("{db}/forks");
+    assert_eq!(read(world.ask(Method::DELETE, &db)).await.status, 204);
+
+    let body = json!({ "name": "then", "target": { "bookmark": one } });
+    let made = world.keyed(&forks, body).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let seed = json!({ "name": "seeded", "seed": { "database": "orders" } });
+    let seeded = world.post("/v1/namespaces/default/databases", seed).await;
+    assert_eq!(seeded.status, 201, "{seeded:?}");
+    let schema = json!({ "name": "orders", "schema_only": true });
+    let schema = world.keyed(&forks, schema).await;
+    assert_eq!(schema.status, 201, "the name is free: {schema:?}");
+    for (name, rows) in [("then", 1), ("seeded", 2), ("orders", 0)] {
+        assert_eq!(count(&world, &of(name)).await, rows, "{name}");
+        world.run(&of(name), "INSERT INTO t VALUES(3)").await;
+    }
+    // The live one of that name is meant from now on.
+    let live = world.keyed(&forks, json!({ "name": "live" })).await;
+    assert_eq!(live.status, 201, "{live:?}");
+    assert_eq!(count(&world, &of("live")).await, 1);
+
+    for name in ["live", "orders"] {
+        let purged = read(world.ask(Method::DELETE, &format!("{}?purge=true", of(name)))).await;
+        assert_eq!(purged.status, 200, "{name}: {purged:?}");
+    }
+    let back = read(world.ask(Method::POST, &format!("{db}/undelete"))).await;
+    assert_eq!(back.status, 200, "{back:?}");
+    assert_eq!(count(&world, &db).await, 2);
+    let gone = world
+        .keyed(&format!("{}/forks", of("live")), json!({ "name": "x" }))
+        .await;
+    assert_eq!((gone.status, gone.code()), (410, "database-purged"));
+    world.stop().await;
+}

@@ -120,18 +120,138 @@ async fn values_pass_exactly_and_results_have_every_member() {
             result["cols"][0],
             json!({ "name": "a", "decltype": "INTEGER" })
         );
-        for member in [
-            "rows_read",
-            "rows_written",
-            "query_duration_ms",
-            "last_insert_rowid",
-        ] {
+        for member in ["rows_read", "rows_written", "query_duration_ms"] {
             assert!(!result[member].is_null(), "{member}");
         }
+        let rowid = result.get("last_insert_rowid");
+        assert_eq!(rowid, Some(&Json::Null), "clients need the member");
     }
     let unwanted = json!({ "type": "execute", "stmt": { "sql": "select 1", "want_rows": false } });
     let (results, _) = world.piped(&Json::Null, json!([unwanted, close()])).await;
     assert_eq!(results[0]["response"]["result"]["rows"], json!([]));
+    world.stop().await;
+}
+
+/// Goal: what a statement is said to have changed and inserted is its own, not what was done last on the connection
+/// that several clients write on. Method: one inserts, the others write without inserting, or insert the same rowid.
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_and_rowids_are_the_statements_own() {
+    let world = started().await;
+    let seven = "insert into t(b) values(1), (2), (3), (4), (5), (6), (7)";
+    let steps = [
+        (seven, 7, json!("7")),
+        ("create table u(a integer primary key)", 0, Json::Null),
+        ("update t set b = 0 where a < 3", 2, Json::Null),
+        ("delete from t where a = 7", 1, Json::Null),
+        ("insert or ignore into t values(1, 1)", 0, Json::Null),
+        ("pragma user_version = 7", 0, Json::Null),
+        ("select 1", 0, Json::Null),
+        ("insert into u values(7)", 1, json!("7")),
+        (
+            "with x as (select 8) replace into u select * from x",
+            1,
+            json!("8"),
+        ),
+        ("drop table u", 0, Json::Null),
+        ("vacuum", 0, Json::Null),
+    ];
+    for (sql, changed, rowid) in steps {
+        let (results, _) = world
+            .piped(&Json::Null, json!([execute(sql), close()]))
+            .await;
+        let result = &results[0]["response"]["result"];
+        assert_eq!(result["affected_row_count"], changed, "{sql}: {results:?}");
+        assert_eq!(result["last_insert_rowid"], rowid, "{sql}");
+    }
+    // On a connection of its own the client's earlier statements count as little.
+    let all = [
+        "insert into t values(9, 0)",
+        "begin immediate",
+        "create table v(a)",
+        "update t set b = 1 where a = 1",
+        "commit",
+    ];
+    let requests: Vec<Json> = all.iter().copied().map(execute).chain([close()]).collect();
+    let (results, _) = world.piped(&Json::Null, json!(requests)).await;
+    let told = results[..5].iter().map(|one| {
+        let result = &one["response"]["result"];
+        (&result["affected_row_count"], &result["last_insert_rowid"])
+    });
+    let told: Vec<_> = told.collect();
+    let (zero, one, null) = (json!(0), json!(1), Json::Null);
+    let nine = json!("9");
+    assert_eq!(
+        told,
+        [
+            (&one, &nine),
+            (&zero, &null),
+            (&zero, &null),
+            (&one, &null),
+            (&zero, &null)
+        ]
+    );
+    let database = "/v1/namespaces/default/databases/orders";
+    let got = world.run(database, "update t set b = 2").await;
+    assert_eq!(got.body["last_insert_rowid"], Json::Null);
+    let got = world.run(database, "insert into t values(12, 0)").await;
+    assert_eq!(got.body["last_insert_rowid"], 12);
+    world.stop().await;
+}
+
+/// Goal: one row takes bounded memory, whoever reads it. Method: many columns of large values, which no limit of a
+/// result reaches before the row is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_many_large_values_is_refused() {
+    let world = started().await;
+    for (columns, bytes) in [(100, 60_000_000), (100, 2_000_000), (3, 30_000_000)] {
+        let values = vec![format!("randomblob({bytes})"); columns].join(", ");
+        let sql = format!("select {values}");
+        let got = world
+            .post(
+                "/v1/namespaces/default/databases/orders/query",
+                json!({ "sql": sql }),
+            )
+            .await;
+        assert_eq!(
+            (got.status, got.code()),
+            (413, "result-too-large"),
+            "{got:?}"
+        );
+        assert!(got.body["limit"].is_u64());
+        let steps = json!([{ "stmt": { "sql": sql } }, { "stmt": { "sql": "select 1" } }]);
+        let lines = world.lines(json!({ "batch": { "steps": steps } })).await;
+        let failed = lines.iter().find(|line| line["type"] == "step_error");
+        assert_eq!(
+            failed.expect("an error")["error"]["code"],
+            "RESPONSE_TOO_LARGE"
+        );
+        let rows = lines.iter().filter(|line| line["type"] == "row");
+        assert_eq!(rows.count(), 1, "the next step runs");
+    }
+    world.stop().await;
+}
+
+/// Goal: a row that comes alone is written at once, not with others that come later. Method: a statement that
+/// yields a row and then works on for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_is_written_before_the_next_one_is_there() {
+    let mut config = Preset::Development.config();
+    config.limits.query_ms = 3_000;
+    let world = filled(World::of(config).await).await;
+    let endless =
+        "(with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n)";
+    let short = "(with recursive n(x) as (select 1 union all select x + 1 from n limit 3000000) select count(*) from n)";
+    let sql = format!("select {short} union all select {endless}");
+    let body = json!({ "batch": { "steps": [{ "stmt": { "sql": sql } }] } });
+    let sent = world.ask(Method::POST, CURSOR).json(&body).send().await;
+    let mut pieces = sent.expect("an answer").bytes_stream();
+    let (mut text, mut before) = (String::new(), false);
+    while let Some(piece) = pieces.next().await {
+        text.push_str(&String::from_utf8_lossy(&piece.expect("whole")));
+        before |= text.contains("\"row\"") && !text.contains("step_error");
+    }
+    assert!(text.contains("SQLITE_INTERRUPT"), "{text}");
+    assert!(before, "the row came with the end: {text}");
     world.stop().await;
 }
 
@@ -633,6 +753,52 @@ async fn the_database_is_found_by_path_header_host_and_default() {
         404,
         "DATABASE_NOT_FOUND",
     );
+    // The path counts before the header, the header before the host.
+    let (header, host) = ("x-namespace", "host");
+    for (path, namespace, name, status) in [
+        (
+            "/default/orders/v3/pipeline",
+            "none",
+            "none.db.example.org",
+            200,
+        ),
+        (
+            "/default/none/v3/pipeline",
+            "orders",
+            "orders.db.example.org",
+            404,
+        ),
+        ("/v3/pipeline", "orders", "none.db.example.org", 200),
+        ("/v3/pipeline", "none", "orders.db.example.org", 404),
+    ] {
+        let asked = ask(path).header(header, namespace).header(host, name);
+        let got = read(asked).await;
+        assert_eq!(got.status, status, "{path} {namespace} {name}: {got:?}");
+    }
+    for bad in ["../orders", "A", "v1", "", "orders/../v9", "a\u{7f}"] {
+        let Ok(value) = reqwest::header::HeaderValue::from_str(bad) else {
+            continue;
+        };
+        let got = read(ask("/v3/pipeline").header(header, value)).await;
+        assert!((400..500).contains(&got.status), "{bad:?}: {got:?}");
+    }
+    // A token for one database reaches no other by any of them.
+    let bound = world
+        .token(json!({ "scopes": ["read"], "databases": ["v9"] }))
+        .await;
+    for (path, name, value) in [
+        ("/default/orders/v3/pipeline", "x-other", "x"),
+        ("/orders/v3/pipeline", "x-other", "x"),
+        ("/v3/pipeline", header, "orders"),
+        ("/v3/pipeline", host, "orders.db.example.org"),
+    ] {
+        let sent = world.client.post(format!("{}{path}", world.base));
+        let sent = sent.bearer_auth(&bound).header(name, value).json(&body);
+        failed(&read(sent).await, 403, "INSUFFICIENT_PERMISSIONS");
+    }
+    let sent = world.client.post(format!("{}/v3/pipeline", world.base));
+    let sent = sent.bearer_auth(&bound).header(header, "v9").json(&body);
+    assert_eq!(read(sent).await.status, 200);
     failed(
         &read(ask("/v3/pipeline").header("host", "orders.example.org")).await,
         404,
@@ -661,10 +827,14 @@ async fn the_database_is_found_by_path_header_host_and_default() {
     world.database("orders").await;
     let sent = world.ask(Method::POST, "/v2/pipeline").json(&body);
     assert_eq!(read(sent).await.status, 200);
+    let sent = world.ask(Method::POST, "/v2/pipeline").json(&body);
+    let got = read(sent.header(host, "none.db.example.org")).await;
+    failed(&got, 404, "DATABASE_NOT_FOUND");
     world.stop().await;
 }
 
-/// Goal: a stream goes on through a rewind between its transactions.
+/// Goal: a stream goes on through a rewind between its transactions, and inside one that reads it keeps its state
+/// and cannot write to it (HAZARDS W0d).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_lives_on_through_a_rewind() {
     let world = started().await;
@@ -680,16 +850,39 @@ async fn a_stream_lives_on_through_a_rewind() {
             "{database}/bookmarks/current?wait_durable_ms=5000"
         ))
         .await;
-    let (_, baton) = world.piped(&baton, json!([execute("drop table t")])).await;
+    let store = json!({ "type": "store_sql", "sql_id": 1, "sql": "select b from t" });
+    let (_, baton) = world
+        .piped(&baton, json!([execute("drop table t"), store]))
+        .await;
+    let made = execute("create table t(a integer primary key, b)");
+    let (_, other) = world
+        .piped(
+            &Json::Null,
+            json!([made, execute("insert into t(b) values('seen')")]),
+        )
+        .await;
+    // One that reads in a transaction keeps what it sees.
+    let select = execute("select b from t");
+    let value = |result: &Json| result["response"]["result"]["rows"][0][0]["value"].clone();
+    let (results, other) = world.piped(&other, json!([execute("begin"), select])).await;
+    assert_eq!(value(&results[1]), "seen");
     let target = json!({ "target": { "bookmark": at.body["bookmark"] } });
     let done = world.keyed(&format!("{database}/restores"), target).await;
     assert_eq!(done.status, 200, "{done:?}");
-    let (results, _) = world
-        .piped(&baton, json!([execute("select b from t"), close()]))
-        .await;
+    let stored = json!({ "type": "execute", "stmt": { "sql_id": 1 } });
+    let (results, _) = world.piped(&baton, json!([stored, close()])).await;
     assert_eq!(
-        results[0]["response"]["result"]["rows"][0][0]["value"],
-        "kept"
+        value(&results[0]),
+        "kept",
+        "a stored text, on the restored state"
     );
+    let write = execute("insert into t(b) values('late')");
+    let (results, other) = world.piped(&other, json!([select, write])).await;
+    assert_eq!(value(&results[0]), "seen");
+    assert_eq!(error_code(&results[1]), "TRANSACTION_BUSY");
+    let (results, _) = world
+        .piped(&other, json!([execute("rollback"), select, close()]))
+        .await;
+    assert_eq!(value(&results[1]), "kept");
     world.stop().await;
 }

@@ -451,6 +451,144 @@ async fn a_stream_takes_one_request_at_a_time() {
     world.stop().await;
 }
 
+/// Goal: who cannot have the lock hears `TRANSACTION_BUSY` and may try again: the gate is another's for too long, or the
+/// transaction began before somebody else's commit (HRANA 6).
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_have_the_lock_is_told_that_it_is_busy() {
+    let world = patient().await;
+    let begin = json!([execute("begin"), execute("select count(*) from t")]);
+    let (_, old) = world.piped(&Json::Null, begin).await;
+    let holder = world.writing().await;
+    let insert = execute("insert into t(b) values('waits')");
+    for alone in [true, false] {
+        let requests = if alone {
+            json!([insert, close()])
+        } else {
+            json!([insert, execute("begin immediate"), { "type": "get_autocommit" }, close()])
+        };
+        let (results, _) = world.piped(&Json::Null, requests).await;
+        assert_eq!(error_code(&results[0]), "TRANSACTION_BUSY");
+        assert!(alone || error_code(&results[1]) == "TRANSACTION_BUSY");
+        assert!(alone || results[2]["response"]["is_autocommit"] == true);
+    }
+    world
+        .piped(&holder, json!([execute("commit"), close()]))
+        .await;
+    let (results, old) = world
+        .piped(&old, json!([insert, { "type": "get_autocommit" }]))
+        .await;
+    assert_eq!(error_code(&results[0]), "TRANSACTION_BUSY");
+    assert_eq!(
+        results[1]["response"]["is_autocommit"], false,
+        "it still reads"
+    );
+    let again = json!([
+        execute("rollback"),
+        execute("begin"),
+        insert,
+        execute("delete from t"),
+        execute("commit"),
+        close()
+    ]);
+    let (results, _) = world.piped(&old, again).await;
+    assert!(results.iter().all(|one| one["type"] == "ok"), "{results:?}");
+    world.is_free("after all").await;
+    world.stop().await;
+}
+
+/// Goal: requests that are refused whole for what the server is, not for what they are, are said as the clients read it
+/// (HRANA 6): rates, places for streams, maintenance.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_the_server_have_their_status_and_the_body_of_the_clients() {
+    let mut config = Preset::Development.config();
+    config.engine.streams_per_principal = 2;
+    config.stream_gate_idle_ms = 600_000;
+    config.stream_idle_ms = 600_000;
+    let world = with(config).await;
+    let limited = world
+        .token(json!({ "scopes": ["read"], "rate_per_minute": 1 }))
+        .await;
+    let once = async || {
+        let url = format!("{}{PIPELINE}", world.base);
+        let sent = world.client.post(url).bearer_auth(&limited);
+        read(sent.json(&json!({ "requests": [execute("select 1"), close()] }))).await
+    };
+    assert_eq!(once().await.status, 200);
+    let got = once().await;
+    failed(&got, 429, "RATE_LIMITED");
+    let wait = got
+        .header("retry-after")
+        .and_then(|wait| wait.parse::<u64>().ok());
+    assert!(wait.is_some_and(|wait| wait > 0), "{got:?}");
+
+    // Two streams in a transaction make no place for a third one; one that is unused does.
+    let begin = json!([execute("begin"), execute("select 1 from t")]);
+    let (_, one) = world.piped(&Json::Null, begin.clone()).await;
+    let (_, two) = world.piped(&Json::Null, begin.clone()).await;
+    for path in [PIPELINE, CURSOR] {
+        let body = json!({ "requests": begin, "batch": { "steps": [] } });
+        let got = world.posted(path, &body).await;
+        failed(&got, 503, "OVERLOADED");
+        assert!(got.header("retry-after").is_some(), "{got:?}");
+    }
+    let (_, unused) = world.piped(&two, json!([execute("commit")])).await;
+    let (_, three) = world.piped(&Json::Null, begin).await;
+    failed(
+        &world.hrana(&unused, json!([])).await,
+        400,
+        "STREAM_EXPIRED",
+    );
+    for baton in [one, three] {
+        world.piped(&baton, json!([close()])).await;
+    }
+
+    let maintenance = async |on: bool| {
+        let put = world.ask(Method::PUT, "/v1/namespaces/default/maintenance");
+        assert_eq!(read(put.json(&json!({ "enabled": on }))).await.status, 200);
+    };
+    maintenance(true).await;
+    let (results, _) = world
+        .piped(
+            &Json::Null,
+            json!([execute("delete from t"), execute("select 1"), close()]),
+        )
+        .await;
+    assert_eq!(error_code(&results[0]), "BLOCKED");
+    assert_eq!(results[1]["type"], "ok", "reads go on");
+    maintenance(false).await;
+    world.is_free("after maintenance").await;
+    world.stop().await;
+}
+
+/// Goal: a client that keeps its connection and reads nothing of a cursor is let go, and its transaction with it. Method:
+/// a result larger than what the sockets hold, inside a transaction that writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_nothing_of_a_cursor_is_let_go() {
+    let mut config = Preset::Development.config();
+    config.limits.cursor_pause_ms = 200;
+    config.stream_gate_idle_ms = 600_000;
+    config.stream_idle_ms = 600_000;
+    let world = with(config).await;
+    let sql = "with recursive n(x) as (select 1 union all select x + 1 from n limit 100000) select x, zeroblob(700) from n";
+    let steps = ["begin immediate", "insert into t(b) values('open')", sql];
+    let steps = steps.map(|sql| json!({ "stmt": { "sql": sql } }));
+    let body = json!({ "batch": { "steps": steps } });
+    let sent = world.ask(Method::POST, CURSOR).json(&body).send().await;
+    let mut pieces = sent.expect("an answer").bytes_stream();
+    pieces.next().await.expect("a piece").expect("sound");
+    world.is_free("nobody read").await;
+    let mut text = Vec::new();
+    while let Some(Ok(piece)) = pieces.next().await {
+        text.extend_from_slice(&piece);
+    }
+    let text = String::from_utf8_lossy(&text);
+    assert!(
+        !text.contains("replication_index"),
+        "it is not said to be whole"
+    );
+    world.stop().await;
+}
+
 /// Goal: a client that vanishes keeps nobody waiting for longer than its time, whatever it was doing, and hears what
 /// became of its transaction if it returns (HRANA 4 and 6).
 #[tokio::test(flavor = "multi_thread")]

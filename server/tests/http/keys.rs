@@ -223,3 +223,54 @@ async fn a_repeated_restore_is_its_operation() {
     assert_eq!(listed.body["items"].as_array().map(Vec::len), Some(1));
     world.stop().await;
 }
+
+/// Goal: keyed statements that overlap act once: the second waits for the first and hears its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn overlapping_statements_with_one_key_act_once() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    let query = format!("{database}/query");
+    // Long enough that they meet.
+    let sql = "with recursive n(x) as (select 1 union all select x + 1 from n limit 300000) insert into t select count(*) from n";
+    for round in 0..5 {
+        let key = format!("k{round}");
+        let send = || keyed(&world, &query, &key, json!({ "sql": sql }));
+        let (a, b) = tokio::join!(send(), send());
+        assert_eq!((a.status, b.status), (200, 200), "{a:?} {b:?}");
+        let replayed = [&a, &b].map(|got| got.header("idempotency-replayed"));
+        assert_eq!(replayed.iter().flatten().count(), 1, "{replayed:?}");
+        let count = world.run(&database, "select count(*) from t").await;
+        assert_eq!(count.body["rows"], json!([[round + 1]]));
+    }
+    world.stop().await;
+}
+
+/// Goal: what cannot be kept under a key takes none, and says so before anything is done; what a restore took back is
+/// not answered from what was kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_refused_where_they_mean_nothing() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    let made = world.run(&database, "create table t(a)").await;
+    let query = format!("{database}/query");
+    let vacuum = keyed(&world, &query, "v", json!({ "sql": "vacuum" })).await;
+    assert_eq!((vacuum.status, vacuum.code()), (400, "invalid-request"));
+    world.run(&database, "vacuum").await;
+    let insert = || {
+        let body = json!({ "sql": "insert into t values(1)" });
+        keyed(&world, &query, "k", body)
+    };
+    assert_eq!(insert().await.status, 200);
+    let target = json!({ "target": { "bookmark": made.body["bookmark"] } });
+    let restored = world.keyed(&format!("{database}/restores"), target).await;
+    assert_eq!(restored.status, 200, "{restored:?}");
+    let again = insert().await;
+    assert_eq!(
+        (again.status, again.code()),
+        (409, "idempotency-result-rolled-back")
+    );
+    let count = world.run(&database, "select count(*) from t").await;
+    assert_eq!(count.body["rows"], json!([[0]]));
+    world.stop().await;
+}

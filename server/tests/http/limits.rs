@@ -84,6 +84,45 @@ async fn a_rate_counts_down_in_headers_and_then_refuses() {
     world.stop().await;
 }
 
+/// Goal: a member has one rate, however many tokens they make themselves, and a successor begins no new one. Method: two
+/// tokens of a member and the successor of one; another member's token has a rate of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_tokens_of_a_member_share_one_rate() {
+    let limits = Limits {
+        requests_per_minute_token: 30,
+        ..Limits::default()
+    };
+    let world = World::with(limits).await;
+    for name in ["ana", "bob"] {
+        let path = format!("/v1/namespaces/default/members/{name}");
+        let put = world.ask(Method::PUT, &path);
+        let put = read(put.json(&json!({ "role": "viewer" }))).await;
+        assert_eq!(put.status, 200, "{put:?}");
+    }
+    let make = |name: &'static str| {
+        let body = json!({ "scopes": ["read"], "principal": name });
+        world.post("/v1/namespaces/default/tokens", body)
+    };
+    let (one, two, other) = (make("ana").await, make("ana").await, make("bob").await);
+    let secret = |made: &Got| made.body["token"].as_str().expect("a secret").to_owned();
+    let url = format!("{}{DATABASES}", world.base);
+    let ask = |secret: String| read(world.client.get(&url).bearer_auth(secret));
+    for left in [29, 28, 27] {
+        let got = ask(secret(&one)).await;
+        assert_eq!(number(&got, "ratelimit-remaining"), left);
+    }
+    let got = ask(secret(&two)).await;
+    assert_eq!(number(&got, "ratelimit-remaining"), 26, "the same window");
+    let id = one.body["id"].as_str().expect("an id");
+    let path = format!("/v1/namespaces/default/tokens/{id}/rotate");
+    let next = world.post(&path, json!({})).await;
+    let got = ask(secret(&next)).await;
+    assert_eq!(number(&got, "ratelimit-remaining"), 25, "nor a fresh one");
+    let got = ask(secret(&other)).await;
+    assert_eq!(number(&got, "ratelimit-remaining"), 29);
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_rates_no_header_is_sent() {
     let world = World::start().await;
@@ -108,6 +147,8 @@ async fn requests_at_once_are_bounded_by_token() {
     let mut statuses = [a.status, b.status, c.status, d.status];
     statuses.sort_unstable();
     assert_eq!(statuses, [429, 429, 504, 504], "{a:?} {b:?}");
+    let slow = [a, b, c, d].into_iter().find(|got| got.status == 504);
+    assert_eq!(slow.expect("two of them").code(), "query-timeout");
     assert_eq!(query(&world, &database, "select 1").await.status, 200);
     world.stop().await;
 }

@@ -9,6 +9,7 @@ mod edge;
 mod forks;
 mod hrana;
 mod hrana_bad;
+mod hrana_durable;
 mod keys;
 mod limits;
 mod namespaces;

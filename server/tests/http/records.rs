@@ -1,12 +1,16 @@
 //! What is on record: the audit log, insights, slow queries; and that no secret is in any of it.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value as Json, json};
+use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
+use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::settings::Limits;
+use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 
 use crate::watch::scrape;
 use crate::world::{World, read};
@@ -238,6 +242,11 @@ async fn every_grave_call_is_on_record_before_it_acts() {
         )
         .await;
     assert_eq!(undo.status, 200, "{undo:?}");
+    // The same under D1's name for it.
+    let back = bookmark.as_str().expect("a bookmark");
+    let path = format!("{orders}/time_travel/restore?bookmark={back}");
+    let alias = read(world.ask(Method::POST, &path)).await;
+    assert_eq!(alias.status, 200, "{alias:?}");
     let delete = |path: String| read(world.ask(Method::DELETE, &path));
     assert_eq!(
         delete(format!("{orders}/archives/{archive}")).await.status,
@@ -245,28 +254,93 @@ async fn every_grave_call_is_on_record_before_it_acts() {
     );
     assert_eq!(delete(format!("{orders}?purg%65=%74rue")).await.status, 200);
     let all = lines(&world, "").await;
-    for event in [
-        "backup.restore",
-        "backup.import_replace",
-        "backup.undo",
-        "backup.archive_delete",
-        "admin.database_purge",
+    for (event, calls) in [
+        ("backup.restore", 2),
+        ("backup.import_replace", 1),
+        ("backup.undo", 1),
+        ("backup.archive_delete", 1),
+        ("admin.database_purge", 1),
     ] {
         let of: Vec<&Json> = all
             .iter()
             .filter(|line| line["event_type"] == event)
             .collect();
-        let [after, before] = of[..] else {
-            panic!("{event}: {of:?}");
-        };
-        assert_eq!(before["details"]["phase"], "before", "{event}");
-        assert_eq!(before["severity"], "critical", "{event}");
-        assert_eq!(
-            (&after["details"]["phase"], &after["success"]),
-            (&Json::Null, &json!(true)),
-            "{event}"
-        );
+        assert_eq!(of.len(), 2 * calls, "{event}: {of:?}");
+        for pair in of.chunks(2) {
+            let (after, before) = (pair[0], pair[1]);
+            assert_eq!(before["details"]["phase"], "before", "{event}");
+            assert_eq!(before["severity"], "critical", "{event}");
+            assert_eq!(
+                (&after["details"]["phase"], &after["success"]),
+                (&Json::Null, &json!(true)),
+                "{event}"
+            );
+        }
     }
+    world.stop().await;
+}
+
+/// Goal: what cannot be put on record is not done. Method: the store takes no journal, so that no line can be stored, while
+/// a restore, a purge and an import that replaces are asked for; once it takes it again, nothing of them has happened.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_put_on_record_is_not_done() {
+    let away = Arc::new(AtomicBool::new(false));
+    let cut = Arc::clone(&away);
+    let plan = script(move |call| match call.op {
+        Op::Put if cut.load(Ordering::SeqCst) => Fault::Before,
+        _ => Fault::None,
+    });
+    let settings = StoreSettings {
+        attempts_max: 1,
+        ..StoreSettings::default()
+    };
+    let options = StoreOptions {
+        settings,
+        ..StoreOptions::default()
+    };
+    let objects = Arc::new(Shared(FaultStore::in_memory(plan)));
+    let store = Store::from_object_store(objects, "", options).expect("a store");
+    let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
+    let settings = Settings {
+        data: folder.path().join("data"),
+        store_url: "memory:".to_owned(),
+        ship_interval: Duration::from_millis(20),
+        durability_timeout: Duration::from_secs(2),
+        master_keys: tidelog_testkit::sealing::masters(),
+        ..Settings::default()
+    };
+    let engine = Box::pin(Engine::start_on(settings, Parts::production(), store));
+    let engine = engine.await.expect("the engine starts");
+    let world = World::around(engine, folder, None, Limits::default());
+    let world = Box::pin(world).await;
+    let orders = world.database("orders").await;
+    let made = world.run(&orders, "create table t(a)").await;
+    let insert = json!({ "sql": "insert into t values(1)", "durability": "remote" });
+    let got = world.post(&format!("{orders}/query"), insert).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    let export = world.ask(Method::GET, &format!("{orders}/export")).send();
+    let file = export.await.expect("an answer").bytes().await;
+    let file = file.expect("a file");
+
+    away.store(true, Ordering::SeqCst);
+    let target = json!({ "target": { "bookmark": made.body["bookmark"] } });
+    let restore = world.ask_keyed(&format!("{orders}/restores")).json(&target);
+    let purge = world.ask(Method::DELETE, &format!("{orders}?purge=true"));
+    let import = world.ask_keyed(&format!("{orders}/import?replace=true"));
+    for refused in [restore, purge, import.body(file)] {
+        let got = read(refused).await;
+        assert_eq!((got.status, got.code()), (503, "storage-unavailable"));
+    }
+    away.store(false, Ordering::SeqCst);
+    let count = async || {
+        let rows = json!({ "sql": "select count(*) from t", "durability": "remote" });
+        world.post(&format!("{orders}/query"), rows).await
+    };
+    assert_eq!(count().await.body["rows"], json!([[1]]));
+    let restores = world.get(&format!("{orders}/restores")).await;
+    assert_eq!(restores.body["items"], json!([]), "{restores:?}");
+    let operations = world.get("/v1/namespaces/default/operations").await;
+    assert_eq!(operations.body["items"], json!([]), "{operations:?}");
     world.stop().await;
 }
 
@@ -434,6 +508,7 @@ async fn planted_secrets_are_nowhere() {
     let metrics = scrape(&world).await;
     let secrets = [planted, world.owner.as_str(), world.server.as_str()];
     let text = String::from_utf8_lossy(&log.0.lock().expect("no panic")).into_owned();
+    assert!(text.contains("request refused"), "the log is caught");
     for secret in secrets {
         for (what, text) in [
             ("the audit log", &audit),

@@ -1,7 +1,19 @@
 //! Restores over HTTP: preview, run, list, undo, the operation behind them, and its events.
 
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value as Json, json};
+use tidelog_archive::env::Clock;
+use tidelog_archive::store::{Store, StoreOptions};
+use tidelog_engine::disk::{AppendFile, Disk, StdDisk};
+use tidelog_engine::{Parts, Writer};
+use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
+use tidelog_testkit::sim::ShiftedClock;
+use tokio::task::JoinHandle;
 
 use crate::world::{World, read};
 
@@ -190,6 +202,17 @@ async fn wrong_targets_are_told_apart_and_nothing_happens() {
     ] {
         let got = world.keyed(&restores, body.clone()).await;
         assert_eq!((got.status, got.code()), (status, code), "{body}: {got:?}");
+        // What cannot be reached names what can.
+        let nearest = match code {
+            "bookmark-foreign" => "nearest",
+            "bookmark-unknown" => "current_bookmark",
+            "bookmark-expired" => "oldest_available",
+            _ => continue,
+        };
+        let named = got.body[nearest].as_str().expect("a bookmark");
+        let path = format!("{db}/history?from={named}&to={named}");
+        let same = world.get(&path).await;
+        assert_eq!(same.status, 200, "{nearest} is one: {got:?}");
     }
     let moved = world
         .ask_keyed(&restores)
@@ -248,8 +271,25 @@ async fn who_does_not_wait_is_told_where_to_look() {
     world.stop().await;
 }
 
-/// Goal (I7): a right that ends takes the events that were opened by it along. Method: a purge waits for a session that
-/// holds the database; meanwhile the token that listens is revoked. It hears nothing more, the owner hears the end.
+/// A transaction that is open until what is answered is dropped.
+async fn hold(session: Writer) -> (JoinHandle<()>, std::sync::mpsc::Sender<()>) {
+    let (release, released) = std::sync::mpsc::channel();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let held = tokio::task::spawn_blocking(move || {
+        let held = session.transaction(|_| {
+            begun.send(()).expect("somebody waits");
+            // The other end is dropped, not sent to.
+            let _ = released.recv();
+            Ok(())
+        });
+        held.expect("a transaction");
+    });
+    begins.await.expect("it begins");
+    (held, release)
+}
+
+/// Goal (I7): a right that ends takes the events that were opened by it along. Method: a purge waits for a transaction on
+/// the database; meanwhile the token that listens is revoked. It hears nothing more, the owner hears the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_end_with_the_right_to_hear_them() {
     use futures::StreamExt as _;
@@ -266,8 +306,9 @@ async fn events_end_with_the_right_to_hear_them() {
     let (token, id) = (token.expect("a secret"), id.expect("an id"));
     let namespace = world.engine.namespace_by_name("default").await;
     let namespace = namespace.expect("there").id;
-    let held = world.engine.database(namespace, "orders").await;
-    let held = held.expect("there").writer().await.expect("a session");
+    let session = world.engine.database(namespace, "orders").await;
+    let session = session.expect("there").writer().await.expect("a session");
+    let (held, release) = hold(session).await;
     let purge = world.ask(Method::DELETE, &format!("{db}?purge=true"));
     let begun = read(purge.header("prefer", "wait=0")).await;
     assert_eq!(begun.status, 202, "{begun:?}");
@@ -285,7 +326,8 @@ async fn events_end_with_the_right_to_hear_them() {
     let owner = listen(&world.owner).await.expect("events");
     let path = format!("/v1/namespaces/default/tokens/{id}");
     assert_eq!(read(world.ask(Method::DELETE, &path)).await.status, 204);
-    drop(held);
+    drop(release);
+    held.await.expect("the transaction ends");
     let owner = owner.text().await.expect("they end");
     assert!(owner.contains("\"state\":\"succeeded\""), "{owner}");
     while let Some(piece) = reader.next().await {
@@ -387,5 +429,166 @@ async fn a_restore_that_waits_is_cancelled_and_alone() {
     for record in listed.body["items"].as_array().expect("items") {
         assert_eq!(record["outcome"], "failed", "{record}");
     }
+    world.stop().await;
+}
+
+/// Goal: what a restore took back is neither answered as done nor done again; too many restores are refused, and for
+/// how long. Method: a keyed write, a restore to before it, the same call again; then restores until one is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_was_taken_back_and_the_eleventh_restore_are_refused() {
+    let world = World::start().await;
+    let db = world.database("orders").await;
+    let before = at(&world.run(&db, "CREATE TABLE t(a)").await);
+    let write = |key: &'static str| {
+        let request = world.ask(Method::POST, &format!("{db}/query"));
+        let request = request.header("idempotency-key", key);
+        request.json(&json!({ "sql": "INSERT INTO t VALUES(1)" }))
+    };
+    assert_eq!(read(write("one")).await.status, 200);
+    let again = read(write("one")).await;
+    assert_eq!(
+        (again.status, again.header("idempotency-replayed")),
+        (200, Some("true"))
+    );
+    let restores = format!("{db}/restores");
+    let target = json!({ "target": { "bookmark": before } });
+    for number in 1..=10 {
+        let done = world.keyed(&restores, target.clone()).await;
+        assert_eq!(done.status, 200, "{number}: {done:?}");
+        let refused = read(write("one")).await;
+        assert_eq!(
+            (refused.status, refused.code()),
+            (409, "idempotency-result-rolled-back")
+        );
+        assert_eq!(refused.body["retryable"], false);
+    }
+    let rows = world.run(&db, "SELECT count(*) FROM t").await;
+    assert_eq!(rows.body["rows"], json!([[0]]));
+    assert_eq!(read(write("two")).await.status, 200, "another key is free");
+
+    let refused = world.keyed(&restores, target.clone()).await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (429, "restore-rate-limited")
+    );
+    assert_eq!(refused.body["retryable"], true);
+    let wait = refused.body["retry_after"].as_u64().expect("seconds");
+    assert!((1..=600).contains(&wait), "{wait}");
+    let header = refused.header("retry-after").expect("a header");
+    assert_eq!(header, wait.to_string());
+    let preview = json!({ "target": { "bookmark": before }, "dry_run": true });
+    let preview = world.keyed(&restores, preview).await;
+    assert_eq!(preview.status, 200, "a look is no restore: {preview:?}");
+    world.stop().await;
+}
+
+/// A disk with as much room as it is told to have.
+#[derive(Debug)]
+struct SmallDisk {
+    disk: StdDisk,
+    free: Arc<AtomicU64>,
+}
+
+impl Disk for SmallDisk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
+        self.disk.create(path)
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.disk.read(path)
+    }
+    fn read_at(&self, path: &Path, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        self.disk.read_at(path, offset, len)
+    }
+    fn write_atomic(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.disk.write_atomic(path, bytes)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn list(&self, folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+        self.disk.list(folder)
+    }
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        self.disk.create_folder(folder)
+    }
+    fn free_bytes(&self, _folder: &Path) -> io::Result<u64> {
+        Ok(self.free.load(Ordering::Relaxed))
+    }
+}
+
+/// Goal: a state that left the window, an object that is damaged and a disk that is too small are told apart, each with
+/// what belongs to it. Method: clock, store and disk are the test's: forty days pass and retention is applied, bytes of
+/// the log rot on their way, the disk has a few bytes left.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_time_store_and_disk_refuse_is_told_apart() {
+    const DAY: i64 = 24 * 3600;
+    let free = Arc::new(AtomicU64::new(1 << 40));
+    let clock = Arc::new(ShiftedClock::new());
+    let faults = FaultStore::in_memory(script(|_| Fault::None));
+    faults.set_clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let shared = Arc::new(Shared(Arc::clone(&faults)));
+    let store = Store::from_object_store(shared, "", StoreOptions::default()).expect("a store");
+    let parts = Parts {
+        boot: None,
+        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        disk: Arc::new(SmallDisk {
+            disk: StdDisk,
+            free: Arc::clone(&free),
+        }),
+        ..Parts::production()
+    };
+    let world = World::on(parts, store).await;
+    let db = world.database("orders").await;
+    world.run(&db, "CREATE TABLE t(a, b)").await;
+    let mut days = Vec::new();
+    for day in 0..3 {
+        let sql = format!("INSERT INTO t VALUES({day}, randomblob(2000))");
+        let body = json!({ "sql": sql, "durability": "remote" });
+        let done = world.post(&format!("{db}/query"), body).await;
+        assert_eq!(done.status, 200, "{done:?}");
+        days.push(at(&done));
+    }
+    let label = json!({ "name": "mortal", "bookmark": days[0] });
+    let label = world.post(&format!("{db}/snapshots"), label).await;
+    assert_eq!(label.status, 201, "{label:?}");
+    let restores = format!("{db}/restores");
+    let restore = async |target: Json| world.keyed(&restores, json!({ "target": target })).await;
+
+    let log = |key: &str| key.contains("/segments/") || key.starts_with("journal/");
+    faults.set_plan(script(move |call| {
+        if call.op == Op::Get && log(&call.key) {
+            return Fault::BitRot;
+        }
+        Fault::None
+    }));
+    let corrupt = restore(json!({ "bookmark": days[0] })).await;
+    assert_eq!((corrupt.status, corrupt.code()), (500, "object-corrupt"));
+    let object = corrupt.body["object"].as_str().expect("its key");
+    assert!(log(object), "{object}");
+    assert_eq!(corrupt.body["retryable"], false);
+    faults.set_plan(script(|_| Fault::None));
+
+    free.store((64 << 20) + 1000, Ordering::Relaxed);
+    let full = world.keyed(&format!("{db}/archives"), json!({})).await;
+    assert_eq!((full.status, full.code()), (507, "disk-full"));
+    assert_eq!(full.body["free"], (64 << 20) + 1000);
+    assert!(full.body["needed"].as_u64() >= Some(8192), "{full:?}");
+    free.store(1 << 40, Ordering::Relaxed);
+
+    clock.pass(40 * DAY);
+    world.run(&db, "INSERT INTO t VALUES(3, NULL)").await;
+    let url = format!("{}/v1/retention", world.base);
+    let gc = world.client.post(url).bearer_auth(&world.server);
+    let body = json!({ "database": "default/orders", "apply": true });
+    let gc = read(gc.json(&body)).await;
+    assert_eq!(gc.status, 200, "{gc:?}");
+    let expired = restore(json!({ "snapshot": "mortal" })).await;
+    assert_eq!((expired.status, expired.code()), (410, "snapshot-expired"));
+    let oldest = expired.body["oldest_available"].as_str().expect("one");
+    assert!(oldest > days[0].as_str(), "{expired:?}");
+    let expired = restore(json!({ "bookmark": days[0] })).await;
+    assert_eq!((expired.status, expired.code()), (410, "bookmark-expired"));
+    let back = restore(json!({ "bookmark": oldest })).await;
+    assert_eq!(back.status, 200, "what is named can be had: {back:?}");
     world.stop().await;
 }

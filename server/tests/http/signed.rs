@@ -146,6 +146,70 @@ async fn a_signed_token_is_its_member_and_nobody_else() {
     world.stop().await;
 }
 
+/// Goal: who was let in and whose token ran out is no guesser, nor is anybody behind the same address. Method: where
+/// three refusals a minute are allowed, tokens that have expired, then forged ones, and one that nobody has seen yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn expired_and_foreign_tokens_lock_no_signed_caller_out() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (mut config, private) = config(folder.path());
+    config.limits.auth_failures_per_minute = 3;
+    let world = World::of(config).await;
+    let member = json!({ "role": "viewer" });
+    let path = "/v1/namespaces/default/members/ana";
+    let put = read(world.ask(Method::PUT, path).json(&member)).await;
+    assert_eq!(put.status, 200, "{put:?}");
+    let ed =
+        |claims: &Json| encode(&Header::new(Algorithm::EdDSA), claims, &private).expect("signed");
+    let mut old = claims("ana", "default");
+    old["exp"] = json!(now() - 600);
+    for _ in 0..8 {
+        let got = get(&world, &ed(&old), DATABASES).await;
+        assert_eq!((got.status, got.code()), (401, "token-expired"));
+    }
+    let got = get(&world, "tl_live_guessed", DATABASES).await;
+    assert_eq!(got.status, 401, "nothing was counted so far");
+    let forged = format!("{}x", ed(&claims("ana", "default")));
+    let mut last = 0;
+    for _ in 0..8 {
+        last = get(&world, &forged, DATABASES).await.status;
+    }
+    assert_eq!(last, 429, "guessing is bounded");
+    let fresh = ed(&claims("ana", "default"));
+    assert_eq!(get(&world, &fresh, DATABASES).await.status, 200);
+    world.stop().await;
+}
+
+/// Goal: what was revoked stays so, whatever becomes of the membership.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_made_anew_is_not_reached_by_what_was_revoked() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (config, private) = config(folder.path());
+    let world = World::of(config).await;
+    let path = "/v1/namespaces/default/members/ana";
+    let make = || {
+        read(
+            world
+                .ask(Method::PUT, path)
+                .json(&json!({ "role": "viewer" })),
+        )
+    };
+    assert_eq!(make().await.status, 200);
+    let token = encode(
+        &Header::new(Algorithm::EdDSA),
+        &claims("ana", "default"),
+        &private,
+    )
+    .expect("signed");
+    assert_eq!(get(&world, &token, DATABASES).await.status, 200);
+    let revoke = world.ask(Method::POST, &format!("{path}/revoke"));
+    assert_eq!(read(revoke).await.status, 200);
+    let gone = read(world.ask(Method::DELETE, path)).await;
+    assert_eq!(gone.status, 204, "{gone:?}");
+    assert_eq!(make().await.status, 200);
+    assert_eq!(get(&world, &token, DATABASES).await.code(), "token-revoked");
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_keys_no_signed_token_counts() {
     let world = World::start().await;

@@ -175,7 +175,38 @@ async fn sql_that_reaches_out_of_its_database_is_refused() {
         " -- nothing",
     ] {
         let got = world.post(&query, json!({ "sql": sql })).await;
-        assert!((400..500).contains(&got.status), "{sql}: {got:?}");
+        assert!(
+            (got.status == 422 && ["sql-error", "transaction-control"].contains(&got.code()))
+                || (got.status, got.code()) == (403, "insufficient-permissions"),
+            "{sql}: {got:?}"
+        );
+    }
+    // Every pragma that SQLite knows, but for those that look, and those that write what SQL may.
+    let allowed = "foreign_keys defer_foreign_keys table_info table_xinfo table_list index_list index_info index_xinfo \
+        foreign_key_list foreign_key_check query_only integrity_check quick_check user_version application_id optimize \
+        incremental_vacuum recursive_triggers page_count page_size freelist_count encoding schema_version auto_vacuum \
+        collation_list data_version";
+    let allowed: Vec<&str> = allowed.split_ascii_whitespace().collect();
+    let library = rusqlite::Connection::open_in_memory().expect("SQLite opens");
+    let mut known = library.prepare("pragma pragma_list").expect("a list");
+    let known = known.query_map([], |row| row.get::<_, String>(0));
+    let known: Vec<String> = known
+        .and_then(Iterator::collect)
+        .expect("the names of all pragmas");
+    assert!(known.len() > 40, "{known:?}");
+    for name in known
+        .iter()
+        .filter(|name| !allowed.contains(&name.as_str()))
+    {
+        for sql in [format!("pragma {name}"), format!("pragma {name} = 1")] {
+            let got = world.post(&query, json!({ "sql": sql })).await;
+            assert_eq!(
+                (got.status, got.code()),
+                (422, "sql-error"),
+                "{sql}: {got:?}"
+            );
+            assert_eq!(got.body["sqlite_code"], "SQLITE_AUTH", "{sql}: {got:?}");
+        }
     }
     assert!(
         !std::path::Path::new("x.db").exists(),
@@ -267,11 +298,11 @@ async fn a_bad_file_is_refused_and_creates_nothing() {
         std::fs::read(&file).expect("the file")
     };
     let truncated = good[..good.len() - 4096].to_vec();
-    for bytes in [
-        Vec::new(),
-        b"not a database".to_vec(),
-        vec![7; 8192],
-        truncated,
+    for (bytes, why) in [
+        (Vec::new(), "empty"),
+        (b"not a database".to_vec(), "cut off or no"),
+        (vec![7; 8192], "encrypted"),
+        (truncated, "cut off"),
     ] {
         let length = bytes.len();
         let request = world
@@ -283,6 +314,8 @@ async fn a_bad_file_is_refused_and_creates_nothing() {
             (422, "import-invalid"),
             "{length} bytes"
         );
+        let detail = got.body["detail"].as_str().expect("a text");
+        assert!(detail.contains(why), "{length} bytes: {detail}");
     }
     let got = world.get("/v1/namespaces/default/databases/bad").await;
     assert_eq!((got.status, got.code()), (404, "database-not-found"));
@@ -307,6 +340,20 @@ async fn time_resolves_to_the_commit_at_or_before_it() {
         "{got:?}"
     );
     assert_eq!(got.body["exact"], false);
+    // Unix milliseconds are the same time.
+    let time = "2999-01-01T00:00:00Z";
+    let millis = 32_472_144_000_000_u64;
+    for (same, status) in [
+        (millis.to_string(), 200),
+        (time.to_owned(), 200),
+        ("1".to_owned(), 410),
+    ] {
+        let again = world
+            .get(&format!("{database}/bookmarks?timestamp={same}"))
+            .await;
+        assert_eq!(again.status, status, "{same}: {again:?}");
+        assert!(status != 200 || again.body["bookmark"] == got.body["bookmark"]);
+    }
     let got = world
         .get(&format!("{database}/bookmarks?timestamp=yesterday"))
         .await;
@@ -327,5 +374,60 @@ async fn time_resolves_to_the_commit_at_or_before_it() {
             .iter()
             .any(|item| item["bookmark"].as_str() == Some(last.as_str()))
     );
+    // Where it begins and ends are judged as any other bookmark.
+    let first = items[0]["bookmark"].as_str().expect("a bookmark");
+    let unknown = format!("000000ff{}", &last[8..]);
+    let foreign = format!("{}{}", &last[..last.len() - 32], &first[first.len() - 32..]);
+    for end in ["from", "to"] {
+        for (bookmark, status, code, member) in [
+            ("nonsense", 422, "bookmark-malformed", "errors"),
+            (
+                unknown.as_str(),
+                404,
+                "bookmark-unknown",
+                "current_bookmark",
+            ),
+            (foreign.as_str(), 422, "bookmark-foreign", "nearest"),
+        ] {
+            let path = format!("{database}/history?{end}={bookmark}");
+            let got = world.get(&path).await;
+            assert_eq!((got.status, got.code()), (status, code), "{path}: {got:?}");
+            assert!(!got.body[member].is_null(), "{path}: {got:?}");
+        }
+    }
+    let path = format!("{database}/history?from={last}&to={last}");
+    let got = world.get(&path).await;
+    let one = got.body["items"].as_array().expect("items");
+    assert_eq!(
+        (one.len(), &one[0]["bookmark"]),
+        (1, &json!(last)),
+        "{got:?}"
+    );
+    world.stop().await;
+}
+
+/// Goal: both routes have a second name, with the same answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_have_a_shorter_path() {
+    let world = World::start().await;
+    world.database("orders").await;
+    let path = "/v1/db/default/orders";
+    let statements = json!([{ "sql": "create table t(a)" }, { "sql": "insert into t values(7)" }]);
+    let got = world
+        .post(
+            &format!("{path}/batch"),
+            json!({ "statements": statements }),
+        )
+        .await;
+    assert_eq!(got.status, 200, "{got:?}");
+    assert_eq!(got.body["results"][1]["rows_written"], 1);
+    let got = world
+        .post(
+            &format!("{path}/query"),
+            json!({ "sql": "select a from t" }),
+        )
+        .await;
+    assert_eq!((got.status, &got.body["rows"]), (200, &json!([[7]])));
+    assert!(got.header("db-bookmark").is_some());
     world.stop().await;
 }

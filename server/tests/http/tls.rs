@@ -54,6 +54,33 @@ async fn a_certificate_is_replaced_without_a_stop() {
     world.stop().await;
 }
 
+/// Goal (ENC-1): both versions that are served, and nothing older; the last by the library, which has nothing older.
+#[tokio::test(flavor = "multi_thread")]
+async fn hands_are_shaken_at_tls_one_two_and_one_three() {
+    use reqwest::tls::Version;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (cert, key) = (
+        folder.path().join("cert.pem"),
+        folder.path().join("key.pem"),
+    );
+    let certificate = certify(&cert, &key);
+    let mut config = Preset::Development.config();
+    config.tls.cert = Some(cert);
+    config.tls.key = Some(key);
+    let world = World::of(config).await;
+    let url = format!("{}/healthz", world.base.replace("127.0.0.1", "localhost"));
+    for version in [Version::TLS_1_2, Version::TLS_1_3] {
+        let client = Client::builder().no_proxy();
+        let client = client
+            .tls_certs_only([certificate.clone()])
+            .tls_version_min(version)
+            .tls_version_max(version);
+        let client = client.build().expect("a client");
+        assert_eq!(read(client.get(&url)).await.status, 200, "{version:?}");
+    }
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_http_stays_on_loopback_unless_told() {
     let beyond = ([0, 0, 0, 0], 0).into();

@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
+use tidelog_archive::store::Store;
 use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::app::App;
 use tidelog_server::config::Config;
@@ -28,7 +29,7 @@ pub(crate) struct World {
     pub(crate) app: Arc<App>,
     stop: oneshot::Sender<()>,
     done: JoinHandle<()>,
-    _folder: TempDir,
+    _folder: Arc<TempDir>,
 }
 
 /// An answer, read whole.
@@ -75,35 +76,72 @@ impl World {
 
     /// The same with other limits.
     pub(crate) fn with(limits: Limits) -> BoxFuture<'static, Self> {
-        Box::pin(Self::launch(None, limits))
+        Box::pin(Self::launch(None, limits, None))
+    }
+
+    /// The same on a clock, a disk and a store of the test's; history is settled at once.
+    pub(crate) fn on(parts: Parts, store: Store) -> BoxFuture<'static, Self> {
+        Box::pin(Self::launch(None, Limits::default(), Some((parts, store))))
     }
 
     /// The same as a configuration says; its data folder, store and address are the test's, and of the engine's
-    /// settings it has those of streams.
+    /// settings it has those of streams and of durability.
     pub(crate) fn of(config: Config) -> BoxFuture<'static, Self> {
         let limits = config.limits.limits();
-        Box::pin(Self::launch(Some(config), limits))
+        Box::pin(Self::launch(Some(config), limits, None))
     }
 
-    async fn launch(config: Option<Config>, limits: Limits) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let data = folder.path().join("data");
-        let streams = config
+    /// The same on a store of the test's.
+    pub(crate) fn on_store(store: Store, config: Config) -> BoxFuture<'static, Self> {
+        let limits = config.limits.limits();
+        let on = Some((Parts::production(), store));
+        Box::pin(Self::launch(Some(config), limits, on))
+    }
+
+    async fn launch(config: Option<Config>, limits: Limits, on: Option<(Parts, Store)>) -> Self {
+        let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
+        let asked = config
             .as_ref()
             .map(|config| config.engine().expect("sound"));
-        let streams = streams.unwrap_or_default();
-        let settings = Settings {
-            stream_idle: streams.stream_idle,
-            stream_gate_idle: streams.stream_gate_idle,
-            data: data.clone(),
+        let asked = asked.unwrap_or_default();
+        let mut settings = Settings {
+            stream_idle: asked.stream_idle,
+            stream_gate_idle: asked.stream_gate_idle,
+            streams_per_principal: asked.streams_per_principal,
+            streams_per_database: asked.streams_per_database,
+            streams_per_tenant: asked.streams_per_tenant,
+            streams_max: asked.streams_max,
+            durability: asked.durability,
+            durability_timeout: asked.durability_timeout,
+            data: folder.path().join("data"),
             store_url: "memory:".to_owned(),
             ship_interval: Duration::from_millis(20),
             master_keys: tidelog_testkit::sealing::masters(),
             ..Settings::default()
         };
-        let engine = Box::pin(Engine::start(settings, Parts::production()))
-            .await
-            .expect("the engine starts");
+        let started = match on {
+            None => Box::pin(Engine::start(settings, Parts::production())).await,
+            Some((parts, store)) => {
+                if config.is_none() {
+                    settings.settle_bytes = 1;
+                    settings.settle_age = Duration::ZERO;
+                    settings.settle_pause = Duration::from_millis(1);
+                }
+                Box::pin(Engine::start_on(settings, parts, store)).await
+            }
+        };
+        let engine = started.expect("the engine starts");
+        Self::around(engine, folder, config, limits).await
+    }
+
+    /// The same around an engine of the test's own, whose data folder is `data` in this one.
+    pub(crate) async fn around(
+        engine: Engine,
+        folder: Arc<TempDir>,
+        config: Option<Config>,
+        limits: Limits,
+    ) -> Self {
+        let data = folder.path().join("data");
         first_start(&engine, &data, false)
             .await
             .expect("the first start ends");

@@ -83,6 +83,8 @@ pub enum Fault {
     BitRot,
     /// A listing leaves out what was written last. Others: as [`Fault::None`].
     Stale,
+    /// The caller lacks the right: an error that is not tried again, and no effect.
+    Denied,
 }
 
 /// Decides what goes wrong.
@@ -159,6 +161,8 @@ struct State {
     /// The store's clock, and when each object was written by it, in microseconds.
     clock: Option<Arc<dyn Clock>>,
     written: HashMap<Path, u64>,
+    /// The version of each object, if the store keeps versions.
+    versions: Option<HashMap<Path, String>>,
 }
 
 /// How many of the newest objects a stale listing leaves out.
@@ -187,6 +191,16 @@ fn error(fault: Fault, number: u64) -> Error {
     Error::Generic {
         store: "FaultStore",
         source: Box::new(Injected(fault, number)),
+    }
+}
+
+/// The fault as an error, if nothing else is to happen.
+fn refusal(fault: Fault, number: u64, path: &Path) -> Option<Error> {
+    let source = Box::new(Injected(fault, number));
+    let path = path.to_string();
+    match fault {
+        Fault::Denied => Some(Error::PermissionDenied { path, source }),
+        _ => None,
     }
 }
 
@@ -222,6 +236,11 @@ impl FaultStore {
     /// From now on objects bear this clock's time of their writing.
     pub fn set_clock(&self, clock: Arc<dyn Clock>) {
         lock(&self.state).clock = Some(clock);
+    }
+
+    /// From now on the store says of each write which version of the object it made, as a bucket does that keeps them.
+    pub fn keep_versions(&self) {
+        lock(&self.state).versions = Some(HashMap::new());
     }
 
     /// Lets every late request land now, in the order they were sent.
@@ -289,14 +308,21 @@ impl FaultStore {
 
     /// The same, with the time of its writing by the clock of this store.
     fn dated(&self, mut meta: ObjectMeta) -> ObjectMeta {
-        if let Some(micros) = lock(&self.state).written.get(&meta.location) {
+        let state = lock(&self.state);
+        if let Some(micros) = state.written.get(&meta.location) {
             meta.last_modified = (UNIX_EPOCH + Duration::from_micros(*micros)).into();
+        }
+        if let Some(versions) = &state.versions {
+            meta.version = versions.get(&meta.location).cloned();
         }
         meta
     }
 
     async fn delete_one(&self, path: Path) -> Result<Path> {
         let (fault, number) = self.enter(Op::Delete, &path).await;
+        if let Some(refused) = refusal(fault, number, &path) {
+            return Err(refused);
+        }
         match fault {
             Fault::Before => return Err(error(fault, number)),
             Fault::Late(calls) => {
@@ -350,6 +376,9 @@ impl MultipartUpload for FaultUpload {
         let part = self.inner.put_part(data);
         Box::pin(async move {
             let (fault, number) = store.enter(Op::Part, &path).await;
+            if let Some(refused) = refusal(fault, number, &path) {
+                return Err(refused);
+            }
             match fault {
                 Fault::Before | Fault::Late(_) => Err(error(fault, number)),
                 Fault::After => part.await.and(Err(error(fault, number))),
@@ -360,6 +389,9 @@ impl MultipartUpload for FaultUpload {
 
     async fn complete(&mut self) -> Result<PutResult> {
         let (fault, number) = self.store.enter(Op::Complete, &self.path).await;
+        if let Some(refused) = refusal(fault, number, &self.path) {
+            return Err(refused);
+        }
         match fault {
             Fault::Before | Fault::Late(_) => Err(error(fault, number)),
             Fault::After => self.inner.complete().await.and(Err(error(fault, number))),
@@ -396,6 +428,9 @@ impl ObjectStore for Shared {
         mut opts: PutOptions,
     ) -> Result<PutResult> {
         let (fault, number) = self.0.enter(Op::Put, location).await;
+        if let Some(refused) = refusal(fault, number, location) {
+            return Err(refused);
+        }
         match fault {
             Fault::Before => return Err(error(fault, number)),
             Fault::Exists => {
@@ -412,9 +447,13 @@ impl ObjectStore for Shared {
             }
             _ => {}
         }
-        let put = self.0.inner.put_opts(location, payload, opts).await;
-        if put.is_ok() {
+        let mut put = self.0.inner.put_opts(location, payload, opts).await;
+        if let Ok(put) = &mut put {
             self.0.remember(location);
+            if let Some(versions) = &mut lock(&self.0.state).versions {
+                versions.insert(location.clone(), number.to_string());
+                put.version = Some(number.to_string());
+            }
         }
         match fault {
             // The answer is lost whatever it was.
@@ -429,6 +468,9 @@ impl ObjectStore for Shared {
         opts: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         let (fault, number) = self.0.enter(Op::Upload, location).await;
+        if let Some(refused) = refusal(fault, number, location) {
+            return Err(refused);
+        }
         match fault {
             Fault::Before | Fault::After | Fault::Late(_) => Err(error(fault, number)),
             _ => Ok(Box::new(FaultUpload {
@@ -442,6 +484,9 @@ impl ObjectStore for Shared {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let op = if options.head { Op::Head } else { Op::Get };
         let (fault, number) = self.0.enter(op, location).await;
+        if let Some(refused) = refusal(fault, number, location) {
+            return Err(refused);
+        }
         if matches!(fault, Fault::Before | Fault::After | Fault::Late(_)) {
             return Err(error(fault, number));
         }

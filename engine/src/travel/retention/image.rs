@@ -2,7 +2,7 @@
 //!
 //! The restore proves the state's digest, and the writer of the image proves it again. The scratch file stands
 //! in the data folder, `retention/{database}`, and is removed whatever happens; one that a crash left is
-//! replaced by the next.
+//! removed by the next start.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

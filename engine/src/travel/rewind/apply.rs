@@ -43,8 +43,8 @@ fn sql(error: rusqlite::Error) -> Error {
 
 impl Change<'_> {
     /// Writes the state; answers the number of pages that changed. The caller commits. `progress` hears how many
-    /// pages were looked at.
-    pub(crate) fn run(&self, staged: &Staged, progress: &dyn Fn(u64)) -> Result<u64, Error> {
+    /// pages of how many were looked at.
+    pub(crate) fn run(&self, staged: &Staged, progress: &dyn Fn(u64, u64)) -> Result<u64, Error> {
         let c = self.connection;
         let cookie: u32 = c
             .query_row("PRAGMA schema_version", [], |row| row.get(0))
@@ -64,9 +64,11 @@ impl Change<'_> {
         let (mut target, mut xor) = (present.clone(), present.clone());
         let mut changed = 0;
         let mut page1 = None;
-        for (at, page) in (0_u64..).zip(staged.touched(self.from.pages, self.size)) {
+        let touched = staged.touched(self.from.pages, self.size);
+        let all = touched.len() as u64;
+        for (at, page) in (0_u64..).zip(touched) {
             if at % PROGRESS_EVERY == 0 {
-                progress(at);
+                progress(at, all);
             }
             // The base is proven from the present by what is not the same in both.
             let resized = self.from.pages.contains(page) != base.pages.contains(page);

@@ -104,7 +104,7 @@ async fn find_commit(
     loop {
         let page = Page { limit: 500, cursor };
         let from = Some(record.previous.txid.next());
-        let page = database.history(from, None, page).await?;
+        let page = database.commits(from, None, page).await?;
         for commit in &page.items {
             let state = (commit.n, commit.digest);
             // A large one stands elsewhere; one that was captured at an open lost its mark.

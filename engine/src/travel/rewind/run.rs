@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 use tidelog_archive::plan::Start;
-use tidelog_archive::restore::{RestoreSettings, merge};
+use tidelog_archive::restore::{RestoreSettings, merge_watched};
 use tidelog_wal::record::{RestoreNote, tag};
 use tidelog_wal::{Position, Timestamp};
 
@@ -26,13 +26,14 @@ use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::journal::hold::ChunkHold;
 use crate::operations::Task;
-use crate::rebuild::{materialise, restore_error};
+use crate::rebuild::restore_error;
 use crate::rules::rule;
 use crate::settings::Durability;
 use crate::sql::policy::Permission;
 use crate::travel::archives::{Archive, Wrong, unpack};
 use crate::travel::labels::NewSnapshot;
 use crate::travel::restores::{Outcome, RestoreRecord, RolledBackKey};
+use crate::travel::watched::materialise_raw;
 
 /// Commits that may be left for the gate: catching up before it goes on until so few are missing.
 const LEFT_FOR_GATE: u64 = 64;
@@ -217,11 +218,7 @@ async fn staged(
     task.phase("read_log", plan.bytes_to_fetch())?;
     let gathered = task.unless_stopped(gather(lease, plan, task)).await?;
     let page = u64::from(plan.page_size.get());
-    let all = match &gathered.source {
-        Source::Xors(..) => 0,
-        Source::File(_) => plan.target.n.bytes(plan.page_size),
-    };
-    task.phase("compare", all)?;
+    task.phase("compare", 0)?;
     let wanted = Wanted {
         n: plan.target.n,
         digest: plan.target.digest,
@@ -233,8 +230,8 @@ async fn staged(
             hold,
             scratch,
         } = gathered;
-        let progress = |pages: u64| {
-            comparing.progress(pages * page);
+        let progress = |pages: u64, of: u64| {
+            comparing.progress_of(pages * page, of * page);
             comparing.check()
         };
         let staged = Staged::make(&database, source, wanted, hold, &progress)?;
@@ -259,7 +256,9 @@ async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathere
     if let Start::Base(base) = &history.start {
         let hold = core.journal.hold(id, base.txid);
         let xors = PageXors::new(plan.page_size, scratch(core));
-        let merged = merge(store, history, xors, RestoreSettings::default()).await;
+        let fetched = |bytes| task.progress(bytes);
+        let merged =
+            merge_watched(store, history, xors, RestoreSettings::default(), &fetched).await;
         let (xors, _) = merged.map_err(restore_error)?;
         return Ok(Gathered {
             source: Source::Xors(xors, Some(base.txid)),
@@ -271,7 +270,11 @@ async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathere
     let bytes = plan.target.n.bytes(plan.page_size);
     let folder = crate::scratch::folder(core, "a restore", bytes)?;
     let path = folder.path().join("target");
-    materialise(store, history, &path).await?;
+    task.phase("read_log", bytes)?;
+    if let Err(error) = materialise_raw(store, history, &path, task).await {
+        task.check()?;
+        return Err(restore_error(error));
+    }
     Ok(Gathered {
         source: Source::open(&path)?,
         hold,
@@ -381,7 +384,7 @@ async fn change(
             restore: Some(restore),
         };
         let page = u64::from(database.meta().page_size.get());
-        let progress = |pages: u64| progressing.progress(pages * page);
+        let progress = |pages: u64, of: u64| progressing.progress_of(pages * page, of * page);
         put_in_place(&gate, head, &mut staged, note, &progress)
     })
     .await
@@ -400,7 +403,7 @@ pub(crate) fn put_in_place(
     head: Head,
     staged: &mut Staged,
     note: CommitNote,
-    progress: &dyn Fn(u64),
+    progress: &dyn Fn(u64, u64),
 ) -> Result<(Position, Ticket, u64, Vec<String>), Error> {
     let database = gate.database();
     let (size, seed) = (database.meta().page_size, database.meta().seed);

@@ -125,13 +125,13 @@ impl Staged {
     /// Makes the pages of `to` from `source`. Fails, and nothing was touched, where they do not lead to its digest.
     ///
     /// `hold` keeps what was committed after the source was read, and was taken before it was. `progress` hears how
-    /// many pages were looked at, and may end it. Blocks.
+    /// many pages of how many were looked at, and may end it. Blocks.
     pub(crate) fn make(
         database: &OpenDb,
         source: Source,
         to: Wanted,
         hold: ChunkHold,
-        progress: &dyn Fn(u64) -> Result<(), Error>,
+        progress: &dyn Fn(u64, u64) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let (size, seed) = (database.meta().page_size, database.meta().seed);
         let base = database.capture_now()?;
@@ -169,7 +169,7 @@ impl Staged {
         database: &OpenDb,
         touched: &[PageNo],
         (size, seed): (PageSize, DigestSeed),
-        progress: &dyn Fn(u64) -> Result<(), Error>,
+        progress: &dyn Fn(u64, u64) -> Result<(), Error>,
     ) -> Result<Digest, Error> {
         let most = RUN_PAGES.min(RUN_BYTES / size.bytes()).max(1);
         let mut buffer = vec![0; most * size.bytes()];
@@ -206,7 +206,7 @@ impl Staged {
                 }
             }
             seen += count as u64;
-            progress(seen)?;
+            progress(seen, touched.len() as u64)?;
         }
         Ok(digest)
     }

@@ -1,15 +1,19 @@
 //! The merged delta of a rewind: for each page that differs, present XOR target.
 //!
 //! Pages are held in memory up to a bound; beyond it they go to a file without a name in the scratch folder,
-//! each at its own offset, so that any number of commits can be merged.
+//! each in a slot of its own, so that any number of commits can be merged. The file is sealed with a key that is
+//! drawn for it and stands nowhere: what of it is left on the disk is noise once it is dropped.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use tidelog_archive::SystemEntropy;
+use tidelog_archive::env::Entropy as _;
 use tidelog_archive::restore::PageSink;
+use tidelog_archive::seal::{DataKey, FileSealer};
 use tidelog_wal::delta::PageDelta;
 use tidelog_wal::{PageNo, PageSize};
 
@@ -23,8 +27,65 @@ pub(crate) struct PageXors {
     folder: PathBuf,
     pages_max: usize,
     memory: HashMap<PageNo, Box<[u8]>>,
-    file: Option<File>,
-    in_file: BTreeSet<PageNo>,
+    spill: Option<Spill>,
+}
+
+/// The pages that did not fit into memory.
+#[derive(Debug)]
+struct Spill {
+    file: File,
+    sealer: FileSealer,
+    /// The next piece: no number seals twice.
+    number: u64,
+    /// Under which number the page in each slot was sealed.
+    numbers: BTreeMap<PageNo, u64>,
+}
+
+impl Spill {
+    fn create(folder: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let (entropy, file) = (&SystemEntropy, tempfile::tempfile_in(folder)?);
+        let key = DataKey::draw(entropy);
+        Ok(Self {
+            file,
+            sealer: FileSealer::new(&key, &entropy.bytes16()),
+            number: 0,
+            numbers: BTreeMap::new(),
+        })
+    }
+
+    /// Where the slot of a page begins.
+    fn slot(page: PageNo, size: PageSize) -> u64 {
+        let stored = size.bytes() + FileSealer::OVERHEAD;
+        u64::from(page.get() - 1) * stored as u64
+    }
+
+    fn write(&mut self, page: PageNo, size: PageSize, xor: Box<[u8]>) -> io::Result<()> {
+        let (slot, number) = (Self::slot(page, size), self.number);
+        self.number += 1;
+        let mut stored = xor.into_vec();
+        self.sealer.seal(number, slot, &mut stored);
+        self.file.write_all_at(&stored, slot)?;
+        self.numbers.insert(page, number);
+        Ok(())
+    }
+
+    /// Fills `xor` with what was written last; false if nothing was.
+    fn read(&self, page: PageNo, size: PageSize, xor: &mut [u8]) -> io::Result<bool> {
+        let Some(number) = self.numbers.get(&page) else {
+            return Ok(false);
+        };
+        let slot = Self::slot(page, size);
+        let mut stored = vec![0; size.bytes() + FileSealer::OVERHEAD];
+        self.file.read_exact_at(&mut stored, slot)?;
+        let opened = self.sealer.open(*number, slot, &stored).ok_or_else(|| {
+            let page = page.get();
+            let what = format!("page {page} of a merged delta is not what was written");
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        })?;
+        xor.copy_from_slice(&opened);
+        Ok(true)
+    }
 }
 
 impl PageXors {
@@ -35,15 +96,15 @@ impl PageXors {
             folder,
             pages_max: (MEMORY_MAX / size.bytes()).max(1),
             memory: HashMap::new(),
-            file: None,
-            in_file: BTreeSet::new(),
+            spill: None,
         }
     }
 
     /// Every page that may differ, ascending.
     pub(crate) fn pages(&self) -> Vec<PageNo> {
         let mut pages: Vec<PageNo> = self.memory.keys().copied().collect();
-        pages.extend(&self.in_file);
+        let spilled = self.spill.iter().flat_map(|spill| spill.numbers.keys());
+        pages.extend(spilled);
         pages.sort_unstable();
         pages.dedup();
         pages
@@ -63,11 +124,9 @@ impl PageXors {
             xor.copy_from_slice(held);
             return Ok(true);
         }
-        match &self.file {
-            Some(file) if self.in_file.contains(&page) => file
-                .read_exact_at(xor, page.offset(self.size))
-                .map(|()| true),
-            _ => Ok(false),
+        match &self.spill {
+            Some(spill) => spill.read(page, self.size, xor),
+            None => Ok(false),
         }
     }
 
@@ -89,16 +148,12 @@ impl PageXors {
     }
 
     fn spill(&mut self) -> io::Result<()> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => {
-                std::fs::create_dir_all(&self.folder)?;
-                none.insert(tempfile::tempfile_in(&self.folder)?)
-            }
+        let spill = match &mut self.spill {
+            Some(spill) => spill,
+            none => none.insert(Spill::create(&self.folder)?),
         };
         for (page, xor) in self.memory.drain() {
-            file.write_all_at(&xor, page.offset(self.size))?;
-            self.in_file.insert(page);
+            spill.write(page, self.size, xor)?;
         }
         Ok(())
     }
@@ -176,5 +231,51 @@ mod tests {
         let mut held = vec![7; 512];
         xors.load(page(11), &mut held).expect("loaded");
         assert!(held.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_spill_shows_nothing_and_takes_nothing_for_a_page_that_is_none() {
+        // Goal: what a merge leaves on the disk is noise, also where a page was written twice. Method: the raw
+        // file is searched for the planted text; then a slot is changed and an older version of it put back.
+        let folder = tempfile::tempdir().expect("a folder");
+        let size = PageSize::new(512).expect("512");
+        let mut xors = PageXors::new(size, folder.path().join("scratch"));
+        xors.pages_max = 1;
+        let page = |n: u32| PageNo::new(n).expect("not 0");
+        let planted = *b"a planted text of a tenant's row";
+        let put = |xors: &mut PageXors, round: u8| {
+            for n in 1..=4 {
+                let mut held = vec![round; 512].into_boxed_slice();
+                held[100..132].copy_from_slice(&planted);
+                xors.put(page(n), held).expect("put");
+            }
+        };
+        let raw = |xors: &PageXors| {
+            let file = &xors.spill.as_ref().expect("it spilled").file;
+            let len = file.metadata().expect("metadata").len();
+            let mut bytes = vec![0; usize::try_from(len).expect("small")];
+            file.read_exact_at(&mut bytes, 0).expect("the raw file");
+            bytes
+        };
+        put(&mut xors, 1);
+        let first = raw(&xors);
+        put(&mut xors, 2);
+        let second = raw(&xors);
+        for bytes in [&first, &second] {
+            assert_eq!(bytes.len(), 4 * (512 + FileSealer::OVERHEAD));
+            let shows = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+            assert!(!shows(&planted) && !shows(&[1; 64]) && !shows(&[2; 64]));
+        }
+        let mut held = vec![0; 512];
+        xors.load(page(1), &mut held).expect("loaded");
+        assert_eq!((held[0], &held[100..132]), (2, &planted[..]));
+        let spill = xors.spill.as_ref().expect("it spilled");
+        let mut flipped = second.clone();
+        flipped[7] ^= 1;
+        for other in [&first, &flipped] {
+            spill.file.write_all_at(other, 0).expect("changed");
+            let refused = xors.load(page(1), &mut held).expect_err("not that page");
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        }
     }
 }

@@ -41,18 +41,33 @@ struct Proof {
     restore: Option<Duration>,
 }
 
+/// What findings come to: damage before absence, absence before what could not be looked at.
+pub fn outcome_of(findings: &[Finding]) -> Outcome {
+    let has = |kind| findings.iter().any(|finding| finding.kind == kind);
+    if has(ErrorKind::Corrupt) {
+        Outcome::Mismatch
+    } else if has(ErrorKind::NotFound) {
+        Outcome::Error
+    } else if findings.is_empty() {
+        Outcome::Verified
+    } else {
+        Outcome::Inconclusive
+    }
+}
+
+/// A finding for programs: where it is, and whether that is `damaged`, `missing` or `unreachable`.
+pub fn finding_shown(found: &Finding) -> Json {
+    let kind = match found.kind {
+        ErrorKind::Corrupt => "damaged",
+        ErrorKind::NotFound => "missing",
+        _ => "unreachable",
+    };
+    json!({ "key": found.key, "offset": found.offset, "kind": kind, "what": found.what })
+}
+
 impl Proof {
     fn outcome(&self) -> Outcome {
-        let has = |kind| self.findings.iter().any(|finding| finding.kind == kind);
-        if has(ErrorKind::Corrupt) {
-            Outcome::Mismatch
-        } else if has(ErrorKind::NotFound) {
-            Outcome::Error
-        } else if self.findings.is_empty() {
-            Outcome::Verified
-        } else {
-            Outcome::Inconclusive
-        }
+        outcome_of(&self.findings)
     }
 
     fn found(&mut self, kind: ErrorKind, key: &str, what: impl Into<String>) {
@@ -77,16 +92,7 @@ impl Proof {
 
     fn findings(&self) -> Json {
         let shown = self.findings.iter().take(FINDINGS_MAX);
-        shown
-            .map(|found| {
-                let kind = match found.kind {
-                    ErrorKind::Corrupt => "damaged",
-                    ErrorKind::NotFound => "missing",
-                    _ => "unreachable",
-                };
-                json!({ "key": found.key, "offset": found.offset, "kind": kind, "what": found.what })
-            })
-            .collect()
+        shown.map(finding_shown).collect()
     }
 }
 

@@ -3,7 +3,6 @@
 use serde_json::{Value as Json, json};
 use tidelog_engine::MasterKeys;
 use tidelog_engine::bucket::Bucket;
-use tidelog_wal::TxId;
 
 use crate::cli::args::HistoryOptions;
 use crate::cli::exit::Failure;
@@ -28,17 +27,10 @@ pub(in crate::cli) async fn history(
     let bucket = Bucket::open_with_keys(url, keys).await?;
     let name = &options.database;
     let database = bucket.find(&name.namespace, &name.database).await?;
-    let mut history = bucket.history(&database).await?;
-    let head = history.head().map_or(TxId::ZERO, |head| head.txid);
-    let last = options.to.map_or(head, |to| to.txid.min(head));
     let limit = u64::try_from(options.limit).unwrap_or(u64::MAX);
-    let newest = TxId::new(last.get().saturating_sub(limit)).next();
-    let first = options
-        .from
-        .map_or(TxId::FIRST, |from| from.txid)
-        .max(newest);
-    let first = first.max(history.horizon);
-    let commits = history.commits(bucket.store(), first, last).await?;
+    let commits = bucket
+        .commits(&database, options.from, options.to, limit)
+        .await?;
     let items: Vec<Json> = commits.iter().rev().map(shape::commit).collect();
     let rows: Vec<Vec<String>> = items
         .iter()

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
 use serde_json::json;
-use tidelog_archive::restore::{FileSink, PageSink, RestoreSettings, execute};
+use tidelog_archive::plan::Plan;
+use tidelog_archive::restore::{FileSink, PageSink};
 use tidelog_engine::MasterKeys;
 use tidelog_engine::bucket::Bucket;
 
@@ -67,9 +68,6 @@ pub(in crate::cli) async fn restore(
     let bucket = Bucket::open_with_keys(url, keys).await?;
     let name = &options.database;
     let database = bucket.find(&name.namespace, &name.database).await?;
-    let plan = bucket.plan(&database, options.at.target()).await?;
-    let target = plan.target;
-    let size = target.n.bytes(plan.page_size);
     let unwritable =
         |error: io::Error| Failure::failed(format!("cannot write {}: {error}", out.display()));
     let made = beside(out);
@@ -77,13 +75,16 @@ pub(in crate::cli) async fn restore(
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unwritable(error)),
         _ => {}
     }
-    let sink = FileSink::create(&made).map_err(unwritable)?;
-    let watched = Watched {
-        sink,
-        bar: output.bar(size, "restoring"),
+    let watch = |plan: &Plan| {
+        Ok(Watched {
+            sink: FileSink::create(&made)?,
+            bar: output.bar(plan.target.n.bytes(plan.page_size), "restoring"),
+        })
     };
-    let (watched, report) =
-        execute(bucket.store(), &plan, watched, RestoreSettings::default()).await?;
+    let restored = bucket.restore_into(&database, options.at.target(), watch);
+    let (plan, watched, report) = restored.await?;
+    let target = plan.target;
+    let size = target.n.bytes(plan.page_size);
     watched.bar.finish_and_clear();
     drop(watched);
     place(&made, out, options.force).map_err(unwritable)?;
