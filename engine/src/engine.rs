@@ -58,7 +58,7 @@ use crate::travel::verify::Proofs;
 /// How long a stop waits for operations that were interrupted.
 const OPERATIONS_END: Duration = Duration::from_secs(10);
 /// The pause before a restore of an earlier life that could not be decided is looked at again.
-const RECOVERY_PAUSE: Duration = Duration::from_secs(1);
+const RECOVERY_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Inner {

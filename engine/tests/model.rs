@@ -1,9 +1,11 @@
 //! The model test (RELIABILITY 13): random worlds of several databases with writes, labels, rewinds, undo, forks
-//! of forks, detaching, archives, deletion, days that pass with retention at work, and machines that are lost,
-//! beside an oracle that keeps every state. Whatever is promised restores to exactly what was there, after every
-//! look of retention and at the end (I3, I5); whatever is not is refused by its name.
+//! of forks, branches, forks without rows, detaching, archives, deletion, days that pass with retention at work, and
+//! machines that are lost, beside an oracle that keeps every state. Whatever is promised restores to exactly what was
+//! there, after every look of retention and at the end (I3, I5); whatever is not is refused by its name.
 //!
-//! `TIDELOG_HISTORIES` sets how many histories run and `TIDELOG_SEED` the first seed; a failure names its own.
+//! `TIDELOG_HISTORIES` sets how many histories run and `TIDELOG_SEED` the first seed; a failure names its own. After a
+//! look of retention a few states of each database are restored, in some histories all of them, and in all histories
+//! where `TIDELOG_EVERY_STATE` is set.
 
 mod owner;
 

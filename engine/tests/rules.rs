@@ -16,8 +16,11 @@ use tidelog_engine::bucket::At;
 use tidelog_engine::operations::OperationState;
 use tidelog_engine::rules::{RULES, switch_off};
 use tidelog_engine::sql::connection::AutoVacuum;
+use tidelog_engine::streams::{Results, Step, Stream};
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
-use tidelog_engine::{Database, Durability, Engine, NewDatabase, Parts};
+use tidelog_engine::{
+    Access, Database, Durability, Engine, Error, Limits, NewDatabase, Params, Parts, Statement,
+};
 use tidelog_wal::Position;
 
 use Durability::Memory;
@@ -57,7 +60,11 @@ fn equal(found: &[i64], wanted: &[i64], what: &str) -> Found {
 
 /// The statement must fail for want of the table, and for nothing else.
 async fn knows_no(database: &Database, sql: &str, table: &str) -> Found {
-    match try_run(database, sql, Memory).await {
+    is_gone(try_run(database, sql, Memory).await, sql, table)
+}
+
+fn is_gone<T>(found: Result<T, Error>, sql: &str, table: &str) -> Found {
+    match found {
         Ok(_) => Err(format!("{sql} found a table that is gone")),
         Err(error)
             if error
@@ -171,6 +178,58 @@ async fn cookie_comes_again(folder: &Path) -> Found {
     engine.shutdown().await.map_err(|error| error.to_string())
 }
 
+/// One statement of a stream, which keeps its connection.
+async fn ask(stream: &Stream, database: &Database, sql: &str) -> Result<(), Error> {
+    let (access, limits) = (Access::owner(), Limits::default());
+    let turn = stream.enter(database.clone(), access, limits, Some(Memory));
+    let mut turn = turn.await?;
+    let step = Step {
+        condition: None,
+        statement: Statement {
+            sql: sql.to_owned(),
+            params: Params::None,
+        },
+        want_rows: true,
+    };
+    let sink = Results::of(1, limits, limits.result_bytes_max);
+    let mut results = turn.program(vec![step], sink).await?;
+    let result = results.steps.remove(0).expect("it ran");
+    turn.finish().await?;
+    turn.keep()?;
+    result.map(drop)
+}
+
+/// The same with an idle stream, which looked at the table before.
+async fn cookie_comes_again_to_a_stream(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    let before = run(&database, "CREATE TABLE t(a)", Memory).await;
+    run(&database, "CREATE TABLE u(x)", Memory).await;
+    let stream = database.stream([7; 16]).expect("a stream");
+    let select = "SELECT x FROM u";
+    ask(&stream, &database, select).await.expect("it is there");
+    rewind(&database, before).await?;
+    run(&database, "CREATE TABLE v(y)", Memory).await;
+    is_gone(ask(&stream, &database, select).await, select, "u")?;
+    let insert = "INSERT INTO u VALUES(2)";
+    is_gone(ask(&stream, &database, insert).await, insert, "u")?;
+    let rows = numbers(&database, "SELECT count(*) FROM v").await;
+    equal(&rows, &[0], "rows")?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
+/// A stream looked at a table that a rewind takes back, and sleeps; nothing else happens.
+async fn cookie_stays_to_a_stream(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    let before = run(&database, "CREATE TABLE t(a)", Memory).await;
+    run(&database, "CREATE TABLE u(x)", Memory).await;
+    let stream = database.stream([7; 16]).expect("a stream");
+    let select = "SELECT count(*) FROM u";
+    ask(&stream, &database, select).await.expect("it is there");
+    rewind(&database, before).await?;
+    is_gone(ask(&stream, &database, select).await, select, "u")?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
 /// An idle connection knows a table that a rewind takes back; nothing else happens.
 async fn cookie_stays(folder: &Path) -> Found {
     let (engine, database) = node(folder, AutoVacuum::None).await;
@@ -230,6 +289,18 @@ const TABLE: &[(&[&str], Scenario)] = &[
     (&["rewind.cookie_moves_on"], scenario!(cookie_stays)),
     (&["rewind.cookie_is_new"], scenario!(cookie_comes_again)),
     (&["rewind.present_cookie"], scenario!(cookie_comes_again)),
+    (
+        &["rewind.cookie_moves_on"],
+        scenario!(cookie_stays_to_a_stream),
+    ),
+    (
+        &["rewind.cookie_is_new"],
+        scenario!(cookie_comes_again_to_a_stream),
+    ),
+    (
+        &["rewind.present_cookie"],
+        scenario!(cookie_comes_again_to_a_stream),
+    ),
     (
         &["rewind.base_proven"],
         scenario!(wrong_pages_change_nothing),

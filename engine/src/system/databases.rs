@@ -309,19 +309,14 @@ impl System {
         self.database_insert(made, None, record).await
     }
 
-    /// The same in the place of `old`, which is hidden by the same commit; answers it as it is then.
+    /// The same in the place of `old`, which is hidden by the same commit.
     pub(crate) async fn database_add_instead(
         &self,
         made: &DatabaseRow,
-        old: &DatabaseRow,
-    ) -> Result<DatabaseRow, Error> {
+        old: DatabaseId,
+    ) -> Result<(), Error> {
         let now = self.core.parts.clock.wall();
-        self.database_insert(made, Some((old.id, now)), None)
-            .await?;
-        Ok(DatabaseRow {
-            deleted_at: Some(now),
-            ..old.clone()
-        })
+        self.database_insert(made, Some((old, now)), None).await
     }
 
     async fn database_insert(
@@ -356,6 +351,8 @@ impl System {
             some_row(rows)
         });
         if let Err(error) = added.await {
+            // The commit may stand.
+            self.databases.forget(made.namespace, &made.name);
             self.refuse_ended(made.namespace)?;
             return Err(taken("database", &made.name, error));
         }

@@ -23,6 +23,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use tidelog_archive::key::{DatabaseObject, Key, Seq};
@@ -48,6 +49,8 @@ use crate::system::requests::Record;
 
 /// Listings of what is left, before the rest is somebody else's write that goes on landing.
 const ROUNDS_MAX: usize = 5;
+/// The pause before clearing away is tried again.
+const CLEAR_PAUSE: Duration = Duration::from_millis(500);
 
 fn protected(row: &DatabaseRow) -> Result<(), Error> {
     if row.delete_protection {
@@ -88,12 +91,16 @@ impl Engine {
         made: &DatabaseRow,
         old: &DatabaseRow,
     ) -> Result<(), Error> {
-        let now = self.inner.system.database_by_id(old.id).await?;
-        self.check_deletable(now.as_ref().unwrap_or(old))?;
         let system = &self.inner.system;
-        let deleted = system.database_add_instead(made, old).await?;
-        self.hidden(&deleted).await;
-        Ok(())
+        let before = system.database_by_id(old.id).await?;
+        self.check_deletable(before.as_ref().unwrap_or(old))?;
+        let added = system.database_add_instead(made, old.id).await;
+        // Whether the commit stands may be more than the store said.
+        let after = system.database_by_id(old.id).await?;
+        if let Some(deleted) = after.filter(|row| row.deleted_at.is_some()) {
+            self.hidden(&deleted).await;
+        }
+        added
     }
 
     /// What follows the row of a database that is hidden now.
@@ -357,6 +364,34 @@ impl Engine {
         }))
     }
 
+    /// What comes of the database `id` when a step of making it failed with `error`: it stands if its row does, though
+    /// the store did not say so. Else what was made of it is cleared away, as often as it takes; where the process life
+    /// ends meanwhile the operation stays open for the next.
+    pub(super) async fn stands_after(
+        &self,
+        (namespace, id): (NamespaceId, DatabaseId),
+        parent: Option<&Parent>,
+        error: Error,
+    ) -> Result<(), Error> {
+        let mut stop = self.inner.stop_signal();
+        loop {
+            let ended = match self.inner.system.database_exists(id).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => self.purge_unnamed(namespace, id, parent).await,
+                Err(error) => Err(error),
+            };
+            let Err(left) = ended else { return Err(error) };
+            tracing::warn!(database = %id, error = %left, "what failed is not cleared away yet");
+            tokio::select! {
+                () = tokio::time::sleep(CLEAR_PAUSE) => {}
+                _ = stop.wait_for(|stop| *stop) => {
+                    let what = "the server is stopping; what was half-made is cleared away at its next start";
+                    return Err(Error::new(Code::OperationInterrupted, what).caused_by(error));
+                }
+            }
+        }
+    }
+
     /// Destroys what was made of a database that no row names. It comes to an empty tombstone, as a purge does; `parent`
     /// is what it may have pinned if its manifest never came to stand.
     pub(super) async fn purge_unnamed(
@@ -365,10 +400,6 @@ impl Engine {
         id: DatabaseId,
         parent: Option<&Parent>,
     ) -> Result<(), Error> {
-        if self.inner.system.database_exists(id).await? {
-            // Its row stands though the store did not say so: then it stands, too.
-            return Ok(());
-        }
         let (core, now) = (&self.inner.core, self.now());
         let remote = &core.remote;
         let written = remote.change_of(namespace, id, "write a tombstone", |manifest| {

@@ -182,24 +182,16 @@ async fn make(
     task.phase("create", 0)?;
     let engine = database.engine();
     let child = child_of(database, fork, id, target.position).await?;
-    let made = create(engine, &child, old, task).await;
-    match made {
-        Ok(()) => {
-            let core = &engine.inner.core;
-            core.untouched.add(id, target);
-            Ok(child.row)
-        }
-        Err(error) => {
-            let namespace = child.meta.namespace;
-            if let Err(left) = engine
-                .purge_unnamed(namespace, id, Some(&child.parent))
-                .await
-            {
-                tracing::warn!(database = %id, error = %left, "a fork that failed is not removed");
-            }
-            Err(error)
-        }
+    if let Err(error) = create(engine, &child, old, task).await {
+        let of = (child.meta.namespace, id);
+        engine.stands_after(of, Some(&child.parent), error).await?;
     }
+    let core = &engine.inner.core;
+    core.untouched.add(id, target);
+    if let Some(at) = child.row.expires_at {
+        core.calendar.not_later(id, at);
+    }
+    Ok(child.row)
 }
 
 /// What a fork at `at` hangs on: the database whose own history holds that state.
@@ -292,13 +284,9 @@ async fn create(
         .await?;
     crash_point!("fork.after_ready");
     match old {
-        None => engine.inner.system.database_add(row, None).await?,
-        Some(old) => engine.database_put_instead(row, old).await?,
+        None => engine.inner.system.database_add(row, None).await,
+        Some(old) => engine.database_put_instead(row, old).await,
     }
-    if let Some(at) = row.expires_at {
-        core.calendar.not_later(row.id, at);
-    }
-    Ok(())
 }
 
 /// Takes a fork's pin out of its parent's manifest. The fork must not need it any more.

@@ -56,15 +56,16 @@ pub(super) async fn make(
     .await?;
     task.phase("create", 0)?;
     task.point_of_no_return()?;
-    let made = create(database, fork, id, page_size, schema).await;
-    if made.is_err()
-        && let Err(left) = engine
-            .purge_unnamed(database.row().namespace, id, None)
-            .await
-    {
-        tracing::warn!(database = %id, error = %left, "a fork that failed is not removed");
+    if let Err(error) = create(database, fork, id, page_size, schema).await {
+        let of = (database.row().namespace, id);
+        engine.stands_after(of, None, error).await?;
     }
-    made
+    let row = engine.inner.system.database_by_id(id).await?;
+    let row = row.ok_or_else(|| Error::internal("a fork without a row"))?;
+    if let Some(at) = row.expires_at {
+        core.calendar.not_later(id, at);
+    }
+    Ok(row)
 }
 
 /// Makes the database, and its row last.
@@ -74,7 +75,7 @@ async fn create(
     id: DatabaseId,
     page_size: PageSize,
     schema: Schema,
-) -> Result<DatabaseRow, Error> {
+) -> Result<(), Error> {
     let engine = database.engine();
     let new = NewDatabase {
         name: fork.name.clone(),
@@ -100,11 +101,7 @@ async fn create(
     drop(lease);
     crash_point!("schema.before_row");
     let row = row_of(database, &meta, fork, None);
-    engine.inner.system.database_add(&row, None).await?;
-    if let Some(at) = row.expires_at {
-        engine.inner.core.calendar.not_later(row.id, at);
-    }
-    Ok(row)
+    engine.inner.system.database_add(&row, None).await
 }
 
 fn read(file: &Path) -> rusqlite::Result<Schema> {

@@ -19,6 +19,7 @@ use tidelog_engine::executor::Threads;
 use tidelog_engine::operations::{Handle, Operation, OperationState};
 use tidelog_engine::system::databases::DatabasePatch;
 use tidelog_engine::travel::archives::{Format, NewArchive};
+use tidelog_engine::travel::branches::Branched;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::labels::NewSnapshot;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
@@ -38,8 +39,9 @@ const DAY: i64 = 24 * 3600;
 const WINDOW_DAYS: i64 = 10;
 /// Databases at once, deleted ones among them.
 const DATABASES_MAX: usize = 6;
-/// States of one database that are looked at after each look of retention.
+/// States of one database that are looked at after each look of retention, but in every so many histories all.
 const LOOKED_AT: usize = 3;
+const ALL_IN: u64 = 25;
 /// How long an operation may take.
 const DEADLINE: Duration = Duration::from_mins(1);
 
@@ -109,6 +111,8 @@ pub(crate) struct World {
     archives: Vec<Archived>,
     names: u32,
     checked: usize,
+    /// Every state that is promised is looked at after each look of retention.
+    looks_at_all: bool,
     /// What was done, for who reads a failure.
     log: Vec<String>,
 }
@@ -193,6 +197,8 @@ impl World {
             archives: Vec::new(),
             names: 0,
             checked: 0,
+            looks_at_all: seed.is_multiple_of(ALL_IN)
+                || std::env::var_os("TIDELOG_EVERY_STATE").is_some(),
             log: Vec::new(),
         };
         world.create().await.expect("a first database");
@@ -499,14 +505,36 @@ impl World {
         }
         let of = self.some();
         let was = self.some_state(of);
-        let name = self.name("fork");
+        let mut name = self.name("fork");
         let fork = Fork {
             at: At::Bookmark(was.at),
             ..Fork::named(&name)
         };
         let parent = self.database(&self.databases[of].name).await?;
-        let forked = succeeded(parent.fork(fork).await).await;
-        forked.map_err(|e| format!("at {}: {e}", was.at))?;
+        let failed = |e| format!("at {}: {e}", was.at);
+        match self.rng.random_range(0..10) {
+            0 => {
+                let empty = Fork {
+                    schema_only: true,
+                    ..fork
+                };
+                succeeded(parent.fork(empty).await).await.map_err(failed)?;
+                self.note(format!("fork {name} at {} without rows", was.at));
+                let rows = was.rows.emptied();
+                return self.track(name, rows, Vec::new(), None).await;
+            }
+            1..4 => {
+                let put = parent.branch_put(&name, fork.at, None, None).await;
+                match put.map_err(said)? {
+                    Branched::Begun(handle) => succeeded(Ok(handle)).await.map_err(failed)?,
+                    Branched::Stands(row) => return Err(format!("{name} stands: {row:?}")),
+                };
+                name = parent.branch(&name).await.map_err(said)?.name;
+            }
+            _ => {
+                succeeded(parent.fork(fork).await).await.map_err(failed)?;
+            }
+        }
         let past = (self.databases[of].past.iter())
             .take_while(|earlier| earlier.at.txid <= was.at.txid)
             .map(|earlier| Was {
@@ -646,8 +674,15 @@ impl World {
         self.note(format!("{days} days pass"));
         self.engine.calendar_turn().await.map_err(said)?;
         for of in 0..self.databases.len() {
-            for _ in 0..LOOKED_AT {
-                let was = self.some_state(of);
+            let looked_at: Vec<Was> = if self.looks_at_all {
+                let past = self.databases[of].past.iter();
+                past.filter(|was| self.is_promised(of, was))
+                    .cloned()
+                    .collect()
+            } else {
+                (0..LOOKED_AT).map(|_| self.some_state(of)).collect()
+            };
+            for was in looked_at {
                 self.check(of, &was, At::Bookmark(was.at)).await?;
             }
         }

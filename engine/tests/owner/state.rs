@@ -80,6 +80,12 @@ impl Rows {
         }
     }
 
+    /// The same tables without their rows.
+    pub(crate) fn emptied(&self) -> Self {
+        let tables = self.0.keys();
+        Self(tables.map(|table| (*table, BTreeMap::new())).collect())
+    }
+
     /// Says where a database differs from these rows.
     pub(crate) fn compare(&self, connection: &Connection) -> Result<(), String> {
         let failed = |e: rusqlite::Error| e.to_string();
