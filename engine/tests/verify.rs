@@ -13,6 +13,7 @@ use tidelog_engine::{
     Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
     Settings, Statement,
 };
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::{NamespaceId, Position};
 
 const WAIT: Duration = Duration::from_mins(1);
@@ -25,6 +26,7 @@ fn settings(folder: &Path) -> Settings {
         ship_interval: Duration::from_millis(20),
         settle_bytes: 32 << 10,
         settle_pause: Duration::from_millis(1),
+        master_keys: masters(),
         ..Settings::default()
     }
 }
