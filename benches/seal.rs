@@ -2,11 +2,13 @@
 //! alone, each plain and sealed.
 //!
 //! `cargo bench --bench seal`. Encode: elements are commits of the OLTP mix, one core. Restore: bytes are those of the
-//! restored file; store and file lie in the temporary folder, so that no network hides the cost.
+//! restored file; store and file lie in the temporary folder, so that no network hides the cost. Criterion runs plain
+//! and sealed minutes apart, in which a machine changes by more than sealing costs: what it costs is therefore also
+//! measured in pairs, one right after the other.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput};
 use tidelog_archive::SystemEntropy;
@@ -33,6 +35,8 @@ const COMMITS: u64 = 1_000;
 const BATCH: usize = 100;
 /// Rows of the database that is restored, a kilobyte each.
 const RESTORED_ROWS: u32 = 128 << 10;
+/// Pairs of one plain and one sealed run.
+const PAIRS: usize = 101;
 
 struct Encoded {
     header: RecordHeader,
@@ -145,6 +149,45 @@ fn encoding(c: &mut Criterion) {
         }
     }
     group.finish();
+    pairs(&commits, &key);
+}
+
+/// Prints how much longer sealed runs take than plain ones: the median of the pairs, and the quartiles.
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+#[expect(clippy::print_stdout, reason = "the figure is what it is run for")]
+fn pairs(commits: &[Recorded], key: &Arc<SealKey>) {
+    for level in [1, 3] {
+        let mut encoder = DeltaEncoder::new(SIZE);
+        let mut compressor = Some(Compressor::new(level));
+        let mut run = |key: Option<&Arc<SealKey>>| {
+            let begun = Instant::now();
+            for batch in commits.chunks(BATCH) {
+                let held = compressor.take().expect("handed back each time");
+                let (len, back) = encode(batch, &mut encoder, held, key);
+                std::hint::black_box(len);
+                compressor = Some(back);
+            }
+            begun.elapsed().as_secs_f64()
+        };
+        let mut more: Vec<f64> = (0..PAIRS)
+            .map(|pair| {
+                // Who goes second finds warm caches: each does as often.
+                let (plain, sealed) = if pair % 2 == 0 {
+                    let plain = run(None);
+                    (plain, run(Some(key)))
+                } else {
+                    let sealed = run(Some(key));
+                    (run(None), sealed)
+                };
+                (sealed / plain - 1.0) * 100.0
+            })
+            .collect();
+        more.sort_by(f64::total_cmp);
+        let [low, median, high] = [1, 2, 3].map(|quarter| more[PAIRS * quarter / 4]);
+        println!(
+            "sealed takes {median:+.1} % longer at zstd {level} (quartiles {low:+.1} %, {high:+.1} %)"
+        );
+    }
 }
 
 /// Imports the database `file` into a bucket of its own below `folder`.

@@ -595,7 +595,7 @@ fn a_journals_flips_with_good_checksums_are_refused_by_the_seal() {
         let named = named_by_trailer(&changed);
         let entry = IndexEntry {
             blake3: named.blake3,
-            ..entry.clone()
+            ..entry
         };
         let refused = IndexObject::decode(&changed, NAMESPACE, DATABASE, &entry, &ring);
         let refused = refused.expect_err("changed");

@@ -5,10 +5,11 @@
 mod store_common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{FutureExt, TryStreamExt};
+use futures::{FutureExt, TryStreamExt, stream};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -98,14 +99,14 @@ async fn run(
     } else {
         None
     };
-    let seen = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen = Arc::new(AtomicBool::new(false));
     let plan = script({
         let (memory, seen, body) = (Arc::clone(&memory), Arc::clone(&seen), body.clone());
         move |call| {
             // The in-memory store never waits.
             let current = now(&memory).now_or_never().flatten();
             if current == Some(body.clone()) {
-                seen.store(true, std::sync::atomic::Ordering::Relaxed);
+                seen.store(true, Ordering::Relaxed);
             }
             if rival == Some(call.number) {
                 compete(&memory, replaces).now_or_never();
@@ -132,7 +133,7 @@ async fn run(
     let stands = now(&memory).await == Some(body.clone());
     Case {
         result: result.map(|_| ()).map_err(|error| error.kind()),
-        applied_ever: seen.load(std::sync::atomic::Ordering::Relaxed) || stands_now || stands,
+        applied_ever: seen.load(Ordering::Relaxed) || stands_now || stands,
         stands,
     }
 }
@@ -284,8 +285,7 @@ async fn a_store_that_ignores_conditions_is_refused_in_words() {
         // Of the probe's writes the first two are creates.
         let puts = std::sync::atomic::AtomicU32::new(0);
         let plan = script(move |call| {
-            let create =
-                call.op == Op::Put && puts.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2;
+            let create = call.op == Op::Put && puts.fetch_add(1, Ordering::Relaxed) < 2;
             if call.op == Op::Put && create == creates {
                 Fault::Unconditional
             } else {
@@ -313,7 +313,7 @@ async fn an_upload_in_parts_is_believed_by_its_length_alone() {
         let store = on(Arc::new(Shared(Arc::clone(&faulty))));
         let part = Bytes::from(vec![1; 16 << 20]);
         let parts = [part.clone(), part.clone(), part.slice(..9)];
-        let source = futures::stream::iter(parts.map(Ok::<_, std::io::Error>));
+        let source = stream::iter(parts.map(Ok::<_, std::io::Error>));
         let result = store.put_unique(KEY, source).await;
         faulty.set_plan(script(|_| Fault::None));
         (result, store.head(KEY).await)
@@ -348,4 +348,61 @@ async fn the_probe_is_not_fooled_by_faults() {
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "seed {seed}: {error}"),
         }
     }
+}
+
+#[tokio::test]
+async fn a_right_that_lacks_is_named() {
+    // Goal: `store check` says which right to give. Method: each kind of request is forbidden in turn, and looking for
+    // what is not there, which S3 answers so to whoever may not list; everything else is allowed.
+    let part = || stream::iter([Ok::<_, StoreError>(Bytes::from_static(b"a part"))]);
+    for (op, right) in [
+        (Op::Put, "s3:PutObject"),
+        (Op::Get, "s3:GetObject"),
+        (Op::Delete, "s3:DeleteObject"),
+        (Op::List, "s3:ListBucket"),
+        (Op::Head, "s3:GetObject"),
+    ] {
+        let faults = FaultStore::in_memory(script(move |call| {
+            if call.op == op {
+                Fault::Denied
+            } else {
+                Fault::None
+            }
+        }));
+        let store = on(Arc::new(Shared(Arc::clone(&faults))));
+        let refused = match op {
+            Op::List => store.list("probe/").await.map(drop),
+            _ => store.probe().await.map(drop),
+        };
+        let refused = refused.expect_err("forbidden");
+        assert_eq!(refused.right(), Some(right), "{op:?}: {refused}");
+        // It is not tried again, and what is forbidden is not "away".
+        assert!(matches!(refused, StoreError::Denied { .. }), "{refused:?}");
+        let same = faults.calls().iter().filter(|call| call.op == op).count();
+        // Two objects are deleted.
+        assert!(same <= 1 + usize::from(op == Op::Delete), "{op:?}: {same}");
+    }
+    let deleted = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&deleted);
+    let faults = FaultStore::in_memory(script(move |call| {
+        if call.op == Op::Delete {
+            seen.store(true, Ordering::SeqCst);
+        }
+        if call.op == Op::Head && seen.load(Ordering::SeqCst) {
+            Fault::Denied
+        } else {
+            Fault::None
+        }
+    }));
+    let store = on(Arc::new(Shared(faults)));
+    let refused = store.probe().await.expect_err("forbidden");
+    assert_eq!(refused.right(), Some("s3:ListBucket"), "{refused}");
+    // Parts of an upload need the right to write.
+    let faults = FaultStore::in_memory(script(|call| match call.op {
+        Op::Put | Op::Upload | Op::Part => Fault::Denied,
+        _ => Fault::None,
+    }));
+    let store = on(Arc::new(Shared(faults)));
+    let refused = store.put_unique(KEY, part()).await.expect_err("forbidden");
+    assert_eq!(refused.right(), Some("s3:PutObject"), "{refused}");
 }

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rusqlite::Connection;
 use tidelog_archive::store::{Store, StoreOptions};
-use tidelog_engine::bucket::{At, Bucket};
+use tidelog_engine::bucket::At;
 use tidelog_engine::operations::{Handle, OperationState};
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
@@ -202,9 +202,7 @@ async fn copies_under_full_load_are_states_that_were() {
         assert_eq!(twin::dump(&file), known[&txid], "commit {txid}");
     }
     engine.shutdown().await.expect("shutdown");
-    let bucket = Bucket::open(&rig::url(folder.path()))
-        .await
-        .expect("bucket");
+    let bucket = rig::bucket(folder.path()).await.expect("bucket");
     rig::verify(&bucket).await;
 }
 

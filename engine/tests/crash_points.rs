@@ -19,8 +19,9 @@ use std::time::Duration;
 use rusqlite::Connection;
 use tidelog_archive::env::{Clock, SystemEntropy};
 use tidelog_archive::manifest::ManifestStore;
+use tidelog_archive::seal::Keyring;
 use tidelog_archive::store::{FileStore, Store, StoreOptions};
-use tidelog_engine::bucket::{At, Bucket};
+use tidelog_engine::bucket::At;
 use tidelog_engine::operations::{Handle, OperationState};
 use tidelog_engine::system::Page;
 use tidelog_engine::system::databases::DatabasePatch;
@@ -31,6 +32,7 @@ use tidelog_engine::{
     Code, Database, Durability, Engine, Error, NewDatabase, Parts, Settings, TakeOver,
 };
 use tidelog_testkit::faultstore::{Fault, FaultStore, Shared, script};
+use tidelog_testkit::sealing::masters;
 use tidelog_testkit::sim::ShiftedClock;
 use tidelog_wal::Position;
 
@@ -399,7 +401,7 @@ async fn recovered(folder: &Path, chosen: &str) {
     insert(folder, &database, found[1] + 1, 10, Durability::Remote).await;
     engine.shutdown().await.expect("shutdown");
 
-    let bucket = Bucket::open(&rig::url(folder)).await;
+    let bucket = rig::bucket(folder).await;
     let bucket = bucket.unwrap_or_else(|e| panic!("{chosen}: {e:?}"));
     rig::verify(&bucket).await;
     let named = bucket.find("acme", "orders").await.expect("find");
@@ -594,6 +596,7 @@ async fn recovered_weeks(folder: &Path, chosen: &str) {
     insert(folder, &orders, found[1] + 1, 10, Durability::Remote).await;
     let position = orders.bookmark().await.expect("open").bookmark;
     let store = Store::open(&rig::url(folder), StoreOptions::default()).expect("a store");
+    let store = store.with_keys(Keyring::new(masters()));
     let manifests = ManifestStore::new(store, namespace, id, Arc::new(SystemEntropy));
     rig::until("the settle of the last commit", || async {
         let loaded = manifests.load().await.expect("a manifest");
@@ -609,7 +612,7 @@ async fn recovered_weeks(folder: &Path, chosen: &str) {
     }
     engine.shutdown().await.expect("shutdown");
 
-    let bucket = Bucket::open(&rig::url(folder)).await;
+    let bucket = rig::bucket(folder).await;
     let bucket = bucket.unwrap_or_else(|e| panic!("{chosen}: {e:?}"));
     rig::verify(&bucket).await;
     let named = bucket.find("acme", "orders").await.expect("find");

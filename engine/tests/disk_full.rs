@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tidelog_engine::bucket::{At, Bucket};
+use tidelog_engine::bucket::At;
 use tidelog_engine::{Code, Database, Durability, Engine, Parts, Settings};
 
 const DISK: u64 = 12 << 20;
@@ -111,9 +111,7 @@ async fn full_disk(reserve: u64, bytes: u32) {
     standing.insert(next);
     engine.shutdown().await.expect("shutdown");
 
-    let bucket = Bucket::open(&rig::url(folder.path()))
-        .await
-        .expect("bucket");
+    let bucket = rig::bucket(folder.path()).await.expect("bucket");
     let named = bucket.find("acme", "orders").await.expect("find");
     let restored = rig::restored(&bucket, &named, At::Latest).await;
     let (_folder, restored) = restored.expect("restore");

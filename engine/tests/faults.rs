@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use tidelog_engine::bucket::{At, Bucket};
+use tidelog_engine::bucket::At;
 use tidelog_engine::disk::{AppendFile, Disk, StdDisk};
 use tidelog_engine::{Code, Database, Durability, Engine, Error, Parts, Settings};
 
@@ -244,7 +244,7 @@ impl Rig {
         self.row(Durability::Remote).await;
         assert_eq!(self.count().await, self.rows);
         self.engine.shutdown().await.expect("shutdown");
-        let bucket = Bucket::open(&rig::url(self.folder.path())).await;
+        let bucket = rig::bucket(self.folder.path()).await;
         let bucket = bucket.expect("bucket");
         let named = bucket.find("acme", "orders").await.expect("find");
         let restored = rig::restored(&bucket, &named, At::Latest).await;

@@ -5,8 +5,8 @@ mod rig;
 
 use std::sync::Arc;
 
-use rig::{PATIENCE, numbers, orders, restored, run, settings, until, url, verify};
-use tidelog_engine::bucket::{At, Bucket};
+use rig::{PATIENCE, numbers, orders, restored, run, settings, until, verify};
+use tidelog_engine::bucket::At;
 use tidelog_engine::executor::{Executor, Inline, Work};
 use tidelog_engine::operations::OperationState;
 use tidelog_engine::travel::forks::Fork;
@@ -80,7 +80,7 @@ async fn a_node_lives_on_one_thread() {
     .await;
     engine.shutdown().await.expect("shutdown");
 
-    let bucket = Bucket::open(&url(folder.path())).await.expect("bucket");
+    let bucket = rig::bucket(folder.path()).await.expect("bucket");
     let found = bucket.find("acme", "orders").await.expect("the database");
     let (_folder, file) = restored(&bucket, &found, At::Bookmark(two))
         .await

@@ -15,8 +15,9 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::{At, Bucket};
-use tidelog_engine::{Code, Database, Durability, Engine, MasterKeys, Parts, Settings};
+use tidelog_engine::{Code, Database, Durability, Engine, Parts, Settings};
 use tidelog_testkit::faultstore::{Fault, FaultStore, Shared, script};
+use tidelog_testkit::sealing::masters;
 
 const JOURNAL_MAX: u64 = 2 << 20;
 const CHUNK: u64 = 64 << 10;
@@ -168,7 +169,7 @@ async fn an_outage_of_the_store_is_bounded_and_heals() {
     })
     .await;
 
-    let bucket = Bucket::open_on(store, Parts::production(), &MasterKeys::default()).await;
+    let bucket = Bucket::open_on(store, Parts::production(), &masters()).await;
     let bucket = bucket.expect("bucket");
     let named = bucket.find("acme", "orders").await.expect("find");
     let (_folder, restored) = rig::restored(&bucket, &named, At::Latest)

@@ -6,6 +6,7 @@ use tidelog_engine::{
     Access, Code, Database, Durability, Engine, IdempotencyKey, Limits, NewDatabase, Params, Parts,
     Request, Settings, Statement,
 };
+use tidelog_testkit::sealing::masters;
 
 fn request(sql: &[&str]) -> Request {
     let statement = |sql: &&str| Statement {
@@ -36,6 +37,7 @@ async fn a_cached_statement_of_the_engine_gives_a_tenant_no_rights() {
         data: folder.path().join("data"),
         store_url: "memory:".to_owned(),
         ship_interval: Duration::from_millis(20),
+        master_keys: masters(),
         ..Settings::default()
     };
     let engine = Engine::start(settings, Parts::production())

@@ -141,11 +141,11 @@ async fn every_bookmark_restores(page_size: u32, auto_vacuum: AutoVacuum) {
     plain.execute_batch(last).expect("twin");
     promises.push((bookmark, twin::dump(&plain)));
 
-    let bucket = Bucket::open(&settings.store_url).await.expect("bucket");
+    let bucket = rig::bucket(folder.path()).await.expect("bucket");
     check(&bucket, &promises).await;
     engine.shutdown().await.expect("shutdown");
     drop((engine, database));
-    let bucket = Bucket::open(&settings.store_url).await.expect("bucket");
+    let bucket = rig::bucket(folder.path()).await.expect("bucket");
     rig::verify(&bucket).await;
 
     std::fs::remove_dir_all(&settings.data).expect("lose the machine");
@@ -160,7 +160,7 @@ async fn every_bookmark_restores(page_size: u32, auto_vacuum: AutoVacuum) {
     let bookmark = rig::run(&database, &sql, Durability::Remote).await;
     plain.execute_batch(&sql).expect("twin");
     promises.push((bookmark, twin::dump(&plain)));
-    let bucket = Bucket::open(&taking.store_url).await.expect("bucket");
+    let bucket = rig::bucket(folder.path()).await.expect("bucket");
     check(
         &bucket,
         promises.get(promises.len() - 3..).unwrap_or_default(),

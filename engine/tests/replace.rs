@@ -12,6 +12,7 @@ use tidelog_engine::{
     Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
     Settings, Statement,
 };
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::{NamespaceId, Position};
 
 const WAIT: Duration = Duration::from_mins(1);
@@ -29,6 +30,7 @@ async fn world() -> World {
         data: folder.path().join("data"),
         store_url: format!("file://{}", folder.path().join("store").display()),
         ship_interval: Duration::from_millis(20),
+        master_keys: masters(),
         ..Settings::default()
     };
     let engine = Engine::start(settings, Parts::production()).await;

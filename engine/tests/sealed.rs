@@ -234,7 +234,10 @@ async fn nothing_planted_shows_in_bucket_journal_and_spools() {
         let engine = Engine::start(slow, Parts::production()).await;
         let engine = engine.expect("start");
         let database = find(&engine, "orders-of-acme").await.expect("there");
-        let sql = format!("INSERT INTO t(b) VALUES('{}')", PLANTED.repeat(2000));
+        let sql = format!(
+            "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 60) \
+             INSERT INTO t(b) SELECT hex(randomblob(2000)) || '{PLANTED}' FROM c"
+        );
         execute(&database, &sql, Durability::Local)
             .await
             .expect("local");
@@ -285,9 +288,10 @@ async fn beside_the_databases_the_scratch_copies_of_long_work_alone_show_text() 
     let (faults, store) = faulty(script(|call| {
         let archive = call.key.contains("/archives/");
         let writes = matches!(call.op, Op::Put | Op::Upload);
-        match archive && writes {
-            true => Fault::Delay(Duration::from_secs(2)),
-            false => Fault::None,
+        if archive && writes {
+            Fault::Delay(Duration::from_secs(2))
+        } else {
+            Fault::None
         }
     }));
     let keys = masters(&[("k1", 1)]);
@@ -365,9 +369,10 @@ async fn a_start_whose_self_test_fails_claims_nothing() {
         let folder = tempfile::tempdir().expect("tempdir");
         let (faults, store) = faulty(script(move |call| {
             let of_it = call.key.starts_with("probe/") && call.key.ends_with("-sealed");
-            match of_it && call.op == Op::Get {
-                true => fault,
-                false => Fault::None,
+            if of_it && call.op == Op::Get {
+                fault
+            } else {
+                Fault::None
             }
         }));
         let settings = settings(folder.path(), &masters(&[("k1", 1)]));
@@ -414,7 +419,7 @@ async fn a_purge_says_whether_and_until_when_old_versions_live() {
         assert_eq!(old["gone_at"].is_string(), versions && rule.is_some());
         if let Some(gone) = old["gone_at"].as_str() {
             let now = said["objects_gone_at"].as_str().expect("a time");
-            assert!(&gone[..10] > &now[..10], "{said}");
+            assert!(gone[..10] > now[..10], "{said}");
         }
         let copies = said["copies"].as_str().expect("words");
         assert_eq!(copies.contains("open with the master key"), versions);
@@ -422,6 +427,40 @@ async fn a_purge_says_whether_and_until_when_old_versions_live() {
         assert_eq!(said["old_versions"]["kept"], versions, "{said}");
         engine.shutdown().await.expect("shutdown");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_that_may_not_delete_says_so_and_is_ended_once_it_may() {
+    // Goal: a bucket that refuses deletions, by its policy or a lock, keeps noise alone, and the answer says what was
+    // refused. Method: deletions below the database are forbidden; its keys are destroyed all the same; then they are
+    // allowed, and the purge is asked for again.
+    let folder = tempfile::tempdir().expect("tempdir");
+    let (faults, store) = faulty(script(|call| {
+        if call.op == Op::Delete && call.key.starts_with("tenants/") {
+            Fault::Denied
+        } else {
+            Fault::None
+        }
+    }));
+    let settings = settings(folder.path(), &masters(&[("k1", 1)]));
+    let engine = Engine::start_on(settings, Parts::production(), store).await;
+    let engine = engine.expect("start");
+    let database = make(&engine, "orders").await;
+    archived(&database, Format::Sqlite).await;
+    let (namespace, id) = (database.row().namespace, database.row().id);
+    drop(database);
+    let begun = engine.database_purge(namespace, "orders", None).await;
+    let ended = begun.expect("begun").wait(Duration::from_mins(1)).await;
+    let why = ended.error.expect("it may not delete");
+    assert_eq!(why.code, "storage-unavailable", "{}", why.detail);
+    assert!(why.detail.contains("not permitted"), "{}", why.detail);
+    let status = engine.key_status(namespace, id).await.expect("status");
+    assert!(status.expect("it was sealed").shredded.is_some());
+    faults.set_plan(script(|_| Fault::None));
+    let said = succeeded(engine.database_purge(namespace, "orders", None).await).await;
+    assert_eq!(said["purged"], "orders", "{said}");
+    find(&engine, "orders").await.expect_err("gone");
+    engine.shutdown().await.expect("shutdown");
 }
 
 /// The manifest of a database as somebody who can write the bucket would forge it: plain.

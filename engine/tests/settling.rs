@@ -10,9 +10,11 @@ use std::time::Duration;
 use tidelog_archive::env::SystemEntropy;
 use tidelog_archive::manifest::ManifestStore;
 use tidelog_archive::restore::FileSink;
+use tidelog_archive::seal::Keyring;
 use tidelog_archive::store::{Store, StoreOptions};
 use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::{Durability, Engine, NewDatabase, Parts, Settings};
+use tidelog_testkit::sealing::masters;
 
 const DATABASES: usize = 4;
 
@@ -52,6 +54,7 @@ async fn settling_at_a_start_leaves_no_database_open() {
         .await
         .expect("start");
     let store = Store::open(&rig::url(folder.path()), StoreOptions::default()).expect("a store");
+    let store = store.with_keys(Keyring::new(masters()));
     for (id, at) in &last {
         let manifests = ManifestStore::new(store.clone(), namespace, *id, Arc::new(SystemEntropy));
         rig::until("the settle of what was left", || async {

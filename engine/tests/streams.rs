@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rig::{numbers, orders, run, settings, try_run, until, verify};
-use tidelog_engine::bucket::Bucket;
 use tidelog_engine::operations::OperationState;
 use tidelog_engine::streams::{Condition, Results, Step, Stream, Turn};
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
@@ -179,8 +178,7 @@ async fn twenty_clients_in_transactions_lose_no_update() {
     )
     .await;
     engine.shutdown().await.expect("stops");
-    let store = rig::url(folder.path());
-    let bucket = Bucket::open(&store).await;
+    let bucket = rig::bucket(folder.path()).await;
     verify(&bucket.expect("a bucket")).await;
 }
 

@@ -16,6 +16,7 @@ use tidelog_engine::{
     Settings, Statement,
 };
 use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::{NamespaceId, Position};
 
 const WAIT: Duration = Duration::from_mins(1);
@@ -28,6 +29,7 @@ fn settings(folder: &Path) -> Settings {
         ship_interval: Duration::from_millis(20),
         settle_bytes: 32 << 10,
         settle_pause: Duration::from_millis(1),
+        master_keys: masters(),
         ..Settings::default()
     }
 }

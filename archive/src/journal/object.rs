@@ -142,9 +142,10 @@ impl JournalObject {
     fn sealer(&self, section: &Section) -> Result<Option<BlockSealer>, FormatError> {
         let meta = &section.meta;
         if meta.key_id == KeyId::default() {
-            return match self.keys.must_be_sealed(meta.database) {
-                true => Err(FormatError::NotSealed),
-                false => Ok(None),
+            return if self.keys.must_be_sealed(meta.database) {
+                Err(FormatError::NotSealed)
+            } else {
+                Ok(None)
             };
         }
         let ids = (meta.namespace, meta.database);

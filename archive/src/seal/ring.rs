@@ -285,9 +285,10 @@ impl Keyring {
     pub(crate) fn opening(&self, header: &Header) -> Result<Option<BlockSealer>, FormatError> {
         let unkeyed = header.cipher == Cipher::Plain || header.key_id == KeyId::default();
         if unkeyed && header.kind == ObjectKind::Journal {
-            return match self.bucket_must_be_sealed() {
-                true => Err(FormatError::NotSealed),
-                false => Ok(None),
+            return if self.bucket_must_be_sealed() {
+                Err(FormatError::NotSealed)
+            } else {
+                Ok(None)
             };
         }
         if header.cipher == Cipher::Plain {

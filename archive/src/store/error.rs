@@ -5,6 +5,9 @@ use crate::ErrorKind;
 /// An error from below, kept as the source.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
+/// The look at an object that is not there, which is forbidden to whoever may not list.
+pub(super) const ABSENT: &str = "look for the absent";
+
 /// Why a store call did not do what was asked.
 ///
 /// For a conditional write the variant is a statement about its effect: [`StoreError::Conflict`],
@@ -115,6 +118,20 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The right that the credentials lack, by its name on S3.
+    pub fn right(&self) -> Option<&'static str> {
+        let Self::Denied { verb, .. } = self else {
+            return None;
+        };
+        match *verb {
+            "write" | "begin upload" | "upload" => Some("s3:PutObject"),
+            "read" | "head" => Some("s3:GetObject"),
+            "delete" => Some("s3:DeleteObject"),
+            "list" | ABSENT => Some("s3:ListBucket"),
+            _ => None,
+        }
+    }
+
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {

@@ -82,6 +82,8 @@ struct Bucket {
     endpoint: Option<String>,
     region: Option<String>,
     path_style: Option<bool>,
+    /// Plain http beyond this machine is meant.
+    allow_http: bool,
     /// What S3 is asked to encrypt with, beside what is sealed already.
     sse: Option<String>,
     sse_kms_key_id: Option<String>,
@@ -107,6 +109,7 @@ impl Bucket {
             endpoint: None,
             region: None,
             path_style: None,
+            allow_http: false,
             sse: None,
             sse_kms_key_id: None,
             checksum: false,
@@ -114,6 +117,11 @@ impl Bucket {
         for (name, value) in url.query_pairs() {
             match (url.scheme(), name.as_ref()) {
                 (_, "endpoint") => bucket.endpoint = Some(value.into_owned()),
+                (_, "allow_http") => {
+                    bucket.allow_http = value
+                        .parse()
+                        .map_err(|_| invalid("allow_http is true or false", value.into_owned()))?;
+                }
                 ("s3", "region") => bucket.region = Some(value.into_owned()),
                 ("s3", "path_style") => {
                     bucket.path_style =
@@ -136,6 +144,11 @@ impl Bucket {
                 _ => return Err(invalid("unknown option in the store's URL", name)),
             }
         }
+        if bucket.is_http() && !bucket.allow_http && !bucket.is_loopback() {
+            let what =
+                "an endpoint beyond this machine is reached by https, unless allow_http=true";
+            return Err(invalid(what, bucket.endpoint.unwrap_or_default()));
+        }
         if bucket.sse_kms_key_id.is_some() && bucket.sse.as_deref().unwrap_or("AES256") == "AES256"
         {
             let what = "sse_kms_key_id needs sse=aws:kms or sse=aws:kms:dsse";
@@ -147,7 +160,19 @@ impl Bucket {
     fn is_http(&self) -> bool {
         self.endpoint
             .as_deref()
-            .is_some_and(|endpoint| endpoint.starts_with("http://"))
+            .and_then(|endpoint| endpoint.split_once("://"))
+            .is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("http"))
+    }
+
+    /// Whether the endpoint is on this machine.
+    fn is_loopback(&self) -> bool {
+        let endpoint = self.endpoint.as_deref().map(Url::parse);
+        match endpoint.and_then(Result::ok).as_ref().and_then(Url::host) {
+            Some(url::Host::Domain(name)) => name == "localhost",
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+            None => false,
+        }
     }
 
     /// Time limits for one request; plain http only if the URL asks for it.
@@ -314,6 +339,27 @@ mod tests {
     fn plain_http_is_used_only_when_asked_for() {
         let https = Bucket::parse("s3://b?endpoint=https://x.example").unwrap();
         assert!(!https.is_http());
+        for scheme in ["s3", "gs", "az"] {
+            for far in [
+                "http://x.example",
+                "HTTP://10.0.0.1:9000",
+                "http://127.0.0.1.example",
+            ] {
+                let refused = error(&format!("{scheme}://b?endpoint={far}"));
+                assert!(refused.contains("allow_http=true"), "{refused}");
+                let asked = format!("{scheme}://b?endpoint={far}&allow_http=true");
+                assert!(Bucket::parse(&asked).unwrap().is_http());
+            }
+            for near in [
+                "http://localhost:9000",
+                "http://127.0.0.1:1",
+                "http://[::1]:9000",
+            ] {
+                let url = format!("{scheme}://b?endpoint={near}");
+                assert!(Bucket::parse(&url).unwrap().is_http(), "{near}");
+            }
+        }
+        assert!(error("s3://b?allow_http=perhaps").contains("perhaps"));
     }
 
     #[test]

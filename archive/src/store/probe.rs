@@ -9,7 +9,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, PutMode, PutOptions, PutPayload, PutResult, UpdateVersion};
 use tidelog_wal::Timestamp;
 
-use super::error::Failure;
+use super::error::{ABSENT, Failure};
 use super::read::{Body, Want, timestamp};
 use super::retry::{bounded, read_error};
 use super::{Store, StoreError};
@@ -33,12 +33,12 @@ enum Trial {
     /// The store does not do what it must.
     Unfit(&'static str),
     /// A request failed, so nothing is known.
-    Failed(object_store::Error),
+    Failed(&'static str, object_store::Error),
 }
 
 impl From<object_store::Error> for Trial {
     fn from(error: object_store::Error) -> Self {
-        Self::Failed(error)
+        Self::Failed("read", error)
     }
 }
 
@@ -60,28 +60,28 @@ impl Store {
             ];
             let tried = self.try_out(&keys).await;
             let removed = self.delete_all(&keys).await;
-            let error = match tried {
+            let (verb, error) = match tried {
                 Ok(fitness) => {
                     removed?;
                     return match self.head(&keys[0]).await {
                         Err(StoreError::NotFound { .. }) => Ok(fitness),
                         Ok(_) => Err(self.unfit("a deleted object is still found")),
+                        // It was there to be read a moment ago.
+                        Err(StoreError::Denied { key, source, .. }) => Err(StoreError::Denied {
+                            verb: ABSENT,
+                            key,
+                            source,
+                        }),
                         Err(error) => Err(error),
                     };
                 }
                 Err(Trial::Unfit(missing)) => return Err(self.unfit(missing)),
-                Err(Trial::Failed(error)) => error,
+                Err(Trial::Failed(verb, error)) => (verb, error),
             };
             match Failure::of(&error) {
                 Failure::Unclear if attempts.again().await => {}
                 failure => {
-                    return Err(read_error(
-                        failure,
-                        "probe",
-                        &keys[0],
-                        attempts.made(),
-                        error,
-                    ));
+                    return Err(read_error(failure, verb, &keys[0], attempts.made(), error));
                 }
             }
         }
@@ -161,7 +161,7 @@ impl Store {
                 Failure::Unsupported => {
                     Err(Trial::Unfit("it does not implement conditional writes"))
                 }
-                Failure::Denied | Failure::Unclear => Err(Trial::Failed(error)),
+                Failure::Denied | Failure::Unclear => Err(Trial::Failed("write", error)),
             },
         }
     }

@@ -160,7 +160,7 @@ async fn written_while_stopped(settles: bool) {
     assert_eq!(commits.expect("history").items[0].kind, RecordKind::Image);
     let insert = "INSERT INTO t(b) VALUES(1)";
     let later = rig::run(&database, insert, Durability::Remote).await;
-    let bucket = Bucket::open(&rig::url(folder)).await.expect("bucket");
+    let bucket = rig::bucket(folder).await.expect("bucket");
     if settles {
         rig::until("a settled gap", || async {
             let named = bucket.find("acme", "orders").await.expect("find");
@@ -279,7 +279,7 @@ async fn a_life_of_the_wal_that_nobody_captured_is_a_gap() {
     let found = gaps(&database).await;
     assert_eq!(found.len(), 1);
     assert!(found[0].0 >= before.txid, "{found:?}");
-    let bucket = Bucket::open(&rig::url(folder)).await.expect("bucket");
+    let bucket = rig::bucket(folder).await.expect("bucket");
     assert_eq!(rows_at(&bucket, At::Bookmark(before)).await, 3);
     assert_eq!(rows_at(&bucket, At::Latest).await, rows);
     engine.shutdown().await.expect("shutdown");
@@ -317,7 +317,7 @@ async fn a_node_that_dies_behind_the_image_record_goes_on_from_it() {
     assert_eq!(gaps(&database).await, [(before.txid, after.txid)]);
     assert_eq!(discontinuities(&engine).await, 0);
     rewind(&database, before).await;
-    let bucket = Bucket::open(&rig::url(folder)).await.expect("bucket");
+    let bucket = rig::bucket(folder).await.expect("bucket");
     assert_eq!(rows_at(&bucket, At::Bookmark(after)).await, 2);
     rig::verify(&bucket).await;
     engine.shutdown().await.expect("shutdown");
@@ -372,7 +372,7 @@ async fn store_wins(damage: impl Fn(&Path, &Path), parts: Parts) {
     let aside = aside.filter(|entry| entry.file_name().to_string_lossy().starts_with("unproven-"));
     assert_eq!(aside.count(), 1, "the files are kept for people to look at");
     rig::run(&database, large, Durability::Remote).await;
-    let bucket = Bucket::open(&rig::url(&next)).await.expect("bucket");
+    let bucket = rig::bucket(&next).await.expect("bucket");
     assert_eq!(rows_at(&bucket, At::Bookmark(newest)).await, 4);
     rig::verify(&bucket).await;
     engine.shutdown().await.expect("shutdown");

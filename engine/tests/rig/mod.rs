@@ -13,12 +13,13 @@ use tidelog_engine::{
     Access, Database, Durability, Engine, Error, Limits, Params, Request, Settings, Statement,
     Value,
 };
+use tidelog_testkit::sealing::masters;
 use tidelog_wal::Position;
 
 /// How long anything may take that takes a moment.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A node that ships and settles at once.
+/// A node that ships and settles at once, sealed if the environment asks for it.
 pub(crate) fn settings(folder: &Path) -> Settings {
     Settings {
         data: folder.join("data"),
@@ -27,12 +28,18 @@ pub(crate) fn settings(folder: &Path) -> Settings {
         ship_linger: Duration::from_millis(1),
         settle_bytes: 64 << 10,
         settle_pause: Duration::from_millis(1),
+        master_keys: masters(),
         ..Settings::default()
     }
 }
 
 pub(crate) fn url(folder: &Path) -> String {
     format!("file://{}", folder.join("store").display())
+}
+
+/// The bucket of a node, without it.
+pub(crate) async fn bucket(folder: &Path) -> Result<Bucket, Error> {
+    Bucket::open_with_keys(&url(folder), &masters()).await
 }
 
 /// Statements in one transaction.

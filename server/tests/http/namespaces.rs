@@ -129,6 +129,8 @@ async fn a_purged_namespace_is_told_and_its_name_is_free() {
     for name in ["objects_gone_at", "audit_log_gone_at", "copies"] {
         assert!(got.body[name].is_string(), "{name}: {got:?}");
     }
+    let none_kept = json!({ "kept": false, "gone_at": null });
+    assert_eq!(got.body["old_versions"], none_kept);
     let id = got.body["operation"]["id"]
         .as_str()
         .expect("an id")

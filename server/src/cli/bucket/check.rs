@@ -28,13 +28,13 @@ pub(in crate::cli) async fn check(url: &str, output: &Output) -> Result<(), Fail
         entropy: Arc::new(SystemEntropy),
     };
     let store = Store::open(url, options)?;
-    let fitness = store.probe().await?;
+    let fitness = store.probe().await.map_err(lacking)?;
     let nonce = u128::from_be_bytes(SystemEntropy.bytes16());
     let key = format!("probe/{nonce:032x}-parts");
     let tried = parts_and_listing(&store, &key).await;
     let removed = store.delete(&key).await;
-    tried?;
-    removed?;
+    tried.map_err(lacking)?;
+    removed.map_err(lacking)?;
     let (ours, theirs) = (fitness.wall, fitness.store_time);
     let apart = ours.micros().abs_diff(theirs.micros()) / 1000;
     let document = json!({
@@ -58,7 +58,22 @@ pub(in crate::cli) async fn check(url: &str, output: &Output) -> Result<(), Fail
     Ok(())
 }
 
-async fn parts_and_listing(store: &Store, key: &str) -> Result<(), Failure> {
+/// Says by name which right the credentials lack, if it is that.
+fn lacking(error: StoreError) -> Failure {
+    let right = error.right();
+    let mut failure = Failure::from(error);
+    if let Some(right) = right {
+        failure.message = format!(
+            "{}: the credentials lack {right}, or its like on other stores; docs/security.md has the whole policy",
+            failure.message
+        );
+        failure.document["detail"] = json!(failure.message);
+        failure.document["lacks"] = json!(right);
+    }
+    failure
+}
+
+async fn parts_and_listing(store: &Store, key: &str) -> Result<(), StoreError> {
     let part = Bytes::from(vec![0x5a; PART]);
     let pieces = [part, Bytes::from_static(b"the last part")];
     let pieces = stream::iter(pieces.map(Ok::<_, StoreError>));
@@ -69,7 +84,8 @@ async fn parts_and_listing(store: &Store, key: &str) -> Result<(), Failure> {
             return Ok(());
         }
     }
-    Err(Failure::failed(
-        "the store does not list an object that was just written",
-    ))
+    Err(StoreError::Unfit {
+        url: store.url().to_owned(),
+        missing: "it does not list an object that was just written",
+    })
 }
