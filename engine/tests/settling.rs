@@ -134,7 +134,8 @@ async fn a_restore_goes_on_where_a_planned_object_is_gone() {
     std::fs::rename(&now, &after).expect("kept");
     std::fs::rename(&before, &now).expect("as it was");
 
-    let bucket = Bucket::open(&rig::url(folder)).await.expect("bucket");
+    let bucket = Bucket::open_with_keys(&rig::url(folder), &masters()).await;
+    let bucket = bucket.expect("bucket");
     let named = bucket.find("acme", "orders").await.expect("find");
     let (out, mut tries) = (folder.join("out.db"), 0);
     let restored = bucket.restore_into(&named, At::Latest, |_| {
