@@ -691,7 +691,7 @@ async fn a_fork_is_whole_or_leaves_nothing_and_lets_its_parent_go() {
     for (point, work, again) in [
         ("fork.after_manifest", "fork", None),
         ("fork.after_pin", "fork", None),
-        ("fork.after_ready", "fork", Some("discard.after_tombstone")),
+        ("fork.after_pin", "fork", Some("discard.after_tombstone")),
         ("schema.after_database", "schema", None),
         ("schema.before_row", "schema", None),
         (
@@ -736,6 +736,24 @@ async fn a_fork_is_whole_or_leaves_nothing_and_lets_its_parent_go() {
         }
         engine.shutdown().await.expect("shutdown");
     }
+}
+
+/// Goal: a fork that came to its row stands, though the operation had not ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_that_has_a_row_stands() {
+    let folder = died("fork.after_row", "fork");
+    let (engine, namespace) = start(folder.path()).await;
+    let operations = recovered(&engine, namespace).await;
+    assert_eq!(operations[0].state, OperationState::Succeeded);
+    let copy = engine.database(namespace, "copy").await.expect("the fork");
+    assert_eq!(sql(&copy, "SELECT sum(a) FROM t").await, 1);
+    sql(&copy, "INSERT INTO t VALUES(2)").await;
+    for name in ["copy", "orders"] {
+        let purge = engine.database_purge(namespace, name, None).await;
+        let purged = purge.expect("nothing holds it").wait(WAIT).await;
+        assert_eq!(purged.state, OperationState::Succeeded, "{purged:?}");
+    }
+    engine.shutdown().await.expect("shutdown");
 }
 
 /// Goal: a fork whose detaching was cut off shares everything with its parent or nothing, and the operation says which.

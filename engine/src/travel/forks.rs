@@ -1,7 +1,8 @@
 //! Forks: databases that begin at a state of another's history and share its objects.
 //!
-//! Making one takes the same few requests whatever its size (DESIGN 5.7): its manifest in state *creating*, a
-//! pin in the parent's that keeps the state, the manifest to *active*, the row that names it. Nothing is copied;
+//! Making one takes the same few requests whatever its size (DESIGN 5.7), four in a row with the operation's: its
+//! manifest in state *creating*, a pin in the parent's that keeps the state, then at once the manifest to *active* and the
+//! row that names it. Nothing is copied;
 //! the files are made when it is first touched. Its history goes on from the parent's TxId with a `fork` record;
 //! bookmarks of the parent up to that state name the same states on it.
 //!
@@ -13,7 +14,7 @@ use serde_json::{Value as Json, json};
 use tidelog_archive::manifest::{Parent, Pin, PublishError, State};
 use tidelog_archive::plan::Resolved;
 use tidelog_wal::record::{CommitRecord, RecordBody, RecordHeader, TimeFlag};
-use tidelog_wal::{DatabaseId, Position, Timestamp, chain};
+use tidelog_wal::{DatabaseId, NamespaceId, Position, Timestamp, chain};
 
 use crate::boxed;
 use crate::bucket::At;
@@ -185,6 +186,7 @@ async fn make(
     if let Err(error) = create(engine, &child, old, task).await {
         let of = (child.meta.namespace, id);
         engine.stands_after(of, Some(&child.parent), error).await?;
+        make_ready(engine, of).await;
     }
     let core = &engine.inner.core;
     core.untouched.add(id, target);
@@ -231,7 +233,7 @@ async fn child_of(
     Ok(Child { meta, parent, row })
 }
 
-/// The four writes that make a fork, in the order that leaves garbage at worst.
+/// The four writes that make a fork, in an order that leaves garbage at worst.
 async fn create(
     engine: &Engine,
     child: &Child,
@@ -276,16 +278,35 @@ async fn create(
         .await?;
     crash_point!("fork.after_pin");
     task.point_of_no_return()?;
-    core.remote
-        .change(&made, "make a fork ready", |manifest| {
+    // Each is a request of its own, and neither needs the other: what stands is decided by the row.
+    let ready = core.remote.change(&made, "make a fork ready", |manifest| {
+        manifest.state = State::Active(engine.now());
+        Ok(())
+    });
+    let named = async {
+        match old {
+            None => engine.inner.system.database_add(row, None).await,
+            Some(old) => engine.database_put_instead(row, old).await,
+        }
+    };
+    let (ready, named) = tokio::join!(ready, named);
+    crash_point!("fork.after_row");
+    named?;
+    ready.map(drop)
+}
+
+/// Makes a fork ready whose row stands, should its manifest not say so yet. It is for those who have the bucket alone:
+/// nothing here waits for it.
+async fn make_ready(engine: &Engine, (namespace, id): (NamespaceId, DatabaseId)) {
+    let remote = &engine.inner.core.remote;
+    let made = remote.change_of(namespace, id, "make a fork ready", |manifest| {
+        if let State::Creating(_) = manifest.state {
             manifest.state = State::Active(engine.now());
-            Ok(())
-        })
-        .await?;
-    crash_point!("fork.after_ready");
-    match old {
-        None => engine.inner.system.database_add(row, None).await,
-        Some(old) => engine.database_put_instead(row, old).await,
+        }
+        Ok(())
+    });
+    if let Err(error) = made.await {
+        tracing::warn!(database = %id, %error, "the manifest of a fork says that it is being made");
     }
 }
 
@@ -374,6 +395,9 @@ pub(crate) async fn recover(engine: &Engine, operation: &Operation) -> Result<Op
         return Ok(None);
     };
     if let Some(row) = engine.inner.system.database_by_id(id).await? {
+        if row.parent.is_some() {
+            make_ready(engine, (row.namespace, id)).await;
+        }
         let at = row.parent.map(|parent| parent.at);
         let parent = operation.database_name.clone().unwrap_or_default();
         return Ok(Some(match at {
