@@ -374,7 +374,7 @@ async fn a_right_that_lacks_is_named() {
             Op::List => store.list("probe/").await.map(drop),
             _ => store.probe().await.map(drop),
         };
-        let refused = refused.expect_err("forbidden");
+        let refused = refused.expect_err(&format!("{op:?} is forbidden"));
         assert_eq!(refused.right(), Some(right), "{op:?}: {refused}");
         // It is not tried again, and what is forbidden is not "away".
         assert!(matches!(refused, StoreError::Denied { .. }), "{refused:?}");

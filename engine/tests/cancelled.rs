@@ -3,8 +3,8 @@
 mod rig;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tidelog_archive::env::SystemEntropy;
@@ -129,23 +129,6 @@ impl World {
             }
             Fault::None
         }));
-    }
-
-    /// Begins a transaction that lasts until what is answered is dropped.
-    async fn hold_gate(&self) -> mpsc::Sender<()> {
-        let writer = self.orders.writer().await.expect("a session");
-        let (release, released) = mpsc::channel();
-        let (entered, inside) = tokio::sync::oneshot::channel();
-        tokio::task::spawn_blocking(move || {
-            let held = writer.transaction(|_| {
-                entered.send(()).expect("the test waits");
-                let _ = released.recv();
-                Ok(())
-            });
-            held.expect("a transaction");
-        });
-        inside.await.expect("it has begun");
-        release
     }
 
     async fn begin(&self, what: &str) -> Result<Handle, Error> {
@@ -275,12 +258,13 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
         world.slow(move |call| match what {
             "fork" => call.op == Op::Put && call.key.ends_with("/manifest"),
             "import" => call.op == Op::Get && call.key.contains("/archives/"),
+            "detach" => call.op == Op::Put && call.key.contains("/images/"),
             "replace" => false,
             _ => call.op == Op::Get && call.key.contains(&ours) && !call.key.ends_with("/manifest"),
         });
         // A transaction of somebody else's: what is to replace the database waits for it.
         let held = match what {
-            "replace" => Some(world.hold_gate().await),
+            "replace" => Some(rig::hold_gate(&world.orders).await),
             _ => None,
         };
         let mut handle = world.begin(what).await.expect("begun");

@@ -230,15 +230,22 @@ async fn sealed_child() {
 
 /// The test's master key, and a newer one.
 fn both() -> MasterKeys {
-    let (one, two) = (master_bytes(), [0x77; 32]);
+    let (one, two) = (master_bytes(), newer_bytes());
     let keys = [("k1", &one[..]), ("k2", &two[..])];
     let keys = keys.map(|(id, bytes)| MasterKey::parse(id, bytes).expect("32 bytes"));
     MasterKeys::new(keys.to_vec()).expect("two keys")
 }
 
+/// Thirty-two bytes of which none is like another.
+fn newer_bytes() -> Vec<u8> {
+    let mut bytes = master_bytes();
+    bytes.reverse();
+    bytes
+}
+
 /// The newer one alone.
 fn newer() -> MasterKeys {
-    let key = MasterKey::parse("k2", &[0x77; 32]).expect("32 bytes");
+    let key = MasterKey::parse("k2", &newer_bytes()).expect("32 bytes");
     MasterKeys::new(vec![key]).expect("one key")
 }
 

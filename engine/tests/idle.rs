@@ -139,7 +139,7 @@ async fn a_tenant_with_many_databases_holds_half_of_the_places() {
 
     let mut kept = Vec::new();
     for database in &databases[..MAX / 2] {
-        kept.push(database.writer().await.expect("a database in use"));
+        kept.push(rig::hold_gate(database).await);
     }
     let more = databases[MAX].clone();
     let waits = tokio::spawn(async move { rig::numbers(&more, "SELECT count(*) FROM t").await });
@@ -176,7 +176,7 @@ async fn where_every_open_database_is_in_use_another_is_refused() {
     }
     let mut kept = Vec::new();
     for database in &databases[..2] {
-        kept.push(database.writer().await.expect("a database in use"));
+        kept.push(rig::hold_gate(database).await);
     }
     let third = &databases[2];
     let refused = rig::try_run(third, "CREATE TABLE t(a)", Durability::Memory).await;

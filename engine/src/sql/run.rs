@@ -543,7 +543,7 @@ mod tests {
             "inserted",
             "with c as (select 1) update t set a = 1",
             "",
-            "é",
+            "\u{e9}",
         ] {
             assert!(!begins_as_insert(sql), "{sql}");
         }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -98,6 +99,23 @@ pub(crate) async fn orders(engine: &Engine) -> Database {
             .await
             .expect("create"),
     }
+}
+
+/// Begins a write transaction that lasts until what is answered is dropped.
+pub(crate) async fn hold_gate(database: &Database) -> mpsc::Sender<()> {
+    let writer = database.writer().await.expect("a writer");
+    let (release, released) = mpsc::channel();
+    let (entered, inside) = tokio::sync::oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        let held = writer.transaction(|_| {
+            entered.send(()).expect("the test waits");
+            let _ = released.recv();
+            Ok(())
+        });
+        held.expect("a transaction");
+    });
+    inside.await.expect("it has begun");
+    release
 }
 
 /// Descriptors of this process below a folder.
