@@ -522,9 +522,11 @@ impl ObjectStore for Shared {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (store, prefix) = (Arc::clone(&self.0), prefix.cloned());
         stream::once(async move {
-            let (fault, number) = store
-                .enter(Op::List, prefix.as_ref().unwrap_or(&Path::ROOT))
-                .await;
+            let location = prefix.clone().unwrap_or(Path::ROOT);
+            let (fault, number) = store.enter(Op::List, &location).await;
+            if let Some(refused) = refusal(fault, number, &location) {
+                return stream::once(async move { Err(refused) }).boxed();
+            }
             match fault {
                 Fault::Before | Fault::After | Fault::Late(_) => {
                     stream::once(async move { Err(error(fault, number)) }).boxed()
