@@ -503,7 +503,12 @@ async fn a_database_is_put_back_in_place_to_what_an_archive_holds() {
     let plan = database.preview(&target).await.expect("preview");
     assert_eq!((plan.way(), plan.target.position), (Way::Archive, full));
     assert_eq!(plan.commits_undone(), 3);
-    assert_eq!(plan.bytes_to_fetch(), archive.document.stored_bytes);
+    // A sealed object is longer than what it holds.
+    let (fetched, held) = (plan.bytes_to_fetch(), archive.document.stored_bytes);
+    assert!(
+        fetched == held || sealed() && fetched > held,
+        "{fetched}, {held}"
+    );
     assert_eq!(
         exported("previewed.db").await,
         changed,

@@ -13,7 +13,7 @@ use tidelog_archive::key::Key;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::system::Page;
 use tidelog_engine::system::audit::{AuditFilter, AuditLine};
-use tidelog_engine::{Durability, Engine, NewDatabase, Parts, Settings};
+use tidelog_engine::{Durability, Engine, MasterKeys, NewDatabase, Parts, Settings};
 use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 use tidelog_testkit::sim::ShiftedClock;
 use tidelog_wal::{DatabaseId, NamespaceId};
@@ -50,6 +50,8 @@ impl World {
         };
         let settings = Settings {
             audit_retention: Duration::from_hours(90 * 24),
+            // The bucket is read without keys.
+            master_keys: MasterKeys::default(),
             ..rig::settings(folder.path())
         };
         let engine = Engine::start_on(settings, parts, store.clone());

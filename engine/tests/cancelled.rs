@@ -18,7 +18,7 @@ use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::restores::Outcome;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::travel::verify::{Level, NewVerification};
-use tidelog_engine::{Code, Database, Durability, Engine, Error, Parts, Settings};
+use tidelog_engine::{Code, Database, Durability, Engine, Error, MasterKeys, Parts, Settings};
 use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
 use tidelog_wal::{NamespaceId, Position};
 
@@ -43,6 +43,8 @@ fn settings(folder: &std::path::Path) -> Settings {
     Settings {
         settle_bytes: 1,
         settle_age: Duration::ZERO,
+        // The bucket is read without keys.
+        master_keys: MasterKeys::default(),
         ..rig::settings(folder)
     }
 }

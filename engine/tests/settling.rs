@@ -113,6 +113,7 @@ async fn a_restore_goes_on_where_a_planned_object_is_gone() {
     let engine = Engine::start(at_once, Parts::production()).await;
     let engine = engine.expect("start");
     let store = Store::open(&rig::url(folder), StoreOptions::default()).expect("a store");
+    let store = store.with_keys(Keyring::new(masters()));
     let manifests = ManifestStore::new(store, id.0, id.1, Arc::new(SystemEntropy));
     let term = Path::new("journal").join("00000001");
     let planned = std::fs::read_dir(before.join(&term)).expect("a journal");

@@ -20,7 +20,6 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use tidelog_wal::frame::FrameNo;
 use tidelog_wal::shm::WalIndexHeader;
 
 use super::checkpoint::{checkpoint_pragma, grown_since, wal_position};
@@ -54,7 +53,9 @@ pub(super) struct Backfilled {
     queued: AtomicBool,
     /// The last frame of the WAL after the last attempt.
     frame: AtomicU64,
-    /// Up to this frame writers go on while what was asked for last is done.
+    /// Bytes of the last transaction that was larger than `wal_soft_bytes`.
+    large: AtomicU64,
+    /// Up to this frame writers go on while it is copied.
     outrun_at: AtomicU64,
 }
 
@@ -113,15 +114,10 @@ impl OpenDb {
     /// Has the WAL backfilled beside the writers if it has grown enough since the last time.
     pub(super) fn backfill_if_grown(self: &Arc<Self>, header: &WalIndexHeader) {
         let last = self.backfilled.frame.load(Ordering::Relaxed);
-        let size = self.meta.page_size;
-        let grown = grown_since(header.max_frame, last, size);
-        let settings = &self.core.settings;
-        if grown >= settings.wal_backfill_bytes
+        let grown = grown_since(header.max_frame, last, self.meta.page_size);
+        if grown >= self.core.settings.wal_backfill_bytes
             && !self.backfilled.queued.swap(true, Ordering::AcqRel)
         {
-            let more = settings.wal_soft_bytes.max(self.left_to_backfill(header));
-            let until = u64::from(header.max_frame.get()) + more / u64::from(size.get());
-            self.backfilled.outrun_at.store(until, Ordering::Relaxed);
             self.core.backfills.push(Arc::clone(self));
         }
     }
@@ -135,9 +131,29 @@ impl OpenDb {
         u64::from(frames) * u64::from(self.meta.page_size.get())
     }
 
-    /// Whether the WAL has grown by as much again as was to be copied when a backfill was asked for.
-    pub(super) fn outruns_backfill(&self, frame: FrameNo) -> bool {
-        u64::from(frame.get()) >= self.backfilled.outrun_at.load(Ordering::Relaxed)
+    /// Notes how long the transaction was that led from one header to the other, if it was large.
+    pub(super) fn note_large(&self, before: &WalIndexHeader, after: &WalIndexHeader) {
+        let begun = if before.salts == after.salts {
+            u64::from(before.max_frame.get())
+        } else {
+            0
+        };
+        let frames = u64::from(after.max_frame.get()).saturating_sub(begun);
+        let bytes = frames * u64::from(self.meta.page_size.get());
+        if bytes > self.core.settings.wal_soft_bytes {
+            let until = u64::from(after.max_frame.get()) + frames;
+            self.backfilled.large.store(bytes, Ordering::Relaxed);
+            self.backfilled.outrun_at.store(until, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether one large transaction is still being copied beside the writers, and the WAL has not grown by as much
+    /// again since, nor, by a row of such ones, beyond four times that.
+    pub(super) fn copies_large(&self, header: &WalIndexHeader, since_restart: u64) -> bool {
+        let state = &self.backfilled;
+        self.left_to_backfill(header) > self.core.settings.wal_soft_bytes
+            && u64::from(header.max_frame.get()) < state.outrun_at.load(Ordering::Relaxed)
+            && since_restart < state.large.load(Ordering::Relaxed).saturating_mul(4)
     }
 
     /// Whether so much of the WAL is left that whoever closes the database should have it backfilled first.

@@ -56,25 +56,24 @@ impl OpenDb {
         self.since_restart(frame) >= self.core.settings.wal_soft_bytes
     }
 
-    /// Checkpoints everything, unless it is better done beside the writers: where one transaction alone left more than
-    /// `wal_soft_bytes`, or a backfill runs already. They go on meanwhile until the WAL is so long that they would
-    /// outrun it. Answers whether it did. The caller holds the write gate, so that no frame is added to `header`'s.
+    /// Checkpoints everything, unless it is better done beside the writers: where one transaction alone is larger than
+    /// `wal_soft_bytes`, or a backfill runs that does as well and the WAL is not much too long yet. Answers whether it
+    /// did. The caller holds the write gate, so that no frame is added to `header`'s.
     pub(super) fn restart_wal_soon(
         self: &Arc<Self>,
         header: &WalIndexHeader,
         scratch: &mut Scratch,
     ) -> Result<bool, Error> {
-        let soft = self.core.settings.wal_soft_bytes;
         self.backfill_if_grown(header);
-        let outrun = self.outruns_backfill(header.max_frame);
-        if self.left_to_backfill(header) > soft && !outrun {
+        let since_restart = self.since_restart(header.max_frame);
+        if self.copies_large(header, since_restart) {
             return Ok(false);
         }
         let checkpointing = match self.checkpointing.try_lock() {
             Ok(checkpointing) => checkpointing,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
-                if !outrun || self.since_restart(header.max_frame) < soft.saturating_mul(2) {
+                if since_restart < self.core.settings.wal_soft_bytes.saturating_mul(2) {
                     return Ok(false);
                 }
                 self.lock_checkpointing()

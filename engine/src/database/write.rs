@@ -324,6 +324,7 @@ impl Gate {
                 return Err(error);
             }
         }
+        database.note_large(before, &after);
         let mut restarted = false;
         if database.wants_restart(after.max_frame) {
             let scratches = &database.core.scratches;
