@@ -448,6 +448,8 @@ pub(crate) async fn run(options: Options) -> Value {
         rewinds.push(json!({
             "commits": commits,
             "ms": median(rounds.iter().map(|round| round.0).collect()),
+            // The first alone has no log of its own earlier rounds to read.
+            "rounds_ms": rounds.iter().map(|round| round.0).collect::<Vec<_>>(),
             "pages_changed": pages,
             "writer_wait_ms": waited,
             "sqlite_commit_ms": sqlite,
