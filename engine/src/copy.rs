@@ -73,7 +73,7 @@ fn xors(database: &OpenDb) -> PageXors {
 }
 
 /// Adds what led from `after` to `through`, as far as the journal of this node holds it; answers whether it does.
-fn gather(
+pub(crate) fn gather(
     database: &OpenDb,
     xors: &mut PageXors,
     after: TxId,

@@ -16,6 +16,7 @@ use tidelog_wal::{Digest, DigestSeed, PageCount, PageNo, PageSize, TxId};
 
 use super::xors::PageXors;
 use crate::capture::Head;
+use crate::copy::gather;
 use crate::database::OpenDb;
 use crate::error::{Code, Error};
 use crate::journal::hold::ChunkHold;
@@ -84,24 +85,11 @@ fn add_journaled(
     after: TxId,
     through: TxId,
 ) -> Result<(), Error> {
-    if after == through {
+    if gather(database, xors, after, through)? {
         return Ok(());
     }
-    let of = (database.meta().id, database.meta().page_size);
-    let journal = &database.core.journal;
-    let read = journal.pages_between(of, (after, through), &mut |page| {
-        xors.add(page).map_err(|e| Error::io("merge a delta", e))
-    });
-    let error = match read {
-        Ok(last) if last == through => return Ok(()),
-        Ok(last) => {
-            let what = format!("the journal folder ends at {last}, the database is at {through}");
-            Error::new(Code::StorageUnavailable, what)
-        }
-        Err(error) => error,
-    };
-    let gone = error.code() == Code::StorageUnavailable;
-    Err(error.because_gone(gone))
+    let what = format!("the journal folder does not hold the commits from {after} to {through}");
+    Err(Error::new(Code::StorageUnavailable, what).because_gone(true))
 }
 
 /// Consecutive pages, first and how many, at most `most` at a time.
