@@ -1,4 +1,5 @@
-//! The outermost layer: a request id, one log line, the security headers, and a problem document for a panic.
+//! The outermost layer: a request id, one log line, the security headers, a problem document for a panic, and a
+//! moment for what a client still sends ([`Lingering`]).
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use futures::FutureExt;
 use tracing::Instrument;
 
 use super::cors;
+use super::linger::Lingering;
 use crate::app::App;
 use crate::problem::{Code, Problem};
 use crate::telemetry;
@@ -71,6 +73,8 @@ pub(crate) async fn wrap(
     // The template, not the path: a log line names no tenant's database by accident of a route.
     let route = request.extensions().get::<MatchedPath>().cloned();
     request.extensions_mut().insert(RequestId(id.clone()));
+    let waits = request.headers().contains_key(header::EXPECT);
+    let request = request.map(|body| Body::new(Lingering::new(body, waits)));
     let origin = cors::asked(request.headers(), &app.cors_origins);
     let preflight = cors::preflight(&method, request.headers(), &app.cors_origins);
     let template = route.as_ref().map_or("-", MatchedPath::as_str).to_owned();

@@ -15,6 +15,7 @@ pub(crate) mod caller;
 pub(crate) mod cors;
 pub(crate) mod edge;
 pub(crate) mod idempotency;
+pub(crate) mod linger;
 pub(crate) mod peer;
 pub(crate) mod pipeline;
 pub(crate) mod prefer;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -457,17 +457,22 @@ impl Incoming {
     /// The whole body, counted while it is read, within its time.
     async fn read(&self, body: Body) -> Result<Bytes, Problem> {
         let limit = self.app.limits.body_bytes_max;
+        let too_large = || {
+            let detail = format!("a body has at most {limit} bytes");
+            Problem::new(Code::BodyTooLarge, detail).with("limit", limit)
+        };
+        // One that says beforehand that it is too long is not asked for.
+        let announced = body.size_hint().lower();
+        if usize::try_from(announced).map_or(true, |announced| announced > limit) {
+            return Err(too_large());
+        }
         let collected = Limited::new(body, limit).collect();
         let collected = tokio::time::timeout(self.app.limits.body_deadline, collected)
             .await
             .map_err(|_| Problem::new(Code::InvalidRequest, "the body did not arrive in time"))?;
         match collected {
             Ok(collected) => Ok(collected.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(Problem::new(
-                Code::BodyTooLarge,
-                format!("a body has at most {limit} bytes"),
-            )
-            .with("limit", limit)),
+            Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
             Err(_) => Err(Problem::new(Code::InvalidRequest, "the body broke off")),
         }
     }

@@ -194,6 +194,78 @@ async fn a_body_over_the_limit_is_refused_while_it_is_read() {
     world.stop().await;
 }
 
+/// A refusal that is written before the body has come does not reset the connection under a client that still
+/// sends: it could take the answer away with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_still_sends_when_it_is_refused_reads_the_answer() {
+    let limits = Limits {
+        body_bytes_max: 1_000,
+        ..Limits::default()
+    };
+    let world = World::with(limits).await;
+    let database = world.database("orders").await;
+    let address = world.base.trim_start_matches("http://").to_owned();
+    let post = |token: &str, length: usize, more: &str| {
+        format!(
+            "POST {database}/query HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\
+             Content-Type: application/json\r\n{more}Content-Length: {length}\r\n\r\n"
+        )
+    };
+    for (token, refused) in [(world.owner.as_str(), "413"), ("tl_live_none", "401")] {
+        let mut stream = TcpStream::connect(&address).await.expect("connects");
+        let head = post(token, 500_000, "");
+        stream.write_all(head.as_bytes()).await.expect("a head");
+        stream.write_all(&[b' '; 5_000]).await.expect("a part");
+        let told = answer(&mut stream).await;
+        assert!(told.starts_with(&format!("HTTP/1.1 {refused}")), "{told}");
+        stream
+            .write_all(&vec![b' '; 495_000])
+            .await
+            .expect("the rest");
+        // The connection goes on with the next request.
+        let next = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        stream.write_all(next).await.expect("the next request");
+        let told = answer(&mut stream).await;
+        assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+    }
+    // One that waits to be told is not told to send what will be refused.
+    let mut stream = TcpStream::connect(&address).await.expect("connects");
+    let head = post(&world.owner, 500_000, "Expect: 100-continue\r\n");
+    stream.write_all(head.as_bytes()).await.expect("a head");
+    let told = answer(&mut stream).await;
+    assert!(told.starts_with("HTTP/1.1 413"), "{told}");
+    // One that sends without end is cut off.
+    let mut stream = TcpStream::connect(&address).await.expect("connects");
+    let head = post(&world.owner, 1 << 40, "");
+    stream.write_all(head.as_bytes()).await.expect("a head");
+    let sent = async { while stream.write_all(&[b' '; 65_536]).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(120), sent)
+        .await
+        .expect("the connection ends");
+    world.stop().await;
+}
+
+/// An answer with a `Content-Length`, as it came.
+async fn answer(stream: &mut TcpStream) -> String {
+    let mut got = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&got).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let head = head.to_ascii_lowercase();
+            let length = head
+                .split("content-length: ")
+                .nth(1)
+                .and_then(|rest| rest.split("\r\n").next())
+                .and_then(|length| length.parse::<usize>().ok());
+            if length.is_some_and(|length| body.len() >= length) {
+                return text;
+            }
+        }
+        let read = stream.read_buf(&mut got).await.expect("an answer");
+        assert_ne!(read, 0, "the connection ended behind {text:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_never_ends_its_head_is_let_go() {
     let limits = Limits {
