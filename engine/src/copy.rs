@@ -128,7 +128,6 @@ impl Copy {
         let io = |e| Error::io("lead a copied page back", e);
         let most = RUN_PAGES.min(RUN_BYTES / size.bytes()).max(1);
         let mut buffer = vec![0; most * size.bytes()];
-        let mut xor = vec![0; size.bytes()];
         let mut digest = Digest::empty(size).resize(PageCount::ZERO, n, size);
         let mut next = 1_u32;
         while let Some(first) = PageNo::new(next).filter(|first| n.contains(*first)) {
@@ -148,9 +147,7 @@ impl Copy {
                 if page == PageNo::ONE {
                     mask_page1(image);
                 }
-                if self.xors.load_changed(page, &mut xor).map_err(io)? {
-                    image.iter_mut().zip(&xor).for_each(|(byte, x)| *byte ^= x);
-                }
+                self.xors.apply(page, image).map_err(io)?;
                 digest = digest.replace(PageHash::ABSENT, seed.page(page, image));
                 if page == PageNo::ONE {
                     unmask_page1(image, self.target.position.txid);

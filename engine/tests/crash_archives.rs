@@ -535,6 +535,7 @@ async fn a_rewind_is_undone_or_whole_with_its_record_its_snapshot_and_its_keys()
         ("restore.after_record", 1, false),
         ("raw.before_commit", 1, false),
         ("restore.after_commit", 1, true),
+        ("restore.after_end", 1, true),
     ] {
         let folder = died(point, "rewind");
         let (engine, namespace) = start(folder.path()).await;

@@ -227,25 +227,38 @@ pub struct PageDelta<'a> {
     runs: &'a [u8],
 }
 
-impl PageDelta<'_> {
+impl<'a> PageDelta<'a> {
+    /// Its runs as they are encoded, for [`apply_encoded`].
+    pub const fn encoded(&self) -> &'a [u8] {
+        self.runs
+    }
+
     /// XORs the change into `image`, one page long. Applying it twice changes nothing.
     ///
     /// # Panics
     ///
     /// If `image` is shorter than a page of the delta: runs were proven against the page size.
     pub fn apply(&self, image: &mut [u8]) {
-        let mut reader = Reader::new(self.runs);
-        let mut at = 0;
-        while !reader.is_empty() {
-            let (skip, bytes) =
-                next_run(&mut reader).expect("runs were proven when they were decoded");
-            at += skip;
-            let (end, target) = (at + bytes.len(), &mut image[at..]);
-            for (x, y) in target.iter_mut().zip(bytes) {
-                *x ^= y;
-            }
-            at = end;
+        apply_encoded(self.runs, image);
+    }
+}
+
+/// XORs runs that were kept as [`PageDelta::encoded`] gave them into `image`, one page long.
+///
+/// # Panics
+///
+/// If these are no such runs, or `image` is shorter than a page of their delta.
+pub fn apply_encoded(runs: &[u8], image: &mut [u8]) {
+    let mut reader = Reader::new(runs);
+    let mut at = 0;
+    while !reader.is_empty() {
+        let (skip, bytes) = next_run(&mut reader).expect("runs were proven when they were decoded");
+        at += skip;
+        let (end, target) = (at + bytes.len(), &mut image[at..]);
+        for (x, y) in target.iter_mut().zip(bytes) {
+            *x ^= y;
         }
+        at = end;
     }
 }
 

@@ -128,6 +128,9 @@ impl<S: PageSink> Applier<S> {
 
     /// XORs a page of a delta into what is gathered.
     pub(super) fn gather(&mut self, page: &PageDelta<'_>) -> Result<(), RestoreError> {
+        if self.merging && self.sink.add(page)? {
+            return Ok(());
+        }
         let size = self.page_size.bytes();
         let xor = self
             .xors

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use tidelog_wal::delta::PageDelta;
+
 /// A file to be filled with pages.
 pub trait PageSink: Send {
     /// Writes `bytes` at `offset`, growing the file if needed; what lies between is zeros.
@@ -12,6 +14,12 @@ pub trait PageSink: Send {
 
     /// Fills `buf` from `offset` on; what lies beyond the end is zeros.
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    /// Takes the delta of one page as it is, where deltas are merged and no state is made. `false`, and nothing is
+    /// taken, where whole pages are wanted instead.
+    fn add(&mut self, _page: &PageDelta<'_>) -> io::Result<bool> {
+        Ok(false)
+    }
 
     /// Cuts or grows the file to `len` bytes.
     fn set_len(&mut self, len: u64) -> io::Result<()>;

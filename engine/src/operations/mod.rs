@@ -1,7 +1,8 @@
 //! Operations: long work as a resource that can be looked at, waited for, cancelled, and that survives its
 //! process life.
 //!
-//! An operation is noted in the system database before it does anything and again when it has ended. In
+//! An operation is noted in the system database before it leaves anything behind and again when it has ended, which
+//! it has once that is stored, and with it everything that was committed before ([`crate::system::Noted`]). In
 //! between, its progress is in memory: whoever watches reads it there. A process life that finds operations
 //! of an earlier one open ends them: [`recover`] finishes what was past its point of no return and cleans up
 //! the rest, so that nothing half-made stays.
@@ -49,6 +50,17 @@ pub(crate) struct NewOperation {
     pub(crate) token: Option<String>,
     /// What the next process life needs to end it.
     pub(crate) note: Json,
+    /// When its work begins.
+    pub(crate) begins: Begins,
+}
+
+/// When the work of an operation begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begins {
+    /// Once the operation is stored: whatever it leaves behind is found again by it.
+    Stored,
+    /// While it is being stored. It leaves nothing behind before a later commit of the system database is stored.
+    Noted,
 }
 
 /// The operations that run now.
@@ -218,10 +230,16 @@ impl Engine {
             Arc::clone(&inner.core.parts.clock),
         ));
         inner.running.enter(&shared, exclusive)?;
-        if let Err(error) = inner.system.operation_add(&operation).await {
-            inner.running.leave(&operation.id);
-            return Err(error);
-        }
+        let noted = async {
+            let noted = inner.system.operation_add(&operation).await?;
+            match new.begins {
+                Begins::Stored => noted.stored().await.map(|()| None),
+                Begins::Noted => Ok(Some(noted)),
+            }
+        };
+        let noted = noted
+            .await
+            .inspect_err(|_| inner.running.leave(&operation.id))?;
         let handle = Handle::new(&shared);
         let (engine, task) = (self.clone(), Task::new(Arc::clone(&shared), self.clone()));
         tokio::spawn(async move {
@@ -231,6 +249,9 @@ impl Engine {
             });
             engine.end_operation(&shared, outcome).await;
         });
+        if let Some(noted) = noted {
+            noted.stored().await?;
+        }
         Ok(handle)
     }
 

@@ -6,7 +6,7 @@ use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 
 use crate::error::{Code, Error};
 use crate::system::requests;
-use crate::system::{Page, PageOf, System, id16, micros, timestamp};
+use crate::system::{Noted, Page, PageOf, System, id16, micros, timestamp};
 
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -264,11 +264,11 @@ fn operation(row: &Row<'_>) -> rusqlite::Result<Operation> {
 }
 
 impl System {
-    /// Notes an operation that begins.
-    pub(super) async fn operation_add(&self, begun: &Operation) -> Result<(), Error> {
+    /// Notes an operation that begins; it is not stored yet.
+    pub(super) async fn operation_add(&self, begun: &Operation) -> Result<Noted, Error> {
         let row = begun.clone();
         let record = requests::of_operation(&begun.id);
-        self.write_recorded(record, move |c| {
+        self.commit_recorded(record, move |c| {
             c.execute(
                 "INSERT INTO operations(id, namespace, database, database_name, type, state, note, \
                  token, started, phase) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -287,7 +287,7 @@ impl System {
             )
         })
         .await
-        .map(|_| ())
+        .map(|(_, noted)| noted)
     }
 
     /// Replaces what the next process life needs to end an operation.

@@ -26,7 +26,7 @@ use rusqlite::Connection;
 use tidelog_wal::{DatabaseId, NamespaceId};
 
 use crate::core::Core;
-use crate::database::Lease;
+use crate::database::{Lease, Ticket};
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::places::For;
@@ -172,6 +172,18 @@ impl System {
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
+        let (value, noted) = self.commit(work).await?;
+        noted.stored().await?;
+        Ok(value)
+    }
+
+    /// Runs `work` in a write transaction and leaves it to the caller to wait until it is stored. The log of a node
+    /// is one: whatever is committed later, here or to another database, is stored later.
+    pub(crate) async fn commit<T, F>(&self, work: F) -> Result<(T, Noted), Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
         let lease = self.lease().await?;
         let gate = lease.gate().await?;
         let written = blocking(lease.core.executor(), move || {
@@ -182,16 +194,26 @@ impl System {
             })
         })
         .await?;
-        if let Some(ticket) = written.ticket {
-            ticket.wait(Durability::Remote).await.map_err(|error| {
-                let what =
-                    "the store does not answer: the change is not safe yet and may be repeated";
-                Error::new(Code::StorageUnavailable, what)
-                    .with("committed", true)
-                    .caused_by(error)
-            })?;
-        }
-        Ok(written.value)
+        Ok((written.value, Noted(written.ticket)))
+    }
+}
+
+/// A commit of the system database that may not be stored yet.
+#[derive(Debug)]
+#[must_use = "what is not stored is not safe"]
+pub(crate) struct Noted(Option<Ticket>);
+
+impl Noted {
+    /// Waits until it is stored.
+    pub(crate) async fn stored(self) -> Result<(), Error> {
+        let Some(ticket) = self.0 else { return Ok(()) };
+        ticket.wait(Durability::Remote).await.map_err(|error| {
+            let what = "the store does not answer: the change is not safe yet and may be repeated";
+            Error::new(Code::StorageUnavailable, what)
+                .with("committed", true)
+                .caused_by(error)
+        })?;
+        Ok(())
     }
 }
 

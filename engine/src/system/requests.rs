@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tidelog_wal::Timestamp;
 
-use super::{System, micros};
+use super::{Noted, System, micros};
 use crate::error::{Code, Error};
 use crate::request::IdempotencyKey;
 
@@ -105,8 +105,23 @@ impl System {
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
+        let (value, noted) = self.commit_recorded(record, work).await?;
+        noted.stored().await?;
+        Ok(value)
+    }
+
+    /// The same, and leaves it to the caller to wait until it is stored.
+    pub(crate) async fn commit_recorded<T, F>(
+        &self,
+        record: Option<Record>,
+        work: F,
+    ) -> Result<(T, Noted), Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
         let now = self.core.parts.clock.wall();
-        self.write(move |c| {
+        self.commit(move |c| {
             let value = work(c)?;
             if let Some(record) = &record {
                 put(c, record, now)?;

@@ -54,7 +54,7 @@ use crate::crash_point;
 use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::executor::blocking;
-use crate::operations::{Handle, NewOperation, OperationType, Task};
+use crate::operations::{Begins, Handle, NewOperation, OperationType, Task};
 use crate::request::IdempotencyKey;
 use crate::scratch;
 use crate::system::{Page, PageOf};
@@ -152,6 +152,7 @@ impl Database {
                 "format": new.format.as_str(),
                 "scheduled": scheduled,
             }),
+            begins: Begins::Stored,
         };
         let (id, name) = (begun.id, row.name.clone());
         let maker = Maker {

@@ -43,7 +43,7 @@ use crate::engine::Engine;
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::node::start::store_error;
-use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
+use crate::operations::{Begins, Handle, NewOperation, Operation, OperationType, Task};
 use crate::system::databases::{DatabaseRow, UNDELETE_MICROS};
 use crate::system::requests::Record;
 
@@ -239,6 +239,7 @@ impl Engine {
             exclusive: true,
             token: token.clone(),
             note: json!({ "database": row.id.to_string() }),
+            begins: Begins::Stored,
         };
         let engine = self.clone();
         self.operate(new, async move |task| {

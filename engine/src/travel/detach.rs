@@ -18,7 +18,9 @@ use crate::database::Lease;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::image;
-use crate::operations::{Handle, NewOperation, Operation, OperationState, OperationType, Task};
+use crate::operations::{
+    Begins, Handle, NewOperation, Operation, OperationState, OperationType, Task,
+};
 use crate::rebuild::{history, plan, present, replanned, restore_error};
 use crate::scratch;
 use crate::settings::Durability;
@@ -39,6 +41,7 @@ impl Database {
             exclusive: true,
             token,
             note: Json::Null,
+            begins: Begins::Stored,
         };
         let database = self.clone();
         self.engine()

@@ -26,7 +26,7 @@ use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::journal::chunk::{ChunkDatabase, WalPosition};
 use crate::journal::{Append, Payload};
-use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
+use crate::operations::{Begins, Handle, NewOperation, Operation, OperationType, Task};
 use crate::remote::publish_error;
 use crate::scratch;
 use crate::system::databases::{DatabaseRow, ParentRow};
@@ -104,6 +104,7 @@ impl Database {
             exclusive: false,
             token: fork.token.clone(),
             note: json!({ "child": id.to_string() }),
+            begins: Begins::Stored,
         };
         let database = self.clone();
         let work = async move |task: Task| {

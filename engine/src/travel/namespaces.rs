@@ -30,7 +30,7 @@ use crate::crash_point;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
 use crate::node::start::store_error;
-use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
+use crate::operations::{Begins, Handle, NewOperation, Operation, OperationType, Task};
 use crate::remote::publish_error;
 use crate::system::audit::{AuditLine, Severity};
 use crate::system::databases::{DatabaseRow, Namespace};
@@ -132,6 +132,7 @@ impl Engine {
             exclusive: false,
             token,
             note: json!({ "namespace": namespace.name }),
+            begins: Begins::Stored,
         };
         let engine = self.clone();
         self.operate(new, async move |task| {

@@ -27,7 +27,7 @@ use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::import::prove_at;
-use crate::operations::{Handle, NewOperation, Operation, OperationType, Task};
+use crate::operations::{Begins, Handle, NewOperation, Operation, OperationType, Task};
 use crate::scratch;
 use crate::settings::Durability;
 use crate::sql::policy::Permission;
@@ -80,6 +80,7 @@ impl Database {
                 "pages": fitting.to.n.get(),
                 "digest": fitting.to.digest.to_string(),
             }),
+            begins: Begins::Stored,
         };
         let database = self.clone();
         let work = move |task| async move {

@@ -8,7 +8,7 @@ use tidelog_wal::{DatabaseId, NamespaceId, Position, Timestamp};
 
 use crate::database::idempotency::KEEP_MICROS;
 use crate::error::{Code, Error};
-use crate::system::{Page, PageOf, System, id16, micros, timestamp};
+use crate::system::{Noted, Page, PageOf, System, id16, micros, timestamp};
 
 /// How a restore ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,9 +135,25 @@ impl System {
         noted: &RestoreRecord,
         rolled_back: Vec<RolledBackKey>,
     ) -> Result<(), Error> {
+        self.restore_note(noted, rolled_back).await?.stored().await
+    }
+
+    /// Forgets a restore that changed nothing and ended before it could; what follows is stored behind it.
+    pub(super) async fn restore_forget(&self, id: &str) -> Result<Noted, Error> {
+        let id = id.to_owned();
+        let forgotten = self.commit(move |c| c.execute("DELETE FROM restores WHERE id = ?1", [id]));
+        Ok(forgotten.await?.1)
+    }
+
+    /// Notes a restore, or how it stands now, and leaves it to the caller to wait until it is stored.
+    pub(super) async fn restore_note(
+        &self,
+        noted: &RestoreRecord,
+        rolled_back: Vec<RolledBackKey>,
+    ) -> Result<Noted, Error> {
         let row = noted.clone();
         let signed = |n: Option<u64>| n.and_then(|n| i64::try_from(n).ok());
-        self.write(move |c| {
+        let noted = self.commit(move |c| {
             c.execute(
                 &format!(
                     "INSERT OR REPLACE INTO restores({COLUMNS}) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, \
@@ -173,8 +189,8 @@ impl System {
                 insert.execute(params![row.database.as_bytes(), key.key, row.id, micros(key.until)])?;
             }
             Ok(())
-        })
-        .await
+        });
+        Ok(noted.await?.1)
     }
 
     /// One restore of a database.

@@ -31,7 +31,7 @@ use crate::boxed;
 use crate::bucket::At;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
-use crate::operations::{Handle, NewOperation, OperationType};
+use crate::operations::{Begins, Handle, NewOperation, OperationType};
 use crate::system::{Page, PageOf};
 
 pub use super::inspect::integrity_of_file;
@@ -178,6 +178,7 @@ impl Database {
             exclusive: false,
             token: new.token.clone(),
             note: json!({ "level": new.level.as_str(), "scheduled": scheduled }),
+            begins: Begins::Stored,
         };
         let database = self.clone();
         let work =

@@ -24,7 +24,7 @@ use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::executor::{blocking, piped};
 use crate::node::start::store_error;
-use crate::operations::{Handle, NewOperation, OperationType, Task};
+use crate::operations::{Begins, Handle, NewOperation, OperationType, Task};
 use crate::scratch;
 use crate::sealing::{key_error, refused};
 use crate::travel::inspect::{Check, hex, integrity};
@@ -360,6 +360,7 @@ impl Database {
             exclusive: false,
             token,
             note: json!({ "archive": archive.id.to_string() }),
+            begins: Begins::Stored,
         };
         let database = self.clone();
         let work = |task| async move { database.verify_archive(archive, task).await };

@@ -20,7 +20,7 @@ use crate::database::state::DbState;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
 use crate::node::start::store_error;
-use crate::operations::{Handle, NewOperation, OperationType, Task};
+use crate::operations::{Begins, Handle, NewOperation, OperationType, Task};
 use crate::scratch;
 
 impl Engine {
@@ -57,6 +57,7 @@ impl Engine {
             exclusive: true,
             token,
             note: json!({ "archive": archive.id.to_string() }),
+            begins: Begins::Stored,
         };
         let (engine, name) = (self.clone(), name.to_owned());
         let work = move |task| async move { restore(&engine, &archive, id, &name, &task).await };

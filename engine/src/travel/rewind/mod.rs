@@ -28,7 +28,7 @@ use crate::boxed;
 use crate::bucket::At;
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
-use crate::operations::{Handle, NewOperation, Operation, OperationType};
+use crate::operations::{Begins, Handle, NewOperation, Operation, OperationType};
 use crate::system::{Page, PageOf};
 
 pub(crate) use plan::Plans;
@@ -196,6 +196,7 @@ impl Database {
             exclusive: true,
             token: accepted.rewind.token.clone(),
             note: note(&id, &plan, accepted.rewind.preserve_as.as_deref()),
+            begins: Begins::Noted,
         };
         let database = self.clone();
         engine

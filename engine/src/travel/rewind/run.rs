@@ -61,6 +61,10 @@ struct Changed {
 }
 
 /// The restore of one accepted rewind, to its end.
+///
+/// Its record is stored while the state to come is made, and before anything is changed. What follows the change is
+/// committed behind it and stored behind it, in the order of the node's log: the operation's end is stored last, and
+/// with it all of that.
 pub(super) async fn run(
     database: &Database,
     task: &Task,
@@ -72,25 +76,6 @@ pub(super) async fn run(
     let clock = Arc::clone(&engine.inner.core.parts.clock);
     let began = clock.monotonic_micros();
     let lease = database.lease().await?;
-    let staged = staged(&lease, &plan, task).await;
-    let (plan, (mut staged, scratch)) = match staged {
-        // What was settled since the plan was made may have taken the place of objects it reads, or of the chunks
-        // that go on from them.
-        Err(error) if error.is_gone() && plan.archive().is_none() => {
-            let plan = replan(database, plan).await?;
-            let again = self::staged(&lease, &plan, task).await?;
-            (plan, again)
-        }
-        staged => (plan, staged?),
-    };
-    task.phase("catch_up", 0)?;
-    for _ in 0..CATCH_UPS {
-        let many;
-        (staged, many) = catch_up(&lease, staged).await?;
-        if !many {
-            break;
-        }
-    }
     let row = database.row();
     let mut record = RestoreRecord {
         id: id.clone(),
@@ -113,22 +98,29 @@ pub(super) async fn run(
         error: None,
     };
     let system = &engine.inner.system;
-    let preserved = record.previous;
     let asked_at = record.created_at;
-    if let Some(name) = &accepted.rewind.preserve_as {
-        preserve(database, name, preserved).await?;
-    }
     crash_point!("restore.before_record");
-    if let Err(error) = system.restore_put(&record, Vec::new()).await {
-        if let Some(name) = &accepted.rewind.preserve_as
-            && let Err(left) = preserved_at(database, name, asked_at, None).await
-        {
-            tracing::warn!(snapshot = name, error = %left, "the snapshot of a restore that failed stays");
+    let staging = prepared(database, &lease, task, plan);
+    let (noted, staged) = tokio::join!(system.restore_put(&record, Vec::new()), staging);
+    let (plan, staged, scratch) = match noted.and(staged) {
+        Ok(staged) => staged,
+        Err(error) => {
+            if let Err(left) = system.restore_forget(&id).await {
+                tracing::warn!(restore = %id, error = %left, "the record of a restore that changed nothing stays");
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
+    };
     crash_point!("restore.after_record");
-    let changed = change(&lease, task, staged, &plan, &accepted).await;
+    let preserved = lease.head().position();
+    let named = match &accepted.rewind.preserve_as {
+        Some(name) => preserve(database, name, preserved).await,
+        None => Ok(()),
+    };
+    let changed = match named {
+        Ok(()) => change(&lease, task, staged, &plan, &accepted).await,
+        Err(error) => Err(error),
+    };
     drop(scratch);
     crash_point!("restore.after_commit");
     if let Some(name) = &accepted.rewind.preserve_as {
@@ -152,11 +144,10 @@ pub(super) async fn run(
     record.ended_at = Some(ended);
     record.duration_micros = Some(clock.monotonic_micros().saturating_sub(began));
     let remembered = |keys: Vec<String>| RolledBackKey::all(keys, ended);
-    match outcome {
+    let (keys, ended) = match outcome {
         Ok((quick, keys)) => {
             record.outcome = Outcome::Succeeded;
-            system.restore_put(&record, remembered(keys)).await?;
-            Ok(result(&record, &plan, quick.as_deref()))
+            (keys, Ok(result(&record, &plan, quick.as_deref())))
         }
         Err((error, keys)) => {
             // What stands behind the commit is not undone by an error that came later.
@@ -165,10 +156,43 @@ pub(super) async fn run(
                 None => Outcome::Failed,
             };
             record.error = Some(error.to_string());
-            system.restore_put(&record, remembered(keys)).await?;
-            Err(error)
+            (keys, Err(error))
+        }
+    };
+    // The end of the operation is stored behind it, and waits for both.
+    let _ = system.restore_note(&record, remembered(keys)).await?;
+    crash_point!("restore.after_end");
+    let ended = ended?;
+    task.phase("store", 0)?;
+    Ok(ended)
+}
+
+/// Makes the state to come outside the write gate, and what was committed meanwhile as far as that can be done.
+async fn prepared(
+    database: &Database,
+    lease: &Lease,
+    task: &Task,
+    plan: RewindPlan,
+) -> Result<(RewindPlan, Staged, Option<tempfile::TempDir>), Error> {
+    let (plan, (mut staged, scratch)) = match staged(lease, &plan, task).await {
+        // What was settled since the plan was made may have taken the place of objects it reads, or of the chunks
+        // that go on from them.
+        Err(error) if error.is_gone() && plan.archive().is_none() => {
+            let plan = replan(database, plan).await?;
+            let again = staged(lease, &plan, task).await?;
+            (plan, again)
+        }
+        staged => (plan, staged?),
+    };
+    task.phase("catch_up", 0)?;
+    for _ in 0..CATCH_UPS {
+        let many;
+        (staged, many) = catch_up(lease, staged).await?;
+        if !many {
+            break;
         }
     }
+    Ok((plan, staged, scratch))
 }
 
 fn result(record: &RestoreRecord, plan: &RewindPlan, quick_check: Option<&str>) -> Json {
@@ -453,7 +477,7 @@ fn prove(gate: &Gate, ticket: &Ticket, to: Wanted) -> Result<(), Error> {
     Err(error)
 }
 
-/// Waits until the restore is stored, remembers the keys it took back, and checks the state if asked.
+/// Waits until the restore is in the node's log, remembers the keys it took back, and checks the state if asked.
 async fn finish(
     database: &Database,
     lease: &Lease,
@@ -467,15 +491,6 @@ async fn finish(
     record.bookmark = Some(position);
     let core = &database.engine().inner.core;
     core.rolled_back.add(record.database, &changed.rolled_back);
-    changed
-        .ticket
-        .wait(Durability::Remote)
-        .await
-        .map_err(|error| {
-            error
-                .with("bookmark", position.to_string())
-                .with("previous_bookmark", record.previous.to_string())
-        })?;
     if accepted.rewind.quick_check {
         return quick_check(lease).await.map(Some);
     }

@@ -4,7 +4,7 @@
 //! The pages that differ are read from the live files as a fuzzy copy reads them, a run at a time under the capture
 //! lock, and led back to one captured commit, the base, by the deltas since; with what the source says they become
 //! the pages of the target. From their hashes and the digest of the base follows the digest of the target, before a
-//! writer waits. Behind the gate only what was committed meanwhile is left to be looked at: those pages alone.
+//! writer waits. Behind the gate only what was committed meanwhile is left to be proven: those pages alone.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -66,10 +66,12 @@ pub(crate) struct Staged {
     _hold: ChunkHold,
 }
 
-/// Where their images stand.
+/// What their images follow from.
 #[derive(Debug)]
 enum Images {
-    Made(PageXors),
+    /// Those of the base, and these.
+    Xors(PageXors),
+    /// The file alone.
     File(File),
 }
 
@@ -127,7 +129,7 @@ impl Staged {
         let (mut touched, images) = match source {
             Source::Xors(mut xors, from) => {
                 add_journaled(database, &mut xors, from.unwrap_or(base.txid), base.txid)?;
-                (xors.pages(), Images::Made(xors))
+                (xors.pages(), Images::Xors(xors))
             }
             Source::File(file) => (low.pages(size).collect(), Images::File(file)),
         };
@@ -161,7 +163,7 @@ impl Staged {
     ) -> Result<Digest, Error> {
         let most = RUN_PAGES.min(RUN_BYTES / size.bytes()).max(1);
         let mut buffer = vec![0; most * size.bytes()];
-        let (mut xor, mut target) = (vec![0; size.bytes()], vec![0; size.bytes()]);
+        let mut target = vec![0; size.bytes()];
         let (base, to) = (self.base, self.to);
         let mut digest = base.digest.resize(base.pages, to.n, size);
         let mut seen = 0;
@@ -175,22 +177,13 @@ impl Staged {
                 if page == PageNo::ONE {
                     mask_page1(image);
                 }
-                if self.since.load_changed(page, &mut xor).map_err(io)? {
-                    xor_into(image, &xor);
-                }
+                self.since.apply(page, image).map_err(io)?;
                 let old = hash(seed, page, image, base.pages);
-                self.target(page, size, image, &mut target)?;
-                if !rule!("rewind.sound_source")
-                    && let Some(byte) = target.last_mut()
-                {
-                    *byte ^= 1;
-                }
+                target.copy_from_slice(image);
+                self.lead(page, size, &mut target)?;
                 digest = digest.replace(old, hash(seed, page, &target, to.n));
                 if to.n.contains(page) && (!base.pages.contains(page) || *image != *target) {
                     self.pages.push(page);
-                    if let Images::Made(images) = &mut self.images {
-                        images.put(page, target.clone().into()).map_err(io)?;
-                    }
                 }
             }
             seen += count as u64;
@@ -199,26 +192,22 @@ impl Staged {
         Ok(digest)
     }
 
-    /// The image of a page in the target, from that in the base.
-    fn target(
-        &self,
-        page: PageNo,
-        size: PageSize,
-        base: &[u8],
-        target: &mut [u8],
-    ) -> Result<(), Error> {
+    /// Makes the image of a page in the base, where that is needed, that in the target.
+    pub(super) fn lead(&self, page: PageNo, size: PageSize, image: &mut [u8]) -> Result<(), Error> {
         match &self.images {
-            Images::Made(xors) => {
-                xors.load(page, target).map_err(io)?;
-                xor_into(target, base);
-            }
+            Images::Xors(xors) => drop(xors.apply(page, image).map_err(io)?),
             Images::File(file) if self.to.n.contains(page) => {
-                file.read_exact_at(target, page.offset(size)).map_err(io)?;
+                file.read_exact_at(image, page.offset(size)).map_err(io)?;
                 if page == PageNo::ONE {
-                    mask_page1(target);
+                    mask_page1(image);
                 }
             }
-            Images::File(_) => target.fill(0),
+            Images::File(_) => image.fill(0),
+        }
+        if !rule!("rewind.sound_source")
+            && let Some(byte) = image.last_mut()
+        {
+            *byte ^= 1;
         }
         Ok(())
     }
@@ -256,28 +245,17 @@ impl Staged {
 
     /// Fills `xor` with what leads from the present image of a page to that in the base; false if they are the same.
     pub(super) fn moved(&self, page: PageNo, xor: &mut [u8]) -> Result<bool, Error> {
-        let moved = self.since.load_changed(page, xor).map_err(io)?;
-        if !moved {
-            xor.fill(0);
-        }
-        Ok(moved)
+        self.since.load(page, xor).map_err(io)
     }
 
-    /// Fills `image` with that of the target, if the page differs in it from the base.
-    pub(super) fn image(
-        &self,
-        page: PageNo,
-        size: PageSize,
-        image: &mut [u8],
-    ) -> Result<bool, Error> {
-        if self.pages.binary_search(&page).is_err() {
-            return Ok(false);
-        }
-        match &self.images {
-            Images::Made(images) => images.load(page, image).map_err(io)?,
-            Images::File(file) => file.read_exact_at(image, page.offset(size)).map_err(io)?,
-        }
-        Ok(true)
+    /// Whether a page differs in the target from the base.
+    pub(super) fn differs(&self, page: PageNo) -> bool {
+        self.pages.binary_search(&page).is_ok()
+    }
+
+    /// Whether the target of a page that differs follows from its image in the base.
+    pub(super) const fn needs_base(&self) -> bool {
+        matches!(self.images, Images::Xors(_))
     }
 }
 
@@ -288,10 +266,6 @@ pub(super) fn hash(seed: DigestSeed, page: PageNo, image: &[u8], n: PageCount) -
     } else {
         PageHash::ABSENT
     }
-}
-
-fn xor_into(image: &mut [u8], xor: &[u8]) {
-    image.iter_mut().zip(xor).for_each(|(byte, x)| *byte ^= x);
 }
 
 /// What a state says that is not what it should be.

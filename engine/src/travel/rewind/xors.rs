@@ -1,89 +1,192 @@
-//! The merged delta of a rewind: for each page that differs, present XOR target.
+//! Merged deltas: for each page that differs, the XOR of two states.
 //!
-//! Pages are held in memory up to a bound; beyond it they go to a file without a name in the scratch folder,
-//! each in a slot of its own, so that any number of commits can be merged. The file is sealed with a key that is
-//! drawn for it and stands nowhere: what of it is left on the disk is noise once it is dropped.
+//! Deltas are kept as they come, sparse, behind each other; what a page's XOR is comes out when it is asked for. Once
+//! they are more than a bound they are folded, each page to one; what then still takes much memory goes, by page, to a
+//! file without a name in the scratch folder, so that any number of commits can be merged. The file is sealed with a
+//! key that is drawn for it and stands nowhere: what of it is left on the disk is noise once it is dropped.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tidelog_archive::SystemEntropy;
 use tidelog_archive::env::Entropy as _;
 use tidelog_archive::restore::PageSink;
 use tidelog_archive::seal::{DataKey, FileSealer};
-use tidelog_wal::delta::PageDelta;
-use tidelog_wal::{PageNo, PageSize};
+use tidelog_wal::delta::{DeltaEncoder, PageDelta, PageReader, apply_encoded};
+use tidelog_wal::{PageCount, PageNo, PageSize};
 
-/// Bytes of pages held in memory.
+/// Bytes of deltas held in memory.
 const MEMORY_MAX: usize = 64 << 20;
+/// Bytes that are sealed as one piece, roughly.
+const PIECE: usize = 64 << 10;
+/// No delta of a page came before this one.
+const NONE: u32 = u32::MAX;
 
 /// XORs by page.
 #[derive(Debug)]
 pub(crate) struct PageXors {
     size: PageSize,
     folder: PathBuf,
-    pages_max: usize,
-    memory: HashMap<PageNo, Box<[u8]>>,
-    spill: Option<Spill>,
+    bytes_max: usize,
+    memory: Chains,
+    spills: Vec<Spill>,
 }
 
-/// The pages that did not fit into memory.
+/// Deltas behind each other; those of one page are a chain.
+#[derive(Debug, Default)]
+struct Chains {
+    /// Of each delta: where the one of its page before stands, its length, both as four bytes, and its encoded runs.
+    bytes: Vec<u8>,
+    /// Where the newest delta of each page stands.
+    newest: HashMap<PageNo, u32>,
+}
+
+impl Chains {
+    const HEAD: usize = 8;
+
+    /// Adds a delta. There is room for it: nobody holds as much as four bytes can say.
+    fn push(&mut self, page: PageNo, runs: &[u8]) {
+        let at = u32::try_from(self.bytes.len()).expect("bounded far below");
+        let len = u32::try_from(runs.len()).expect("runs of one page");
+        let before = self.newest.insert(page, at).unwrap_or(NONE);
+        self.bytes.extend_from_slice(&before.to_le_bytes());
+        self.bytes.extend_from_slice(&len.to_le_bytes());
+        self.bytes.extend_from_slice(runs);
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        let bytes = self.bytes.get(at..).and_then(<[u8]>::first_chunk);
+        u32::from_le_bytes(*bytes.expect("an offset that was written"))
+    }
+
+    /// XORs everything of `page` into `xor`; false if there is nothing.
+    fn apply(&self, page: PageNo, xor: &mut [u8]) -> bool {
+        let newest = self.newest.get(&page).copied();
+        let mut next = newest.unwrap_or(NONE);
+        while next != NONE {
+            let at = next as usize;
+            let (before, len) = (self.word(at), self.word(at + 4) as usize);
+            let runs = self.bytes.get(at + Self::HEAD..at + Self::HEAD + len);
+            apply_encoded(runs.expect("a delta that was written"), xor);
+            next = before;
+        }
+        newest.is_some()
+    }
+
+    fn pages(&self) -> Vec<PageNo> {
+        let mut pages: Vec<PageNo> = self.newest.keys().copied().collect();
+        pages.sort_unstable();
+        pages
+    }
+
+    /// Of each page, in order, what all of its deltas come to; pages that come to nothing are left out.
+    fn folded(&self, size: PageSize) -> Self {
+        let mut folded = Self::default();
+        let mut encoder = DeltaEncoder::new(size);
+        let (mut xor, mut encoded) = (vec![0; size.bytes()], Vec::new());
+        for page in self.pages() {
+            xor.fill(0);
+            self.apply(page, &mut xor);
+            encoder.reset();
+            encoded.clear();
+            if encoder.xor_page(page, &xor, &mut encoded) {
+                let n = PageCount::new(page.get());
+                let delta = PageReader::new(&encoded, size, n, n).next_page();
+                let delta = delta.ok().flatten().expect("what was just encoded");
+                folded.push(page, delta.encoded());
+            }
+        }
+        folded
+    }
+}
+
+/// Folded deltas in a file, by page.
 #[derive(Debug)]
 struct Spill {
     file: File,
     sealer: FileSealer,
-    /// The next piece: no number seals twice.
-    number: u64,
-    /// Under which number the page in each slot was sealed.
-    numbers: BTreeMap<PageNo, u64>,
+    /// Where each piece begins in the file, and the end of the last.
+    pieces: Vec<u64>,
+    /// Of each page, ascending: its piece, and where in it its runs lie.
+    index: Vec<(PageNo, usize, std::ops::Range<usize>)>,
+    /// The piece that was read last: pages are mostly asked for in order.
+    read: Mutex<Option<(usize, Vec<u8>)>>,
 }
 
 impl Spill {
-    fn create(folder: &Path) -> io::Result<Self> {
+    fn create(folder: &Path, chains: &Chains) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let (entropy, file) = (&SystemEntropy, tempfile::tempfile_in(folder)?);
         let key = DataKey::draw(entropy);
-        Ok(Self {
+        let mut spill = Self {
             file,
             sealer: FileSealer::new(&key, &entropy.bytes16()),
-            number: 0,
-            numbers: BTreeMap::new(),
-        })
+            pieces: vec![0],
+            index: Vec::new(),
+            read: Mutex::default(),
+        };
+        let mut piece = Vec::new();
+        for page in chains.pages() {
+            let at = chains.newest.get(&page).map_or(0, |at| *at as usize);
+            let runs = at + Chains::HEAD..at + Chains::HEAD + chains.word(at + 4) as usize;
+            let runs = chains.bytes.get(runs).expect("a delta that was written");
+            let from = piece.len();
+            piece.extend_from_slice(runs);
+            spill
+                .index
+                .push((page, spill.pieces.len() - 1, from..piece.len()));
+            if piece.len() >= PIECE {
+                spill.write(&mut piece)?;
+            }
+        }
+        if !piece.is_empty() {
+            spill.write(&mut piece)?;
+        }
+        Ok(spill)
     }
 
-    /// Where the slot of a page begins.
-    fn slot(page: PageNo, size: PageSize) -> u64 {
-        let stored = size.bytes() + FileSealer::OVERHEAD;
-        u64::from(page.get() - 1) * stored as u64
-    }
-
-    fn write(&mut self, page: PageNo, size: PageSize, xor: Box<[u8]>) -> io::Result<()> {
-        let (slot, number) = (Self::slot(page, size), self.number);
-        self.number += 1;
-        let mut stored = xor.into_vec();
-        self.sealer.seal(number, slot, &mut stored);
-        self.file.write_all_at(&stored, slot)?;
-        self.numbers.insert(page, number);
+    fn write(&mut self, piece: &mut Vec<u8>) -> io::Result<()> {
+        let number = self.pieces.len() - 1;
+        let at = self.pieces.last().copied().unwrap_or(0);
+        self.sealer.seal(number as u64, at, piece);
+        self.file.write_all_at(piece, at)?;
+        self.pieces.push(at + piece.len() as u64);
+        piece.clear();
         Ok(())
     }
 
-    /// Fills `xor` with what was written last; false if nothing was.
-    fn read(&self, page: PageNo, size: PageSize, xor: &mut [u8]) -> io::Result<bool> {
-        let Some(number) = self.numbers.get(&page) else {
+    fn open(&self, number: usize) -> io::Result<Vec<u8>> {
+        let lost = || {
+            let what = format!("piece {number} of a merged delta is not what was written");
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        };
+        let at = self.pieces.get(number).copied().ok_or_else(lost)?;
+        let end = self.pieces.get(number + 1).copied().ok_or_else(lost)?;
+        let len = usize::try_from(end - at).map_err(|_| lost())?;
+        let mut stored = vec![0; len];
+        self.file.read_exact_at(&mut stored, at)?;
+        self.sealer
+            .open(number as u64, at, &stored)
+            .ok_or_else(lost)
+    }
+
+    /// XORs what there is of `page` into `xor`; false if there is nothing.
+    fn apply(&self, page: PageNo, xor: &mut [u8]) -> io::Result<bool> {
+        let found = self.index.binary_search_by_key(&page, |entry| entry.0);
+        let Some((_, number, runs)) = found.ok().and_then(|at| self.index.get(at)) else {
             return Ok(false);
         };
-        let slot = Self::slot(page, size);
-        let mut stored = vec![0; size.bytes() + FileSealer::OVERHEAD];
-        self.file.read_exact_at(&mut stored, slot)?;
-        let opened = self.sealer.open(*number, slot, &stored).ok_or_else(|| {
-            let page = page.get();
-            let what = format!("page {page} of a merged delta is not what was written");
-            io::Error::new(io::ErrorKind::InvalidData, what)
-        })?;
-        xor.copy_from_slice(&opened);
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let piece = match &mut *read {
+            Some((held, piece)) if held == number => piece,
+            other => &other.insert((*number, self.open(*number)?)).1,
+        };
+        let runs = piece.get(runs.clone());
+        apply_encoded(runs.expect("as it was written, or it had not opened"), xor);
         Ok(true)
     }
 }
@@ -94,102 +197,72 @@ impl PageXors {
         Self {
             size,
             folder,
-            pages_max: (MEMORY_MAX / size.bytes()).max(1),
-            memory: HashMap::new(),
-            spill: None,
+            bytes_max: MEMORY_MAX,
+            memory: Chains::default(),
+            spills: Vec::new(),
         }
     }
 
     /// Every page that may differ, ascending.
     pub(crate) fn pages(&self) -> Vec<PageNo> {
-        let mut pages: Vec<PageNo> = self.memory.keys().copied().collect();
-        let spilled = self.spill.iter().flat_map(|spill| spill.numbers.keys());
-        pages.extend(spilled);
-        pages.sort_unstable();
-        pages.dedup();
+        let mut pages = self.memory.pages();
+        if !self.spills.is_empty() {
+            let spilled = self.spills.iter().flat_map(|spill| &spill.index);
+            pages.extend(spilled.map(|entry| entry.0));
+            pages.sort_unstable();
+            pages.dedup();
+        }
         pages
     }
 
-    /// Fills `xor` with the XOR of `page`: zeros if it does not differ.
-    pub(crate) fn load(&self, page: PageNo, xor: &mut [u8]) -> io::Result<()> {
-        if !self.load_changed(page, xor)? {
-            xor.fill(0);
-        }
-        Ok(())
+    /// Fills `xor` with the XOR of `page`: zeros if it does not differ. Answers whether it may.
+    pub(crate) fn load(&self, page: PageNo, xor: &mut [u8]) -> io::Result<bool> {
+        xor.fill(0);
+        self.apply(page, xor)
     }
 
-    /// The same, or false if `page` does not differ.
-    pub(crate) fn load_changed(&self, page: PageNo, xor: &mut [u8]) -> io::Result<bool> {
-        if let Some(held) = self.memory.get(&page) {
-            xor.copy_from_slice(held);
-            return Ok(true);
+    /// XORs the XOR of `page` into `image`; false if it does not differ.
+    pub(crate) fn apply(&self, page: PageNo, image: &mut [u8]) -> io::Result<bool> {
+        let mut any = self.memory.apply(page, image);
+        for spill in &self.spills {
+            any |= spill.apply(page, image)?;
         }
-        match &self.spill {
-            Some(spill) => spill.read(page, self.size, xor),
-            None => Ok(false),
-        }
+        Ok(any)
     }
 
     /// Adds one page of a delta.
     pub(crate) fn add(&mut self, delta: &PageDelta<'_>) -> io::Result<()> {
-        let mut xor = vec![0; self.size.bytes()].into_boxed_slice();
-        self.load(delta.page, &mut xor)?;
-        delta.apply(&mut xor);
-        self.put(delta.page, xor)
-    }
-
-    /// Puts the whole XOR of a page.
-    pub(super) fn put(&mut self, page: PageNo, xor: Box<[u8]>) -> io::Result<()> {
-        self.memory.insert(page, xor);
-        if self.memory.len() > self.pages_max {
-            self.spill()?;
+        let runs = delta.encoded();
+        if self.memory.bytes.len() + Chains::HEAD + runs.len() > self.bytes_max {
+            self.fold()?;
         }
+        self.memory.push(delta.page, runs);
         Ok(())
     }
 
-    fn spill(&mut self) -> io::Result<()> {
-        let spill = match &mut self.spill {
-            Some(spill) => spill,
-            none => none.insert(Spill::create(&self.folder)?),
-        };
-        for (page, xor) in self.memory.drain() {
-            spill.write(page, self.size, xor)?;
+    /// Makes room: half of it at least.
+    fn fold(&mut self) -> io::Result<()> {
+        self.memory = self.memory.folded(self.size);
+        if self.memory.bytes.len() > self.bytes_max / 2 {
+            self.spills.push(Spill::create(&self.folder, &self.memory)?);
+            self.memory = Chains::default();
         }
         Ok(())
-    }
-
-    /// The pages that an access of `len` bytes at `offset` means.
-    fn span(&self, offset: u64, len: usize) -> io::Result<impl Iterator<Item = PageNo> + use<>> {
-        let size = u64::from(self.size.get());
-        let first = u32::try_from(offset / size)
-            .ok()
-            .and_then(|index| index.checked_add(1));
-        let count = u32::try_from(len as u64 / size).ok();
-        let (Some(first), Some(count)) = (first, count) else {
-            return Err(io::Error::other("a page beyond the largest database"));
-        };
-        Ok((first..first.saturating_add(count)).filter_map(PageNo::new))
     }
 }
 
-/// Takes whole pages of XORs, as merging hands them over.
+/// Takes deltas, as merging hands them over, and nothing else.
 impl PageSink for PageXors {
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let size = self.size.bytes();
-        let pages = self.span(offset, bytes.len())?;
-        for (page, xor) in pages.zip(bytes.chunks_exact(size)) {
-            self.put(page, xor.into())?;
-        }
-        Ok(())
+    fn add(&mut self, page: &PageDelta<'_>) -> io::Result<bool> {
+        Self::add(self, page).map(|()| true)
     }
 
-    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let size = self.size.bytes();
-        let pages = self.span(offset, buf.len())?;
-        for (page, xor) in pages.zip(buf.chunks_exact_mut(size)) {
-            self.load(page, xor)?;
-        }
-        Ok(())
+    fn write(&mut self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+        Err(io::Error::other("a merged delta takes no pages"))
+    }
+
+    fn read(&mut self, _offset: u64, _buf: &mut [u8]) -> io::Result<()> {
+        Err(io::Error::other("a merged delta is made of no pages"))
     }
 
     fn set_len(&mut self, _len: u64) -> io::Result<()> {
@@ -205,75 +278,113 @@ impl PageSink for PageXors {
 mod tests {
     use super::*;
 
-    #[test]
-    fn pages_spill_and_come_back() {
-        let folder = tempfile::tempdir().expect("a folder");
+    /// Adds the delta of one page whose XOR is `xor`.
+    fn add(xors: &mut PageXors, page: PageNo, xor: &[u8]) {
+        let (mut encoded, n) = (Vec::new(), PageCount::new(page.get()));
+        DeltaEncoder::new(xors.size).xor_page(page, xor, &mut encoded);
+        let delta = PageReader::new(&encoded, xors.size, n, n).next_page();
+        let delta = delta.expect("encoded").expect("it differs");
+        xors.add(&delta).expect("added");
+    }
+
+    fn page(n: u32) -> PageNo {
+        PageNo::new(n).expect("not 0")
+    }
+
+    fn in_folder(folder: &Path, bytes_max: usize) -> PageXors {
         let size = PageSize::new(512).expect("512");
-        let mut xors = PageXors::new(size, folder.path().join("scratch"));
-        xors.pages_max = 3;
-        let page = |n: u32| PageNo::new(n).expect("not 0");
-        for round in 0..2_u8 {
-            for n in 1..=10_u32 {
-                let mut held = vec![0; 512];
-                let offset = page(n).offset(size);
-                xors.read(offset, &mut held).expect("read");
-                held[0] ^= u8::try_from(n).expect("small");
-                held[1] ^= round + 1;
-                xors.write(offset, &held).expect("written");
+        let mut xors = PageXors::new(size, folder.join("scratch"));
+        xors.bytes_max = bytes_max;
+        xors
+    }
+
+    #[test]
+    fn what_is_folded_and_spilled_comes_to_the_same() {
+        // Goal: however little fits into memory, a page's XOR is that of all its deltas. Method: random deltas of few
+        // pages beside an array that holds each page's XOR, with bounds from a few deltas to everything.
+        let folder = tempfile::tempdir().expect("a folder");
+        for bytes_max in [64, 1_000, 20_000, 1 << 20] {
+            let mut xors = in_folder(folder.path(), bytes_max);
+            let mut expected = vec![[0_u8; 512]; 50];
+            let mut chance = 1_u64;
+            let mut draw = |below: u64| {
+                chance = chance
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (chance >> 33) % below
+            };
+            for _ in 0..2_000 {
+                let n = usize::try_from(draw(50)).expect("small");
+                let mut xor = [0_u8; 512];
+                for _ in 0..=draw(20) {
+                    let at = usize::try_from(draw(512)).expect("small");
+                    xor[at] = u8::try_from(draw(255)).expect("small") + 1;
+                }
+                expected[n].iter_mut().zip(&xor).for_each(|(a, b)| *a ^= b);
+                add(&mut xors, page(u32::try_from(n + 1).expect("small")), &xor);
             }
+            assert_eq!(bytes_max >= 20_000, xors.spills.is_empty(), "{bytes_max}");
+            let mut held = [7; 512];
+            for (n, expected) in (1..).zip(&expected) {
+                assert!(xors.load(page(n), &mut held).expect("loaded"));
+                assert_eq!(&held, expected, "page {n}, {bytes_max} bytes");
+            }
+            assert_eq!(xors.pages(), (1..=50).map(page).collect::<Vec<_>>());
+            assert!(!xors.load(page(51), &mut held).expect("loaded"));
+            assert_eq!(held, [0; 512]);
         }
-        assert_eq!(xors.pages(), (1..=10).map(page).collect::<Vec<_>>());
-        for n in 1..=10 {
-            let mut held = vec![7; 512];
-            xors.load(page(n), &mut held).expect("loaded");
-            assert_eq!(&held[..3], &[0, 3, 0], "page {n}");
+    }
+
+    #[test]
+    fn what_comes_to_nothing_takes_no_memory() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut xors = in_folder(folder.path(), 2_000);
+        for round in 0..1_000_u32 {
+            let mut xor = [0; 512];
+            xor[0] = 1;
+            add(&mut xors, page(round / 2 % 10 + 1), &xor);
         }
-        let mut held = vec![7; 512];
-        xors.load(page(11), &mut held).expect("loaded");
-        assert!(held.iter().all(|byte| *byte == 0));
+        assert!(xors.spills.is_empty(), "{:?}", xors.spills.len());
     }
 
     #[test]
     fn a_spill_shows_nothing_and_takes_nothing_for_a_page_that_is_none() {
-        // Goal: what a merge leaves on the disk is noise, also where a page was written twice. Method: the raw
-        // file is searched for the planted text; then a slot is changed and an older version of it put back.
+        // Goal: what a merge leaves on the disk is noise. Method: the raw file is searched for the planted text; then
+        // a byte of it is changed, and the file of another spill put in its place.
         let folder = tempfile::tempdir().expect("a folder");
-        let size = PageSize::new(512).expect("512");
-        let mut xors = PageXors::new(size, folder.path().join("scratch"));
-        xors.pages_max = 1;
-        let page = |n: u32| PageNo::new(n).expect("not 0");
         let planted = *b"a planted text of a tenant's row";
-        let put = |xors: &mut PageXors, round: u8| {
+        let spilled = |round: u8| {
+            let mut xors = in_folder(folder.path(), 100);
             for n in 1..=4 {
-                let mut held = vec![round; 512].into_boxed_slice();
+                let mut held = vec![round; 512];
                 held[100..132].copy_from_slice(&planted);
-                xors.put(page(n), held).expect("put");
+                add(&mut xors, page(n), &held);
             }
+            xors
         };
         let raw = |xors: &PageXors| {
-            let file = &xors.spill.as_ref().expect("it spilled").file;
+            let file = &xors.spills.first().expect("it spilled").file;
             let len = file.metadata().expect("metadata").len();
             let mut bytes = vec![0; usize::try_from(len).expect("small")];
             file.read_exact_at(&mut bytes, 0).expect("the raw file");
             bytes
         };
-        put(&mut xors, 1);
-        let first = raw(&xors);
-        put(&mut xors, 2);
-        let second = raw(&xors);
+        let (xors, other) = (spilled(1), spilled(2));
+        let (first, second) = (raw(&xors), raw(&other));
         for bytes in [&first, &second] {
-            assert_eq!(bytes.len(), 4 * (512 + FileSealer::OVERHEAD));
+            assert!(bytes.len() > 512);
             let shows = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
             assert!(!shows(&planted) && !shows(&[1; 64]) && !shows(&[2; 64]));
         }
         let mut held = vec![0; 512];
-        xors.load(page(1), &mut held).expect("loaded");
-        assert_eq!((held[0], &held[100..132]), (2, &planted[..]));
-        let spill = xors.spill.as_ref().expect("it spilled");
-        let mut flipped = second.clone();
+        assert!(xors.load(page(1), &mut held).expect("loaded"));
+        assert_eq!((held[0], &held[100..132]), (1, &planted[..]));
+        let spill = xors.spills.first().expect("it spilled");
+        let mut flipped = first.clone();
         flipped[7] ^= 1;
-        for other in [&first, &flipped] {
-            spill.file.write_all_at(other, 0).expect("changed");
+        for bytes in [&second, &flipped] {
+            spill.file.write_all_at(bytes, 0).expect("changed");
+            *spill.read.lock().expect("nobody else") = None;
             let refused = xors.load(page(1), &mut held).expect_err("not that page");
             assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
         }
