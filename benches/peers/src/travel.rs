@@ -153,8 +153,18 @@ fn settled(meter: &impl Fn() -> MeterSnapshot) {
     }
 }
 
-/// Puts the database to `at`: milliseconds, pages that changed, and the longest that a writer waited meanwhile.
-async fn rewind(loaded: &Loaded, at: Position) -> (f64, u64, f64) {
+/// What a rewind came to.
+struct Rewound {
+    ms: f64,
+    pages: u64,
+    /// The longest that a writer waited meanwhile.
+    waited_ms: f64,
+    /// How long each phase of the operation took.
+    phases_ms: Vec<(String, f64)>,
+}
+
+/// Puts the database to `at`.
+async fn rewind(loaded: &Loaded, at: Position) -> Rewound {
     let (stop, longest) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
@@ -177,7 +187,18 @@ async fn rewind(loaded: &Loaded, at: Position) -> (f64, u64, f64) {
     let begun = now();
     let to = Rewind::to(RestoreTarget::At(At::Bookmark(at)));
     let mut handle = loaded.database.rewind(to).await.expect("begun");
-    let ended = handle.wait(PATIENCE).await;
+    let mut phases_ms = vec![("begun".to_owned(), millis(begun))];
+    let (mut phase, mut since) = (handle.current().phase, now());
+    while let Some(operation) = handle.changed().await {
+        if operation.phase != phase || operation.state.is_final() {
+            phases_ms.push((phase, millis(since)));
+            (phase, since) = (operation.phase.clone(), now());
+        }
+        if operation.state.is_final() {
+            break;
+        }
+    }
+    let ended = handle.current();
     let took = millis(begun);
     stop.store(true, Ordering::Relaxed);
     waiting.join().expect("the writer ends");
@@ -185,7 +206,12 @@ async fn rewind(loaded: &Loaded, at: Position) -> (f64, u64, f64) {
     let result = ended.result.expect("a result");
     let pages = result["restore"]["pages_changed"].as_u64();
     let waited = Duration::from_micros(longest.load(Ordering::Relaxed)).as_secs_f64() * 1000.0;
-    (took, pages.unwrap_or(0), waited)
+    Rewound {
+        ms: took,
+        pages: pages.unwrap_or(0),
+        waited_ms: waited,
+        phases_ms,
+    }
 }
 
 /// What SQLite alone needs to commit so many pages spread over such a file, in milliseconds.
@@ -442,14 +468,15 @@ pub(crate) async fn run(options: Options) -> Value {
             rounds.push(rewind(&loaded, *at).await);
             rewind(&loaded, loaded.newest).await;
         }
-        let pages = rounds[0].1;
+        let pages = rounds[0].pages;
         let sqlite = median((0..ROUNDS).map(|_| sqlite_commit(&out, pages)).collect());
-        let waited = median(rounds.iter().map(|round| round.2).collect());
+        let waited = median(rounds.iter().map(|round| round.waited_ms).collect());
         rewinds.push(json!({
             "commits": commits,
-            "ms": median(rounds.iter().map(|round| round.0).collect()),
+            "ms": median(rounds.iter().map(|round| round.ms).collect()),
             // The first alone has no log of its own earlier rounds to read.
-            "rounds_ms": rounds.iter().map(|round| round.0).collect::<Vec<_>>(),
+            "rounds_ms": rounds.iter().map(|round| round.ms).collect::<Vec<_>>(),
+            "phases_ms": rounds.iter().map(|round| &round.phases_ms).collect::<Vec<_>>(),
             "pages_changed": pages,
             "writer_wait_ms": waited,
             "sqlite_commit_ms": sqlite,
