@@ -1377,8 +1377,9 @@ fn files_of(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
         let path = entry.path();
         if path.is_dir() {
             found.extend(files_of(&path));
-        } else {
-            found.push((path.clone(), std::fs::read(&path).expect("a file")));
+        } else if let Ok(bytes) = std::fs::read(&path) {
+            // A server that runs may remove what was listed.
+            found.push((path, bytes));
         }
     }
     found
