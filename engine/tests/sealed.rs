@@ -1399,7 +1399,11 @@ async fn opened(
     };
     for file in files(&root) {
         let key = file.strip_prefix(&root).expect("below");
-        let bytes: Bytes = std::fs::read(&file).expect("read").into();
+        // The running node may have removed it meanwhile.
+        let Ok(bytes) = std::fs::read(&file) else {
+            continue;
+        };
+        let bytes = Bytes::from(bytes);
         match Key::parse(&key.to_string_lossy()) {
             Some(Key::Journal(term, seq)) if slot_kind(&bytes) == Ok(ObjectKind::Journal) => {
                 store.unlock_head(&bytes).await.expect("the system's key");
