@@ -4,7 +4,7 @@
 mod world;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -33,8 +33,17 @@ struct Saw {
     healed: u64,
 }
 
-/// Writes until `done`. Anything but what the level promises fails the test.
-async fn write(server: Address, level: &'static str, done: Arc<AtomicBool>) -> Saw {
+/// How long a `remote` writer waits for the store: as long as a busy machine may take for what needs no store.
+const DURABLE_MS: &str = "5000";
+
+/// Writes until `done`. Anything but what the level promises fails the test. Whoever has seen all that an outage brings
+/// counts itself in `met`.
+async fn write(
+    server: Address,
+    level: &'static str,
+    done: Arc<AtomicBool>,
+    met: Arc<AtomicUsize>,
+) -> Saw {
     let mut saw = Saw::default();
     while !done.load(Ordering::SeqCst) {
         let body = json!({
@@ -50,6 +59,9 @@ async fn write(server: Address, level: &'static str, done: Arc<AtomicBool>) -> S
             (StatusCode::OK, _) => saw.healed += 1,
             (StatusCode::SERVICE_UNAVAILABLE, "journal-full") => {
                 saw.full += 1;
+                if saw.full == 1 {
+                    met.fetch_add(1, Ordering::SeqCst);
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             }
@@ -77,7 +89,7 @@ async fn outage(store: &str) {
         "--take-over",
         "all",
         "--durability-timeout-ms",
-        "2000",
+        DURABLE_MS,
         "--journal-max-bytes",
         &bound.to_string(),
     ]);
@@ -91,14 +103,17 @@ async fn outage(store: &str) {
             .rows(level, "create table t(n integer primary key, b)")
             .await;
     }
-    let done = Arc::new(AtomicBool::new(false));
+    let (done, met) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::<AtomicUsize>::default(),
+    );
     let began = std::time::Instant::now();
     proxy.rule(Match::any(), Fault::ResetBefore, usize::MAX);
     let writers = levels.map(|level| {
-        let (address, done) = (server.address(), Arc::clone(&done));
-        tokio::spawn(write(address, level, done))
+        let (done, met) = (Arc::clone(&done), Arc::clone(&met));
+        tokio::spawn(write(server.address(), level, done, met))
     });
-    // At least so long, and until the journal is full.
+    // At least so long, and until the journal is full and every writer has heard it.
     let late = deadline(PATIENCE + Duration::from_secs(seconds));
     let probe = json!({ "sql": "insert into t values(-1, x'00') on conflict do nothing" });
     loop {
@@ -107,7 +122,8 @@ async fn outage(store: &str) {
             .await
             .expect("a server that runs answers");
         let full = status == StatusCode::SERVICE_UNAVAILABLE && answer["code"] == "journal-full";
-        if full && began.elapsed() >= Duration::from_secs(seconds) {
+        let all_met = met.load(Ordering::SeqCst) == levels.len();
+        if full && all_met && began.elapsed() >= Duration::from_secs(seconds) {
             break;
         }
         assert!(!late(), "the journal never fills: {status} {answer}");

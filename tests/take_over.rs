@@ -80,7 +80,7 @@ async fn status_of(writer: &mut Counting, server: &Server, level: &'static str) 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_on_copies_of_one_folder() {
     let home = tempfile::tempdir().expect("a temporary folder");
-    let original = Launch::below(home.path()).with(&["--durability-timeout-ms", "3000"]);
+    let original = Launch::below(home.path());
     let zombie = original.start().await;
     let mut by_zombie = Counting::create(&zombie.address(), "orders", &["remote"], 20_000).await;
     for level in ["remote", "memory", "local", "remote"] {
@@ -177,12 +177,7 @@ async fn a_put_of_the_zombie_that_lands_after_its_fence_changes_nothing() {
 async fn a_put_lands_late(store: &str) {
     let (proxy, through) = world::s3::proxied(store);
     let home = tempfile::tempdir().expect("a temporary folder");
-    let original = Launch::on(home.path().join("data"), through).with(&[
-        "--durability-timeout-ms",
-        "3000",
-        "--take-over",
-        "all",
-    ]);
+    let original = Launch::on(home.path().join("data"), through).with(&["--take-over", "all"]);
     let zombie = original.start().await;
     let mut by_zombie = Counting::create(&zombie.address(), "orders", &["remote"], 20_000).await;
     for level in ["remote", "local", "memory", "remote"] {

@@ -246,11 +246,16 @@ async fn a_chunk_waits_neither_for_a_writer_nor_for_a_reader() {
     let copy = tempfile::tempdir().expect("tempdir");
     for name in ["data", "store"] {
         let (from, to) = (folder.path().join(name), copy.path().join(name));
-        let copied = Command::new("cp")
-            .args(["-a", "-T"])
-            .args([from, to])
-            .status();
-        assert!(copied.expect("cp").success());
+        // The node may remove a file that `cp` has listed: then once more.
+        rig::until("a whole copy", || async {
+            let _ = std::fs::remove_dir_all(&to);
+            let copied = Command::new("cp")
+                .args(["-a", "-T"])
+                .args([&from, &to])
+                .status();
+            copied.expect("cp").success()
+        })
+        .await;
     }
     ask(&writer, &database, "COMMIT").await;
     drop((reader, writer));
@@ -340,12 +345,18 @@ async fn an_old_query_ends_when_the_wal_is_long() {
     let error = query.await.expect("it ran").expect_err("it was ended");
     assert_eq!(error.code(), Code::QueryTimeout, "{error:?}");
     assert!(error.to_string().contains("write-ahead log"), "{error}");
-    // A short one is let be, and the WAL comes to its end.
+    // The WAL comes to its end. What is short elsewhere may be old on a busy machine.
+    let count = "SELECT count(*) FROM t";
     rig::until("a short WAL", || async {
         rig::run(&database, FILL, Durability::Memory).await;
-        rig::numbers(&database, "SELECT count(*) FROM t").await;
+        let short = database.execute(rig::request(&[count], Durability::Memory));
+        if let Err(error) = short.await {
+            assert_eq!(error.code(), Code::QueryTimeout, "{error:?}");
+        }
         frames(&settings, &database).0 < 64
     })
     .await;
+    // Beside a short WAL a reader is let be.
+    rig::numbers(&database, count).await;
     engine.shutdown().await.expect("shutdown");
 }

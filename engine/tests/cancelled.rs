@@ -22,8 +22,10 @@ use tidelog_engine::{Code, Database, Durability, Engine, Error, MasterKeys, Part
 use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
 use tidelog_wal::{NamespaceId, Position};
 
-/// How long a slow call takes.
-const SLOW: Duration = Duration::from_millis(300);
+/// How much longer each call takes than the one before it.
+const LATER: Duration = Duration::from_millis(300);
+/// How often calls that stand still before the work begins are let go.
+const STEP: Duration = Duration::from_millis(5);
 const COUNT: &str = "SELECT count(*) FROM t";
 
 /// A node on a store that is slow when told to, with a database of six settled commits that only the store has.
@@ -43,6 +45,8 @@ fn settings(folder: &std::path::Path) -> Settings {
     Settings {
         settle_bytes: 1,
         settle_age: Duration::ZERO,
+        // Longer than a cancelled operation is waited for: it must not end because it gives up.
+        gate_timeout: 2 * rig::PATIENCE,
         // The bucket is read without keys.
         master_keys: MasterKeys::default(),
         ..rig::settings(folder)
@@ -123,14 +127,20 @@ impl World {
         }
     }
 
-    /// Has each of these calls take long.
-    fn slow(&self, which: impl Fn(&Call) -> bool + Send + Sync + 'static) {
+    /// Has each of these calls stand still.
+    fn hold(&self, which: impl Fn(&Call) -> bool + Send + Sync + 'static) {
         self.faults.set_plan(script(move |call| {
             if which(call) {
-                return Fault::Delay(SLOW);
+                return Fault::Hold;
             }
             Fault::None
         }));
+    }
+
+    /// Has them all go on.
+    fn let_go(&self) {
+        self.faults.set_plan(script(|_| Fault::None));
+        self.faults.let_go();
     }
 
     async fn begin(&self, what: &str) -> Result<Handle, Error> {
@@ -237,9 +247,9 @@ impl World {
 }
 
 /// Goal: what is cancelled before its point of no return ends as cancelled, and nothing of it stays: no row, no
-/// object, no pin, no scratch file, no lock on the database. Method: the calls of the store that the work needs are slow,
-/// or a session holds the write gate; it is cancelled meanwhile. Then the same work is begun again and succeeds, and so
-/// does the purge of the parent, which a pin that was left would refuse.
+/// object, no pin, no scratch file, no lock on the database. Method: the calls of the store that the work needs stand
+/// still, or a session holds the write gate; it is cancelled meanwhile. Then the same work is begun again and succeeds,
+/// and so does the purge of the parent, which a pin that was left would refuse.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
     for what in [
@@ -257,7 +267,7 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
             assert_eq!(made.state, OperationState::Succeeded, "{made:?}");
         }
         let ours = world.orders.row().id.to_string();
-        world.slow(move |call| match what {
+        world.hold(move |call| match what {
             "fork" => call.op == Op::Put && call.key.ends_with("/manifest"),
             "import" => call.op == Op::Get && call.key.contains("/archives/"),
             "detach" => call.op == Op::Put && call.key.contains("/images/"),
@@ -269,13 +279,25 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
             "replace" => Some(rig::hold_gate(&world.orders).await),
             _ => None,
         };
-        let mut handle = world.begin(what).await.expect("begun");
+        // Step by step until it works; from then on it stands still.
+        let mut begin = std::pin::pin!(world.begin(what));
+        let mut handle = loop {
+            tokio::select! {
+                biased;
+                begun = &mut begin => break begun.expect("begun"),
+                () = tokio::time::sleep(STEP) => world.faults.let_go(),
+            }
+        };
         rig::until("the work", async || {
             let phase = handle.current().phase;
-            match what {
+            let works = match what {
                 "replace" => phase == "wait_for_writers",
                 _ => phase != "starting",
+            };
+            if !works {
+                world.faults.let_go();
             }
+            works
         })
         .await;
         let id = handle.current().id;
@@ -288,11 +310,11 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
             ),
             "{what}: {told:?}"
         );
-        let ended = handle.wait(Duration::from_secs(20)).await;
+        world.let_go();
+        let ended = handle.wait(rig::PATIENCE).await;
         assert_eq!(ended.state, OperationState::Cancelled, "{what}: {ended:?}");
         assert_eq!((&ended.result, &ended.error), (&None, &None), "{what}");
         drop(held);
-        world.faults.set_plan(script(|_| Fault::None));
         world.nothing_stays(what).await;
 
         let again = world.begin(what).await;
@@ -328,7 +350,7 @@ async fn a_rewind_shows_how_far_it_is_while_it_reads_the_log() {
     let asked = AtomicU32::new(0);
     world.faults.set_plan(script(move |call| {
         if call.op == Op::Get && call.key.contains("/segments/") {
-            return Fault::Delay(SLOW * asked.fetch_add(1, Ordering::SeqCst));
+            return Fault::Delay(LATER * asked.fetch_add(1, Ordering::SeqCst));
         }
         Fault::None
     }));

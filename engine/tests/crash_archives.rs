@@ -25,7 +25,7 @@ use tidelog_engine::{
 use tidelog_testkit::sealing::{master_bytes, masters, sealed, sealed_masters};
 use tidelog_wal::{DatabaseId, NamespaceId, Position};
 
-const WAIT: Duration = Duration::from_mins(1);
+const WAIT: Duration = Duration::from_mins(3);
 const FOLDER: &str = "TIDELOG_TEST_FOLDER";
 const WORK: &str = "TIDELOG_TEST_WORK";
 
@@ -38,6 +38,8 @@ fn settings(folder: &Path) -> Settings {
         data: folder.join("data"),
         store_url: url(folder),
         ship_interval: Duration::from_millis(20),
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
         ..Settings::default()
     }
 }

@@ -25,6 +25,8 @@ fn settings(folder: &Path) -> Settings {
         ship_interval: Duration::from_millis(20),
         settle_bytes: 4 << 10,
         settle_pause: Duration::from_millis(1),
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
         take_over: TakeOver::All,
         master_keys: masters(),
         ..Settings::default()

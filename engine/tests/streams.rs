@@ -118,8 +118,6 @@ async fn twenty_clients_in_transactions_lose_no_update() {
     let (engine, database) = node(folder.path(), |settings| {
         settings.workers = 2;
         settings.workers_per_tenant = 2;
-        settings.gate_timeout = Duration::from_secs(50);
-        settings.stream_gate_idle = Duration::from_secs(50);
     })
     .await;
     let first = database.bookmark().await.expect("where it stands").bookmark;
@@ -222,22 +220,29 @@ async fn a_client_that_dawdles_with_the_gate_is_rolled_back() {
 async fn an_unused_stream_expires_and_a_dropped_turn_rolls_back() {
     let folder = tempfile::tempdir().expect("tempdir");
     let (engine, database) = node(folder.path(), |settings| {
-        settings.stream_idle = Duration::from_millis(150);
+        settings.stream_idle = Duration::from_millis(500);
     })
     .await;
-    let stream = database.stream(CLIENT).expect("a stream");
-    must(&stream, &database, "BEGIN").await;
-    must(&stream, &database, "SELECT * FROM t").await;
+    // Whoever is kept from asking for so long has another one.
+    let stream = loop {
+        let stream = database.stream(CLIENT).expect("a stream");
+        let begun = ask(&stream, &database, "BEGIN").await;
+        if begun.is_ok() && ask(&stream, &database, "SELECT * FROM t").await.is_ok() {
+            break stream;
+        }
+    };
     until("the end of the stream", || async {
         stream.check().is_err()
     })
     .await;
     let expired = ask(&stream, &database, "SELECT 1").await.expect_err("over");
     assert_eq!(expired.code(), Code::StreamExpired);
-    let stream = database.stream(CLIENT).expect("a stream");
-    let mut turn = enter(&stream, &database, Access::owner())
-        .await
-        .expect("free");
+    let (stream, mut turn) = loop {
+        let stream = database.stream(CLIENT).expect("a stream");
+        if let Ok(turn) = enter(&stream, &database, Access::owner()).await {
+            break (stream, turn);
+        }
+    };
     let busy = enter(&stream, &database, Access::owner()).await;
     assert_eq!(busy.expect_err("one at a time").code(), Code::StreamBusy);
     let steps = vec![step("BEGIN IMMEDIATE"), step("INSERT INTO t VALUES(9, 9)")];
@@ -337,10 +342,8 @@ async fn a_read_transaction_keeps_its_snapshot_through_a_rewind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_snapshot_cannot_be_written_to_and_keeps_nobody_waiting() {
     let folder = tempfile::tempdir().expect("tempdir");
-    let (engine, database) = node(folder.path(), |settings| {
-        settings.gate_timeout = Duration::from_secs(2);
-    })
-    .await;
+    // A gate that was kept would not be given back in time.
+    let (engine, database) = node(folder.path(), |_| {}).await;
     let stream = database.stream(CLIENT).expect("a stream");
     must(&stream, &database, "BEGIN").await;
     assert_eq!(
@@ -386,7 +389,16 @@ async fn a_stop_ends_open_streams_at_once() {
     let endless = tokio::spawn(async move {
         let sql =
             "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n";
-        ask(&stream, &busy, sql).await
+        // Its own deadline does not end it before the stop has to.
+        let limits = Limits {
+            deadline: 4 * rig::PATIENCE,
+            ..Limits::default()
+        };
+        let turn = stream.enter(busy, Access::owner(), limits, Some(Durability::Memory));
+        let mut turn = turn.await?;
+        let sink = Results::of(1, limits, limits.result_bytes_max);
+        let mut results = turn.program(vec![step(sql)], sink).await?;
+        results.steps.remove(0).expect("it ran").map(drop)
     });
     until("the statement runs", || async {
         match enter(&running, &database, Access::owner()).await {
@@ -398,7 +410,7 @@ async fn a_stop_ends_open_streams_at_once() {
         }
     })
     .await;
-    let stopped = tokio::time::timeout(Duration::from_secs(20), engine.shutdown()).await;
+    let stopped = tokio::time::timeout(rig::PATIENCE, engine.shutdown()).await;
     stopped.expect("no stream keeps the node").expect("stops");
     assert!(endless.await.expect("no panic").is_err());
     for stream in [&writes, &reads, &idles, &running] {

@@ -19,6 +19,8 @@ fn settings(folder: &Path) -> Settings {
         ship_interval: Duration::from_millis(20),
         settle_bytes: 32 << 10,
         settle_pause: Duration::from_millis(1),
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
         master_keys: masters(),
         ..Settings::default()
     }

@@ -140,17 +140,22 @@ pub async fn bind(address: SocketAddr, insecure: bool) -> io::Result<TcpListener
 }
 
 /// Reads certificate and keys again at every SIGHUP, and keys of signed tokens when their files change. Never ends.
-pub async fn reload_on_signal(app: Arc<App>) {
+///
+/// The signal is waited for from the call on, not from the first poll: until then it would end the process.
+pub fn reload_on_signal(app: Arc<App>) -> impl Future<Output = ()> + Send + 'static {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-        return tracing::error!(
-            "SIGHUP cannot be waited for: certificates are read at the start alone"
-        );
-    };
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => app.reload(),
-            () = tokio::time::sleep(LOOK_AT_KEYS) => app.reload_if_changed(),
+    let hangup = signal(SignalKind::hangup());
+    async move {
+        let Ok(mut hangup) = hangup else {
+            return tracing::error!(
+                "SIGHUP cannot be waited for: certificates are read at the start alone"
+            );
+        };
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => app.reload(),
+                () = tokio::time::sleep(LOOK_AT_KEYS) => app.reload_if_changed(),
+            }
         }
     }
 }

@@ -1,15 +1,12 @@
 //! The real binary with master keys: served, killed, read from the bucket alone, rotated.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use reqwest::{Client, StatusCode};
 use serde_json::{Value as Json, json};
-
-/// How long a process may take for what takes a moment.
-const PATIENCE: Duration = Duration::from_mins(1);
+use tidelog_testkit::server::{PATIENCE, free_port};
 
 fn tidelog(home: &Path, keys: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidelog"));
@@ -54,9 +51,7 @@ async fn serve(home: &Path, keys: &[&str]) -> Server {
 }
 
 async fn serve_with(home: &Path, keys: &[&str], more: &[&str]) -> Server {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    let port = listener.local_addr().expect("an address").port();
-    drop(listener);
+    let port = free_port();
     let child = tidelog(home, keys)
         .args(["serve", "--data", "data", "--listen"])
         .arg(format!("127.0.0.1:{port}"))

@@ -23,8 +23,10 @@ const MANY: &str = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM
                     SELECT x FROM n";
 const WRITE: &str = "INSERT INTO t WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 5000) \
                      SELECT x FROM n";
-/// What is too long to wait for a turn, and long enough for the statements.
+/// What a statement that gets no turn waits for one.
 const SHORT: Duration = Duration::from_millis(400);
+/// What a statement may take whose turn is free, on a machine that is busy.
+const PATIENT: Duration = Duration::from_mins(1);
 
 fn statement(sql: &str) -> Statement {
     Statement {
@@ -55,6 +57,7 @@ async fn node(folder: &Path) -> (Engine, Database, Pace) {
         data: folder.join("data"),
         store_url: "memory:".to_owned(),
         turns_at_once: 1,
+        stream_gate_idle: 2 * PATIENT,
         ..Settings::default()
     };
     let engine = Box::pin(Engine::start(settings, Parts::production())).await;
@@ -70,9 +73,7 @@ async fn node(folder: &Path) -> (Engine, Database, Pace) {
     let other = turns.begin(quiet.id, u64::MAX);
     let stream = database.stream([1; 16]).expect("a stream");
     for sql in ["CREATE TABLE t(a)", WRITE] {
-        run(&stream, &database, Duration::from_secs(30), sql)
-            .await
-            .expect("ran");
+        run(&stream, &database, PATIENT, sql).await.expect("ran");
     }
     (engine, database, other)
 }
@@ -104,7 +105,9 @@ async fn statements_of_a_stream_wait_for_their_tenants_turn() {
     let folder = tempfile::tempdir().expect("tempdir");
     let (engine, database, other) = node(folder.path()).await;
     let stream = database.stream([1; 16]).expect("a stream");
-    run(&stream, &database, SHORT, "BEGIN").await.expect("ran");
+    run(&stream, &database, PATIENT, "BEGIN")
+        .await
+        .expect("ran");
     for sql in [SOME, WRITE] {
         let held = engine
             .inner
@@ -118,8 +121,7 @@ async fn statements_of_a_stream_wait_for_their_tenants_turn() {
             "{sql}"
         );
         drop(held);
-        let patient = Duration::from_secs(30);
-        run(&stream, &database, patient, sql)
+        run(&stream, &database, PATIENT, sql)
             .await
             .expect("its turn");
     }
@@ -175,7 +177,8 @@ async fn a_cursor_that_waits_for_its_reader_holds_no_turn() {
                 reads: Some(reads),
                 rows: 0,
             };
-            let limits = within(Duration::from_secs(30));
+            // It has not ended for its own deadline when the other one gives up.
+            let limits = within(2 * PATIENT);
             let entered = stream.enter(database, Access::owner(), limits, None).await;
             let mut turn = entered.expect("free");
             let ran = turn.program(vec![step(MANY)], sink).await;
@@ -188,7 +191,7 @@ async fn a_cursor_that_waits_for_its_reader_holds_no_turn() {
         transaction: true,
         durability: None,
         access: Access::owner(),
-        limits: within(SHORT),
+        limits: within(PATIENT),
         idempotency: None,
     };
     database.execute(request).await.expect("the turn is free");

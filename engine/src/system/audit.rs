@@ -113,6 +113,11 @@ pub struct AuditFilter {
 pub(crate) struct Waiting {
     lines: Mutex<VecDeque<Placed>>,
     dropped: std::sync::atomic::AtomicU64,
+    /// Held while lines become rows: whoever reads the log meanwhile waits for those that are no longer in memory and
+    /// not yet in it.
+    flushing: tokio::sync::Mutex<()>,
+    /// Held while rows leave for the bucket: two at once would store the same lines twice.
+    shipping: tokio::sync::Mutex<()>,
 }
 
 impl Waiting {
@@ -120,8 +125,9 @@ impl Waiting {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether nothing waits and nothing is on its way.
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().is_empty() && self.flushing.try_lock().is_ok()
     }
 }
 
@@ -206,6 +212,7 @@ impl System {
 
     /// Makes rows of the lines that wait. If that fails they wait on.
     pub(crate) async fn flush_audit(&self) -> Result<(), Error> {
+        let _flushing = self.audit.flushing.lock().await;
         let lines: Vec<Placed> = self.audit.lock().drain(..).collect();
         if lines.is_empty() {
             return Ok(());
@@ -266,6 +273,7 @@ impl System {
 
     /// Stores the lines that are not in the bucket yet, and deletes rows and objects past the retention.
     pub(crate) async fn ship_audit(&self, retention: Duration) -> Result<(), Error> {
+        let _shipping = self.audit.shipping.lock().await;
         while self.ship_some().await? {}
         while self.prune_some(retention).await? {}
         Ok(())
@@ -373,5 +381,59 @@ impl System {
         })
         .await?;
         Ok(full)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Engine, Parts, Settings};
+
+    /// Goal: who reads the log finds every line, also one that somebody else is just writing down. Method: the write gate of
+    /// the system database is held, so that a flush has taken the line from memory and made no row of it yet.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_line_on_its_way_is_waited_for() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let settings = Settings {
+            data: folder.path().join("data"),
+            store_url: "memory:".to_owned(),
+            gate_timeout: Duration::from_mins(1),
+            durability_timeout: Duration::from_mins(1),
+            ..Settings::default()
+        };
+        let engine = Box::pin(Engine::start(settings, Parts::production())).await;
+        let engine = engine.expect("starts");
+        let system = &engine.inner.system;
+        let lease = system.lease().await.expect("open");
+        let mut gate = Some(lease.gate().await.expect("the gate"));
+        engine.audit(AuditLine {
+            event: "a.first".to_owned(),
+            ..AuditLine::default()
+        });
+        let writing = tokio::spawn({
+            let engine = engine.clone();
+            async move { engine.ship_audit().await }
+        });
+        while !system.audit.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let filter = AuditFilter {
+            event: Some("a.first".to_owned()),
+            since: None,
+        };
+        let mut listing = std::pin::pin!(system.audit_list(None, filter, Page::default()));
+        // Whatever it answers while the gate is held it would have to have without the row.
+        let early = tokio::time::timeout(Duration::from_millis(200), listing.as_mut()).await;
+        let listed = match early {
+            Ok(listed) => listed,
+            Err(_) => {
+                drop(gate.take());
+                listing.await
+            }
+        };
+        assert_eq!(listed.expect("the log").items.len(), 1);
+        drop((gate, lease));
+        writing.await.expect("no panic").expect("shipped");
+        engine.shutdown().await.expect("stops");
     }
 }

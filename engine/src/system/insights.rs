@@ -98,6 +98,8 @@ struct Slow {
 pub(crate) struct Waiting {
     sums: Mutex<HashMap<RowKey, Sums>>,
     slow: Mutex<Vec<Slow>>,
+    /// Held while counts are added to their rows: whoever reads these meanwhile waits for what is in neither.
+    flushing: tokio::sync::Mutex<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -154,12 +156,16 @@ impl System {
 
     /// Whether anything waits to be written.
     pub(super) fn has_insights(&self) -> bool {
-        !lock(&self.insights.sums).is_empty() || !lock(&self.insights.slow).is_empty()
+        let waits = &self.insights;
+        !lock(&waits.sums).is_empty()
+            || !lock(&waits.slow).is_empty()
+            || waits.flushing.try_lock().is_err()
     }
 
     /// Adds what was counted to its rows, with the times tokens were last used. What cannot be written is
     /// counted no more: it is worth less than the memory it would fill.
     pub(crate) async fn flush_insights(&self) -> Result<(), Error> {
+        let _flushing = self.insights.flushing.lock().await;
         let sums = std::mem::take(&mut *lock(&self.insights.sums));
         let slow = std::mem::take(&mut *lock(&self.insights.slow));
         let uses = self.tokens.take_uses();

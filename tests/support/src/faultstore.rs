@@ -26,6 +26,7 @@ use object_store::{
     Result, UploadPart,
 };
 use tidelog_archive::env::Clock;
+use tokio::sync::watch;
 
 /// What a call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,6 +67,8 @@ pub enum Fault {
     None,
     /// It takes this long.
     Delay(Duration),
+    /// It stands still until [`FaultStore::let_go`].
+    Hold,
     /// An error, and no effect.
     Before,
     /// An error, and the effect.
@@ -173,6 +176,7 @@ pub struct FaultStore {
     inner: Arc<dyn ObjectStore>,
     plan: Mutex<Box<dyn Plan>>,
     state: Mutex<State>,
+    going_on: watch::Sender<()>,
 }
 
 /// The error of every fault.
@@ -215,6 +219,7 @@ impl FaultStore {
             inner,
             plan: Mutex::new(plan),
             state: Mutex::default(),
+            going_on: watch::Sender::new(()),
         })
     }
 
@@ -231,6 +236,11 @@ impl FaultStore {
     /// Changes the plan for the calls to come.
     pub fn set_plan(&self, plan: Box<dyn Plan>) {
         *lock(&self.plan) = plan;
+    }
+
+    /// Lets every call that stands still go on. With a new plan set before it none that comes later stands still.
+    pub fn let_go(&self) {
+        self.going_on.send_replace(());
     }
 
     /// From now on objects bear this clock's time of their writing.
@@ -284,9 +294,16 @@ impl FaultStore {
             call
         };
         self.land(call.number).await;
+        // Before the plan is asked: whoever changes it and lets go then reaches this call one way or the other.
+        let mut going_on = self.going_on.subscribe();
         let fault = lock(&self.plan).fault(&call);
-        if let Fault::Delay(time) = fault {
-            tokio::time::sleep(time).await;
+        match fault {
+            Fault::Delay(time) => tokio::time::sleep(time).await,
+            Fault::Hold => {
+                // The sender lives as long as the store.
+                let _ = going_on.changed().await;
+            }
+            _ => {}
         }
         (fault, call.number)
     }
@@ -570,6 +587,7 @@ impl ObjectStore for Shared {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use object_store::ObjectStoreExt;
     use object_store::memory::InMemory;
 
@@ -631,6 +649,23 @@ mod tests {
         let landed = shared.get(&path).await.unwrap().bytes().await.unwrap();
         assert_eq!(landed, "first");
         assert_eq!(store.calls().len(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_held_call_goes_on_once_it_is_let_go() {
+        let store = FaultStore::in_memory(script(|_| Fault::Hold));
+        let shared = Shared(Arc::clone(&store));
+        let path = Path::from("a");
+        let mut put = std::pin::pin!(shared.put(&path, "x".into()));
+        assert!(put.as_mut().now_or_never().is_none());
+        store.set_plan(script(|_| Fault::None));
+        assert!(
+            put.as_mut().now_or_never().is_none(),
+            "the plan alone is not enough"
+        );
+        store.let_go();
+        put.await.unwrap();
+        shared.head(&path).await.unwrap();
     }
 
     #[test]

@@ -7,13 +7,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::{Client, StatusCode};
 use serde_json::{Value as Json, json};
 
-/// How long a process may take for what takes a moment.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a process may take for what takes a moment: a machine that is busy with something else keeps it waiting.
+pub const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The crates the binary is made of.
 const CRATES: [&str; 4] = ["wal", "archive", "engine", "server"];
@@ -76,6 +77,9 @@ impl Launch {
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(&self.arguments)
             .env("TIDELOG_LOG", "error")
+            // A machine that is busy with something else makes no call fail.
+            .env("TIDELOG_ENGINE_GATE_TIMEOUT_MS", "60000")
+            .env("TIDELOG_LIMITS_QUERY_MS", "600000")
             .envs(crate::sealing::environment())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
@@ -262,9 +266,19 @@ fn finished(mut child: Child) -> Output {
         .expect("a finished child has output")
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("an address").port()
+/// A port that nobody listens on, another one each time. It lies below those that connections are made from, so that
+/// none of them has it by the time a server asks for it.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let of_process = std::process::id().wrapping_mul(7_919);
+    let ports = (0..COUNT).map(|_| {
+        let next = of_process.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        u16::try_from(FIRST + next % COUNT).expect("a port")
+    });
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.into_iter().find(is_free).expect("a free port")
 }
 
 /// The `tidelog` program, built if need be.
