@@ -20,6 +20,7 @@ use crate::journal::Journal;
 use crate::meters::{Meters, NodeStatus};
 use crate::node::detached::Detached;
 use crate::node::life::boot_id;
+use crate::places::Changes;
 use crate::pump::Pump;
 use crate::rebuild::Tails;
 use crate::remote::Remote;
@@ -89,6 +90,8 @@ pub(crate) struct Core {
     pub(crate) journal: Journal,
     pub(crate) pump: Pump,
     pub(crate) backfills: Backfills,
+    /// Ends that who waits for a place hears of.
+    pub(crate) place_changes: Changes,
     /// Forks that nobody has touched yet.
     pub(crate) untouched: Untouched,
     pub(crate) remote: Remote,

@@ -41,6 +41,7 @@ use crate::gap::Breaks;
 use crate::journal::replay::{FoundChunk, Replay, replay};
 use crate::journal::{Journal, JournalParts};
 use crate::meters::Meters;
+use crate::places::Changes;
 use crate::pump::Pump;
 use crate::rebuild::Tails;
 use crate::remote::Remote;
@@ -130,6 +131,7 @@ pub(crate) fn start(
         journal,
         pump: Pump::default(),
         backfills: Backfills::default(),
+        place_changes: Changes::default(),
         untouched: Untouched::default(),
         tails: Tails::default(),
         breaks: Breaks::default(),

@@ -33,6 +33,7 @@ use crate::gap::Breaks;
 use crate::journal::replay::{Replay, replay};
 use crate::journal::{Journal, JournalParts};
 use crate::meters::Meters;
+use crate::places::Changes;
 use crate::pump::Pump;
 use crate::rebuild::Tails;
 use crate::remote::Remote;
@@ -204,6 +205,7 @@ pub(crate) async fn start(
         journal,
         pump: Pump::default(),
         backfills: Backfills::default(),
+        place_changes: Changes::default(),
         untouched: Untouched::default(),
         remote,
         tails: Tails::default(),
