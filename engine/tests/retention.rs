@@ -22,6 +22,7 @@ use tidelog_engine::system::Page;
 use tidelog_engine::system::databases::{DatabasePatch, Namespace};
 use tidelog_engine::travel::archives::{Format, NewArchive};
 use tidelog_engine::travel::branches::Branched;
+use tidelog_engine::travel::deletion::Purge;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::labels::{NewSnapshot, SnapshotState};
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
@@ -705,7 +706,10 @@ async fn a_deleted_database_comes_back_or_is_purged_after_seven_days() {
         taken.expect_err("the name is in use").code(),
         Code::NameTaken
     );
-    let purged = world.engine.database_purge(namespace, "orders", None).await;
+    let purged = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     let purged = purged.expect("begun").wait(Duration::from_secs(30)).await;
     assert_eq!(purged.state, OperationState::Succeeded, "{purged:?}");
     assert_eq!(
@@ -767,7 +771,10 @@ async fn a_purge_reaches_every_object_and_the_journal_goes_on() {
     let id = orders.row().id;
     assert!(world.keys(id).await.len() > 1, "a part is stored");
     let pinned = fork_pin(&world, &orders).await;
-    let refused = world.engine.database_purge(namespace, "orders", None).await;
+    let refused = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     let refused = match refused {
         Err(error) => error.code().as_str().to_owned(),
         Ok(mut handle) => {
@@ -787,7 +794,10 @@ async fn a_purge_reaches_every_object_and_the_journal_goes_on() {
         .engine
         .database_patch(namespace, "orders", protect(true));
     patched.await.expect("protected");
-    let refused = world.engine.database_purge(namespace, "orders", None).await;
+    let refused = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     assert_eq!(
         refused.expect_err("protected").code(),
         Code::DatabaseProtected
@@ -796,7 +806,10 @@ async fn a_purge_reaches_every_object_and_the_journal_goes_on() {
         .engine
         .database_patch(namespace, "orders", protect(false));
     patched.await.expect("not protected");
-    let purge = world.engine.database_purge(namespace, "orders", None).await;
+    let purge = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     let ended = purge.expect("begun").wait(Duration::from_secs(30)).await;
     assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
     let result = ended.result.expect("a result");
@@ -824,7 +837,7 @@ async fn a_purge_reaches_every_object_and_the_journal_goes_on() {
             .expect_err("undelete"),
         world
             .engine
-            .database_purge(namespace, "orders", None)
+            .database_purge(namespace, "orders", Purge::default())
             .await
             .expect_err("again"),
     ] {
@@ -1099,7 +1112,10 @@ async fn a_purge_waits_for_held_archives_and_reaches_the_others() {
     let name = |made: &serde_json::Value| made["archive"]["id"].as_str().expect("an id").to_owned();
     let (retained, held) = (name(&retained), name(&held));
     let refused = async |names: &[&String]| {
-        let purge = world.engine.database_purge(namespace, "orders", None).await;
+        let purge = world
+            .engine
+            .database_purge(namespace, "orders", Purge::default())
+            .await;
         let error = purge.expect_err("held");
         assert_eq!(error.code(), Code::ArchiveHeld, "{error}");
         assert_eq!(error.members()["archives"], serde_json::json!(names));
@@ -1151,7 +1167,10 @@ async fn a_purge_waits_for_held_archives_and_reaches_the_others() {
         .database_delete(namespace, "orders")
         .await
         .expect("deleted");
-    let purge = world.engine.database_purge(namespace, "orders", None).await;
+    let purge = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     let said = succeeded(purge.expect("nothing is held any more")).await;
     assert_eq!(said["archives_deleted"], 3, "{said}");
     assert!(said["objects_gone_at"].is_string(), "{said}");

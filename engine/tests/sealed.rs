@@ -21,6 +21,7 @@ use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::operations::{Handle, OperationState};
 use tidelog_engine::request::{Access, Request};
 use tidelog_engine::travel::archives::{self, Archive, Format, NewArchive};
+use tidelog_engine::travel::deletion::Purge;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::travel::verify::{Level, NewVerification};
 use tidelog_engine::{
@@ -413,7 +414,12 @@ async fn a_purge_says_whether_and_until_when_old_versions_live() {
         let database = make(&engine, "orders").await;
         let namespace = database.row().namespace;
         drop(database);
-        let said = succeeded(engine.database_purge(namespace, "orders", None).await).await;
+        let said = succeeded(
+            engine
+                .database_purge(namespace, "orders", Purge::default())
+                .await,
+        )
+        .await;
         let old = &said["old_versions"];
         assert_eq!(old["kept"], versions, "{said}");
         assert_eq!(old["gone_at"].is_string(), versions && rule.is_some());
@@ -449,7 +455,9 @@ async fn a_purge_that_may_not_delete_says_so_and_is_ended_once_it_may() {
     archived(&database, Format::Sqlite).await;
     let (namespace, id) = (database.row().namespace, database.row().id);
     drop(database);
-    let begun = engine.database_purge(namespace, "orders", None).await;
+    let begun = engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     let ended = begun.expect("begun").wait(Duration::from_mins(1)).await;
     let why = ended.error.expect("it may not delete");
     assert_eq!(why.code, "storage-unavailable", "{}", why.detail);
@@ -457,7 +465,12 @@ async fn a_purge_that_may_not_delete_says_so_and_is_ended_once_it_may() {
     let status = engine.key_status(namespace, id).await.expect("status");
     assert!(status.expect("it was sealed").shredded.is_some());
     faults.set_plan(script(|_| Fault::None));
-    let said = succeeded(engine.database_purge(namespace, "orders", None).await).await;
+    let said = succeeded(
+        engine
+            .database_purge(namespace, "orders", Purge::default())
+            .await,
+    )
+    .await;
     assert_eq!(said["purged"], "orders", "{said}");
     find(&engine, "orders").await.expect_err("gone");
     engine.shutdown().await.expect("shutdown");
@@ -1197,7 +1210,12 @@ async fn sealed_archives_show_nothing_outlive_rotations_and_go_with_their_databa
     // Purged: the archives are gone, and a thief's copies open no more.
     let copy = folder.path().join("copy");
     std::fs::write(&copy, &good).expect("write");
-    let said = succeeded(engine.database_purge(namespace, "a", None).await).await;
+    let said = succeeded(
+        engine
+            .database_purge(namespace, "a", Purge::default())
+            .await,
+    )
+    .await;
     assert_eq!(said["archives_deleted"], 2, "{said}");
     assert!(files(&place.join("archives")).is_empty());
     let keys = key_object(&place);

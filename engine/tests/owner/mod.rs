@@ -20,6 +20,7 @@ use tidelog_engine::operations::{Handle, Operation, OperationState};
 use tidelog_engine::system::databases::DatabasePatch;
 use tidelog_engine::travel::archives::{Format, NewArchive};
 use tidelog_engine::travel::branches::Branched;
+use tidelog_engine::travel::deletion::Purge;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::labels::NewSnapshot;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
@@ -617,7 +618,9 @@ impl World {
             let name = self.databases[of].name.clone();
             let has_forks = (self.databases.iter()).any(|one| one.parent.as_ref() == Some(&name));
             if self.rng.random_bool(0.5) {
-                let begun = self.engine.database_purge(self.namespace, &name, None);
+                let begun = self
+                    .engine
+                    .database_purge(self.namespace, &name, Purge::default());
                 match begun.await {
                     Ok(mut handle) => {
                         let ended = handle.wait(DEADLINE).await;
