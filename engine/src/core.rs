@@ -114,6 +114,39 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// The core of a life that begins: nothing is open, held or due yet.
+    pub(crate) fn new(
+        settings: Settings,
+        parts: Parts,
+        journal: Journal,
+        remote: Remote,
+        same_boot: bool,
+        detached: Option<Detached>,
+    ) -> Arc<Self> {
+        let turns = Turns::new(Arc::clone(&parts.clock), settings.turns_at_once);
+        Arc::new(Self {
+            settings,
+            parts,
+            journal,
+            pump: Pump::default(),
+            backfills: Backfills::default(),
+            place_changes: Changes::default(),
+            untouched: Untouched::default(),
+            remote,
+            tails: Tails::default(),
+            breaks: Breaks::default(),
+            scratches: Scratches::default(),
+            rolled_back: RolledBack::default(),
+            holds: Holds::default(),
+            calendar: Calendar::default(),
+            meters: Meters::default(),
+            room: Room::default(),
+            turns: Arc::new(turns),
+            detached,
+            same_boot,
+        })
+    }
+
     /// Where blocking work runs.
     pub(crate) fn executor(&self) -> Arc<dyn Executor> {
         Arc::clone(&self.parts.executor)
