@@ -51,15 +51,7 @@ fn settings(folder: &std::path::Path) -> Settings {
 }
 
 fn archive() -> NewArchive {
-    NewArchive {
-        at: At::Latest,
-        format: Format::Sqlite,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    }
+    NewArchive::of(At::Latest, Format::Sqlite)
 }
 
 impl World {

@@ -5,6 +5,8 @@
 //! Method: this test starts itself as a child that works on a folder until it reaches the named crash point and
 //! aborts; then a node is started on the folder.
 
+mod rig;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -20,8 +22,8 @@ use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::restores::Outcome;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Error, IdempotencyKey, Limits, MasterKey,
-    MasterKeys, NewDatabase, Params, Parts, Request, Response, Settings, Statement,
+    Code, Database, Durability, Engine, Error, IdempotencyKey, MasterKey, MasterKeys, NewDatabase,
+    Parts, Request, Response, Settings,
 };
 use tidelog_testkit::sealing::{master_bytes, masters, sealed, sealed_masters};
 use tidelog_wal::{DatabaseId, NamespaceId, Position};
@@ -62,17 +64,7 @@ async fn start_with(folder: &Path, keys: &MasterKeys) -> (Engine, NamespaceId) {
 }
 
 fn request(sql: &str) -> Request {
-    Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(Durability::Local),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    }
+    rig::request(&[sql], Durability::Local)
 }
 
 async fn sql(database: &Database, sql: &str) -> i64 {
@@ -111,15 +103,7 @@ fn preserving(at: Position) -> Rewind {
 }
 
 fn archive() -> NewArchive {
-    NewArchive {
-        at: At::Latest,
-        format: Format::Sqlite,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    }
+    NewArchive::of(At::Latest, Format::Sqlite)
 }
 
 /// The file that replaces the database: two rows where the database has one.

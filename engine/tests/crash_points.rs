@@ -494,15 +494,7 @@ async fn weeks(folder: &Path) {
         .expect("create");
     rig::run(&doomed, "CREATE TABLE d(a)", Durability::Remote).await;
     std::fs::write(folder.join("doomed"), doomed.row().id.to_string()).expect("its id");
-    let archive = NewArchive {
-        at: At::Latest,
-        format: Format::Sqlite,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    };
+    let archive = NewArchive::of(At::Latest, Format::Sqlite);
     succeeded(doomed.archive_create(archive).await).await;
     for row in 1..=DAYS {
         insert(folder, &orders, row, 2_000, Durability::Remote).await;

@@ -1,6 +1,8 @@
 //! Time passes over a database: the window moves, what is promised stays, what is not goes. Clock and store are
 //! the test's own.
 
+mod rig;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,10 +28,7 @@ use tidelog_engine::travel::deletion::Purge;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::labels::{NewSnapshot, SnapshotState};
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
-use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
-    Settings, Statement,
-};
+use tidelog_engine::{Code, Database, Durability, Engine, NewDatabase, Parts, Settings};
 use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
 use tidelog_testkit::sealing::{masters, sealed};
 use tidelog_testkit::sim::ShiftedClock as Shifted;
@@ -190,17 +189,7 @@ async fn write(database: &Database, sql: &str) -> Position {
 }
 
 async fn write_at(database: &Database, sql: &str, durability: Durability) -> Position {
-    let request = Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(durability),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    };
+    let request = rig::request(&[sql], durability);
     let done = database.execute(request).await;
     done.unwrap_or_else(|e| panic!("{sql}: {e:?}")).bookmark
 }
@@ -960,15 +949,7 @@ async fn a_dry_run_says_what_an_applied_one_does() {
 }
 
 fn archive(at: At) -> NewArchive {
-    NewArchive {
-        at,
-        format: Format::Sqlite,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    }
+    NewArchive::of(at, Format::Sqlite)
 }
 
 async fn ended(mut handle: Handle) -> Operation {

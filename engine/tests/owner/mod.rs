@@ -649,15 +649,7 @@ impl World {
         let was = self.some_state(of);
         let name = self.databases[of].name.clone();
         let database = self.database(&name).await?;
-        let new = NewArchive {
-            at: At::Bookmark(was.at),
-            format: Format::Sqlite,
-            name: None,
-            retain_until: None,
-            legal_hold: false,
-            token: None,
-            request: None,
-        };
+        let new = NewArchive::of(At::Bookmark(was.at), Format::Sqlite);
         let made = succeeded(database.archive_create(new).await).await?;
         let result = made.result.ok_or("no result")?;
         let id = result["archive"]["id"].as_str().ok_or("no id")?.to_owned();

@@ -124,15 +124,7 @@ async fn beside_the_databases_the_scratch_copies_of_long_work_alone_show_text() 
         assert_eq!(strange, None);
     };
 
-    let new = NewArchive {
-        at: At::Latest,
-        format: Format::Sqlite,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    };
+    let new = NewArchive::of(At::Latest, Format::Sqlite);
     let making = database.archive_create(new).await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while !faults

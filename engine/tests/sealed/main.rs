@@ -16,5 +16,7 @@ mod archives;
 mod hidden;
 mod keys;
 mod purges;
+#[path = "../rig/mod.rs"]
+mod rig;
 mod starts;
 mod world;

@@ -7,11 +7,9 @@ use std::time::Duration;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::At;
 use tidelog_engine::operations::{Handle, OperationState};
-use tidelog_engine::request::{Access, Request};
 use tidelog_engine::travel::archives::{Archive, Format, NewArchive};
 use tidelog_engine::{
-    Database, Durability, Engine, Error, Limits, MasterKey, MasterKeys, NewDatabase, Params, Parts,
-    Settings, Statement, Value,
+    Database, Durability, Engine, Error, MasterKey, MasterKeys, NewDatabase, Parts, Settings, Value,
 };
 use tidelog_testkit::faultstore::{FaultStore, Plan, Shared};
 use tidelog_wal::Position;
@@ -60,17 +58,7 @@ pub(crate) async fn execute(
     sql: &str,
     durability: Durability,
 ) -> Result<(Position, Vec<Vec<Value>>), Error> {
-    let request = Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(durability),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    };
+    let request = crate::rig::request(&[sql], durability);
     let response = database.execute(request).await?;
     let rows = response.results.into_iter().next().map(|found| found.rows);
     Ok((response.bookmark, rows.unwrap_or_default()))
@@ -182,15 +170,7 @@ pub(crate) async fn succeeded(handle: Result<Handle, Error>) -> serde_json::Valu
 }
 
 pub(crate) async fn archived(database: &Database, format: Format) -> Archive {
-    let new = NewArchive {
-        at: At::Latest,
-        format,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    };
+    let new = NewArchive::of(At::Latest, format);
     let made = succeeded(database.archive_create(new).await).await;
     let id = made["archive"]["id"].as_str().expect("an id").to_owned();
     database.archive(&id).await.expect("the archive")
