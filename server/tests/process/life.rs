@@ -41,20 +41,12 @@ async fn write_until_it_dies(
     }
 }
 
-/// Goal: I1 and I2 for kill -9. Method: writers at each level on databases of their own, the process killed
-/// under them again and again; after each start every acknowledged row is there, and what is there has no gap.
-#[tokio::test(flavor = "multi_thread")]
-async fn kill_nine_under_load_loses_no_acknowledged_row() {
-    const ROUNDS: usize = 20;
-    const WRITERS: [(&str, &str); 4] = [
-        ("a", "memory"),
-        ("b", "local"),
-        ("c", "remote"),
-        ("d", "local"),
-    ];
-    let home = home();
-    let mut server = Server::start(home.path()).await;
-    for (database, _) in WRITERS {
+/// A database, and the level that its writer asks for.
+type Writing = (&'static str, &'static str);
+
+/// Makes the databases of writers.
+async fn make(server: &Server, writers: &[Writing]) {
+    for (database, _) in writers {
         server
             .post("databases", json!({ "name": database }))
             .await
@@ -63,36 +55,64 @@ async fn kill_nine_under_load_loses_no_acknowledged_row() {
             .run(database, "create table t(id integer primary key, x)")
             .await;
     }
+}
+
+/// Has every writer go on at its next row, and kills the server under them once so many rows are acknowledged; answers
+/// the last one of each.
+async fn killed_under_load(
+    server: Server,
+    writers: &[Writing],
+    next: &[i64],
+    wanted: usize,
+) -> Vec<i64> {
+    let acknowledged = Arc::new(AtomicUsize::new(0));
+    let shared = Arc::new((server.base.clone(), server.token.clone()));
+    let writers: Vec<_> = writers
+        .iter()
+        .zip(next)
+        .map(|(&(database, durability), &first)| {
+            let (shared, count) = (Arc::clone(&shared), Arc::clone(&acknowledged));
+            tokio::spawn(write_until_it_dies(
+                shared,
+                database.to_owned(),
+                durability,
+                first,
+                count,
+            ))
+        })
+        .collect();
+    let late = deadline(PATIENCE);
+    while acknowledged.load(Ordering::Relaxed) < wanted {
+        assert!(!late(), "the writers make no progress");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    server.kill();
+    let mut last = Vec::new();
+    for writer in writers {
+        last.push(writer.await.expect("a writer ends"));
+    }
+    last
+}
+
+/// Goal: I1 and I2 for kill -9. Method: writers at each level on databases of their own, the process killed
+/// under them again and again; after each start every acknowledged row is there, and what is there has no gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_nine_under_load_loses_no_acknowledged_row() {
+    const ROUNDS: usize = 20;
+    const WRITERS: [Writing; 4] = [
+        ("a", "memory"),
+        ("b", "local"),
+        ("c", "remote"),
+        ("d", "local"),
+    ];
+    let home = home();
+    let mut server = Server::start(home.path()).await;
+    make(&server, &WRITERS).await;
     let mut next = [1_i64; WRITERS.len()];
     for round in 0..ROUNDS {
-        let acknowledged = Arc::new(AtomicUsize::new(0));
-        let shared = Arc::new((server.base.clone(), server.token.clone()));
-        let writers: Vec<_> = WRITERS
-            .iter()
-            .zip(next)
-            .map(|((database, durability), first)| {
-                let (shared, count) = (Arc::clone(&shared), Arc::clone(&acknowledged));
-                tokio::spawn(write_until_it_dies(
-                    shared,
-                    (*database).to_owned(),
-                    durability,
-                    first,
-                    count,
-                ))
-            })
-            .collect();
         // Another instant each round: in the first commits, between ships, after many.
         let wanted = [20, 333, 77, 800, 150][round % 5] + 7 * round;
-        let late = deadline(PATIENCE);
-        while acknowledged.load(Ordering::Relaxed) < wanted {
-            assert!(!late(), "the writers make no progress");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        server.kill();
-        let mut last = Vec::new();
-        for writer in writers {
-            last.push(writer.await.expect("a writer ends"));
-        }
+        let last = killed_under_load(server, &WRITERS, &next, wanted).await;
         server = Server::start(home.path()).await;
         for (index, (database, durability)) in WRITERS.iter().enumerate() {
             let answer = server
@@ -190,46 +210,13 @@ fn a_store_that_does_not_answer_at_the_start_is_told() {
 /// takes over and must have every row acknowledged as remote, and of the others a prefix.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_machine_loses_no_row_acknowledged_as_remote() {
-    const WRITERS: [(&str, &str); 3] = [("a", "remote"), ("b", "local"), ("c", "remote")];
+    const WRITERS: [Writing; 3] = [("a", "remote"), ("b", "local"), ("c", "remote")];
     let home = home();
     let mut server = Server::start(home.path()).await;
-    for (database, _) in WRITERS {
-        server
-            .post("databases", json!({ "name": database }))
-            .await
-            .expect("an answer");
-        server
-            .run(database, "create table t(id integer primary key, x)")
-            .await;
-    }
+    make(&server, &WRITERS).await;
     let mut next = [1_i64; WRITERS.len()];
     for wanted in [40, 500, 150] {
-        let acknowledged = Arc::new(AtomicUsize::new(0));
-        let shared = Arc::new((server.base.clone(), server.token.clone()));
-        let writers: Vec<_> = WRITERS
-            .iter()
-            .zip(next)
-            .map(|((database, durability), first)| {
-                let (shared, count) = (Arc::clone(&shared), Arc::clone(&acknowledged));
-                tokio::spawn(write_until_it_dies(
-                    shared,
-                    (*database).to_owned(),
-                    durability,
-                    first,
-                    count,
-                ))
-            })
-            .collect();
-        let late = deadline(PATIENCE);
-        while acknowledged.load(Ordering::Relaxed) < wanted {
-            assert!(!late(), "the writers make no progress");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        server.kill();
-        let mut last = Vec::new();
-        for writer in writers {
-            last.push(writer.await.expect("a writer ends"));
-        }
+        let last = killed_under_load(server, &WRITERS, &next, wanted).await;
         std::fs::remove_dir_all(home.path().join("data")).expect("the disk is lost");
         server = Server::start_with(home.path(), &["--take-over", "all"]).await;
         for (index, (database, durability)) in WRITERS.iter().enumerate() {
