@@ -10,7 +10,7 @@ use tidelog_wal::record::ObjectRef;
 use tidelog_wal::{DatabaseId, DecodeError, NamespaceId};
 
 use crate::envelope::{Expect, Finished, FormatError, ObjectKind, decode_payload, encode_payload};
-use crate::key::Key;
+use crate::key::{Key, KeyNonce};
 use crate::manifest::{
     ImageEntry, IndexEntry, Marked, SegmentEntry, put_list, read_list, spanning,
 };
@@ -53,6 +53,21 @@ impl IndexObject {
             totals.2 = totals.2.saturating_add(child.bytes);
         }
         totals
+    }
+
+    /// What lists it, as it was encoded, at a key with `nonce`.
+    pub fn entry(&self, run: Run, level: u8, nonce: KeyNonce, encoded: &Finished) -> IndexEntry {
+        let (segments, images, bytes) = self.totals();
+        IndexEntry {
+            level,
+            run,
+            segments,
+            images,
+            bytes,
+            nonce,
+            len: encoded.len,
+            blake3: encoded.blake3,
+        }
     }
 
     /// The object.

@@ -17,4 +17,4 @@ mod sink;
 
 pub use error::RestoreError;
 pub use run::{Report, RestoreSettings, execute, merge, merge_watched};
-pub use sink::{FileSink, MemorySink, PageSink};
+pub use sink::{FileSink, MemorySink, PageSink, fill_from};

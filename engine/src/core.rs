@@ -20,6 +20,7 @@ use crate::journal::Journal;
 use crate::meters::{Meters, NodeStatus};
 use crate::node::detached::Detached;
 use crate::node::life::boot_id;
+use crate::places::Changes;
 use crate::pump::Pump;
 use crate::rebuild::Tails;
 use crate::remote::Remote;
@@ -89,6 +90,8 @@ pub(crate) struct Core {
     pub(crate) journal: Journal,
     pub(crate) pump: Pump,
     pub(crate) backfills: Backfills,
+    /// Ends that who waits for a place hears of.
+    pub(crate) place_changes: Changes,
     /// Forks that nobody has touched yet.
     pub(crate) untouched: Untouched,
     pub(crate) remote: Remote,
@@ -111,6 +114,39 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// The core of a life that begins: nothing is open, held or due yet.
+    pub(crate) fn new(
+        settings: Settings,
+        parts: Parts,
+        journal: Journal,
+        remote: Remote,
+        same_boot: bool,
+        detached: Option<Detached>,
+    ) -> Arc<Self> {
+        let turns = Turns::new(Arc::clone(&parts.clock), settings.turns_at_once);
+        Arc::new(Self {
+            settings,
+            parts,
+            journal,
+            pump: Pump::default(),
+            backfills: Backfills::default(),
+            place_changes: Changes::default(),
+            untouched: Untouched::default(),
+            remote,
+            tails: Tails::default(),
+            breaks: Breaks::default(),
+            scratches: Scratches::default(),
+            rolled_back: RolledBack::default(),
+            holds: Holds::default(),
+            calendar: Calendar::default(),
+            meters: Meters::default(),
+            room: Room::default(),
+            turns: Arc::new(turns),
+            detached,
+            same_boot,
+        })
+    }
+
     /// Where blocking work runs.
     pub(crate) fn executor(&self) -> Arc<dyn Executor> {
         Arc::clone(&self.parts.executor)

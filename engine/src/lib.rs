@@ -69,6 +69,13 @@ mod upload;
 /// every crate that awaits it, with all that it awaits; the public surface is awaited by the server and by every test.
 pub(crate) use async_recursion::async_recursion as boxed;
 
+// The rig of the tests beside this crate, for those within it: to it this crate is `tidelog_engine`.
+#[cfg(test)]
+extern crate self as tidelog_engine;
+#[cfg(test)]
+#[path = "../tests/rig/mod.rs"]
+mod rig;
+
 pub use core::Parts;
 pub use engine::{Database, Draft, Engine, NewDatabase, Writer};
 pub use error::{Code, Error};

@@ -162,21 +162,8 @@ pub(crate) fn entry(
         let what = format!("a reference names {:?}, which is no segment", object.key);
         return Err(Error::new(Code::ObjectCorrupt, what));
     };
-    let run = Run {
-        first: header.txid,
-        last: header.txid,
-        first_term: header.term,
-        last_term: header.term,
-        first_time: header.time,
-        last_time: header.time,
-        chain_before,
-        chain_after,
-        digest_after: header.digest,
-        n_before: header.n_before,
-        n_after: header.n_after,
-    };
     Ok(SegmentEntry {
-        run,
+        run: Run::of(header, chain_before, chain_after),
         nonce,
         len: object.len,
         blake3: object.blake3,

@@ -3,11 +3,27 @@
 //! Each open database holds its place until its last descriptor is closed. There are `open_databases_max` of them, and a
 //! tenant has at most half, so that one that touches all it owns takes nobody's descriptors away. Work of the engine's
 //! own is not refused for want of a place: it goes through one database after the other, and history waits for it.
+//!
+//! # Waiting for one
+//!
+//! A look for a place fails for one of three reasons, and each tells [`Changes`] when it is over, never before:
+//!
+//! | what was in the way | over, and told, when |
+//! | --- | --- |
+//! | the place of another database | a [`Place`] is dropped, once it is off the map |
+//! | somebody uses a database that could be closed | the last [`Lease`](crate::database::Lease) is dropped, once its permit is back |
+//! | somebody holds the slot of one that nobody uses | the slot is let go of, once its lock is free |
+//!
+//! No end is missed: who waits asks for the next change before it looks. What ends before the look is seen by it, and
+//! what ends after it is a change since. Everybody who waits is told, since a place that is no use to one tenant may be
+//! one for another; who finds none waits for the next change.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tidelog_wal::{DatabaseId, NamespaceId};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::database::OpenDb;
 use crate::error::{Code, Error};
@@ -49,6 +65,22 @@ struct Taken {
     database: Weak<OpenDb>,
 }
 
+/// Tells who waits for a place that a look may find one now.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Changes(Arc<Notify>);
+
+impl Changes {
+    /// Something that was in the way of a look is over.
+    pub(crate) fn tell(&self) {
+        self.0.notify_waiters();
+    }
+
+    /// Resolves once something was told after this call, polled by then or not.
+    pub(crate) fn next(&self) -> Notified<'_> {
+        self.0.notified()
+    }
+}
+
 type Map = HashMap<DatabaseId, Taken>;
 
 /// The places of a node.
@@ -56,6 +88,7 @@ type Map = HashMap<DatabaseId, Taken>;
 pub(crate) struct Places {
     max: usize,
     taken: Arc<Mutex<Map>>,
+    changes: Changes,
 }
 
 /// A place that is taken; it is given back when this is dropped.
@@ -63,6 +96,7 @@ pub(crate) struct Places {
 pub(crate) struct Place {
     id: DatabaseId,
     taken: Arc<Mutex<Map>>,
+    changes: Changes,
 }
 
 fn lock(taken: &Mutex<Map>) -> MutexGuard<'_, Map> {
@@ -70,11 +104,17 @@ fn lock(taken: &Mutex<Map>) -> MutexGuard<'_, Map> {
 }
 
 impl Places {
-    pub(crate) fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize, changes: Changes) -> Self {
         Self {
             max: max.max(1),
             taken: Arc::default(),
+            changes,
         }
+    }
+
+    /// Where ends are told.
+    pub(crate) const fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     /// Takes a place for a database that holds none, if one is left.
@@ -107,8 +147,11 @@ impl Places {
             database: Weak::new(),
         };
         taken.insert(id, one);
-        let taken = Arc::clone(&self.taken);
-        Place { id, taken }
+        Place {
+            id,
+            taken: Arc::clone(&self.taken),
+            changes: self.changes.clone(),
+        }
     }
 
     /// How many are taken.
@@ -152,6 +195,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         lock(&self.taken).remove(&self.id);
+        self.changes.tell();
     }
 }
 
@@ -166,7 +210,7 @@ mod tests {
     /// Goal: a tenant leaves half to the others, and what ends gives its place back.
     #[test]
     fn a_tenant_has_half_of_the_places() {
-        let places = Places::new(4);
+        let places = Places::new(4, Changes::default());
         let (loud, quiet) = (
             NamespaceId::from_bytes([1; 16]),
             NamespaceId::from_bytes([2; 16]),

@@ -3,12 +3,13 @@
 //! A slot is all that an idle database costs: no descriptor, no timer, no request (I9). Opening and closing
 //! one database happen under its slot's lock, so that a file is never opened before its last descriptor is
 //! closed (HAZARDS W0a). Opening one beyond [`places`](crate::places) closes the one that was unused for longest; where
-//! every one is in use it waits a moment for an end, and is refused then.
+//! every one is in use it waits for an end, no longer than for the write gate, and is refused then.
 
 use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tidelog_archive::manifest::State as ManifestState;
 use tidelog_wal::{DatabaseId, NamespaceId, Position};
@@ -21,18 +22,68 @@ use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::gap;
 use crate::node::inherit::journaled_of;
-use crate::places::{For, Full, Place, Places};
+use crate::places::{Changes, For, Full, Place, Places};
 use crate::rebuild::restore_files;
 use crate::streams::Streams;
-
-/// How often an end is looked for while every open database is in use.
-const PLACE_LOOK: Duration = Duration::from_millis(5);
 
 /// An open database and its place; the database is let go of first.
 #[derive(Debug)]
 struct Opened {
     database: Arc<OpenDb>,
     _place: Place,
+}
+
+/// A slot that is held: nobody else opens or closes its database meanwhile.
+#[derive(Debug)]
+struct Held<'a> {
+    open: tokio::sync::MutexGuard<'a, Option<Opened>>,
+    /// Dropped after the lock.
+    released: Released<'a>,
+}
+
+/// Says that a slot was let go of whose database could be closed: a look for a place that came upon the lock has passed
+/// it by.
+#[derive(Debug)]
+struct Released<'a> {
+    database: Option<Arc<OpenDb>>,
+    changes: &'a Changes,
+}
+
+impl<'a> Held<'a> {
+    const fn new(open: tokio::sync::MutexGuard<'a, Option<Opened>>, changes: &'a Changes) -> Self {
+        let database = None;
+        let released = Released { database, changes };
+        Self { open, released }
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = Option<Opened>;
+
+    fn deref(&self) -> &Option<Opened> {
+        &self.open
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Option<Opened> {
+        &mut self.open
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let opened = self.open.as_ref();
+        self.released.database = opened.map(|opened| Arc::clone(&opened.database));
+    }
+}
+
+impl Drop for Released<'_> {
+    fn drop(&mut self) {
+        if self.database.as_ref().is_some_and(|one| one.is_idle()) {
+            self.changes.tell();
+        }
+    }
 }
 
 /// A database this node knows.
@@ -93,7 +144,7 @@ impl Registry {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self {
             streams: Arc::new(Streams::new(Arc::clone(&core))),
-            places: Places::new(core.settings.open_databases_max),
+            places: Places::new(core.settings.open_databases_max, core.place_changes.clone()),
             core,
             slots: Mutex::new(HashMap::new()),
             shut: AtomicBool::new(false),
@@ -103,6 +154,8 @@ impl Registry {
     /// Says that the node stops: from now on nobody gets a database.
     pub(crate) fn shut(&self) {
         self.shut.store(true, Ordering::Release);
+        // Who waits for a place gets none any more.
+        self.places.changes().tell();
     }
 
     /// Whether the node stops.
@@ -114,6 +167,17 @@ impl Registry {
     pub(crate) fn slot(&self, id: DatabaseId) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(slots.entry(id).or_default())
+    }
+
+    /// Holds a slot, once nobody else does.
+    async fn hold<'a>(&'a self, slot: &'a Slot) -> Held<'a> {
+        Held::new(slot.open.lock().await, self.places.changes())
+    }
+
+    /// Holds a slot, if nobody else does.
+    fn try_hold<'a>(&'a self, slot: &'a Slot) -> Option<Held<'a>> {
+        let open = slot.open.try_lock().ok()?;
+        Some(Held::new(open, self.places.changes()))
     }
 
     /// Hands the first open what earlier lives journaled.
@@ -155,7 +219,7 @@ impl Registry {
         id: DatabaseId,
     ) -> Result<Lease, Error> {
         let slot = self.slot(id);
-        let mut open = slot.open.lock().await;
+        let mut open = self.hold(&slot).await;
         slot.check_gone(id)?;
         // Under the slot's lock: what shutting down has closed stays closed.
         if self.is_shut() {
@@ -270,10 +334,11 @@ impl Registry {
         namespace: NamespaceId,
         id: DatabaseId,
     ) -> Result<Place, Error> {
-        let clock = &self.core.parts.clock;
-        let bound = u64::try_from(self.core.settings.gate_timeout.as_micros()).unwrap_or(u64::MAX);
-        let until = clock.monotonic_micros().saturating_add(bound);
+        let mut late = pin!(tokio::time::sleep(self.core.settings.gate_timeout));
+        let mut is_late = false;
         loop {
+            // Before the look: what ends from here on is not missed.
+            let changed = self.places.changes().next();
             let full = match self.places.take(namespace, id, whom) {
                 Ok(place) => return Ok(place),
                 Err(full) => full,
@@ -284,10 +349,15 @@ impl Registry {
             if whom == For::Engine {
                 return Ok(self.places.take_beyond(namespace, id));
             }
-            if self.is_shut() || clock.monotonic_micros() >= until {
+            if is_late || self.is_shut() {
                 return Err(full.error());
             }
-            tokio::time::sleep(PLACE_LOOK).await;
+            // The bound first: it holds where something changes all the time.
+            tokio::select! {
+                biased;
+                () = &mut late => is_late = true,
+                () = changed => {}
+            }
         }
     }
 
@@ -296,7 +366,7 @@ impl Registry {
         for id in self.places.unused(full) {
             let slot = self.slot(id);
             // Whoever holds it opens or closes that database, and may itself wait for a place.
-            let Ok(mut open) = slot.open.try_lock() else {
+            let Some(mut open) = self.try_hold(&slot) else {
                 continue;
             };
             let Some(opened) = open.as_ref() else {
@@ -320,7 +390,8 @@ impl Registry {
 
     /// Whether a database is open.
     pub(crate) async fn is_open(&self, id: DatabaseId) -> bool {
-        self.slot(id).open.lock().await.is_some()
+        let slot = self.slot(id);
+        self.hold(&slot).await.is_some()
     }
 
     /// The open databases, but for those that are being opened or closed.
@@ -339,7 +410,7 @@ impl Registry {
         };
         let mut found = Vec::new();
         for (id, slot) in slots {
-            if let Some(opened) = slot.open.lock().await.as_ref() {
+            if let Some(opened) = self.hold(&slot).await.as_ref() {
                 found.push((id, Arc::clone(&opened.database)));
             }
         }
@@ -349,7 +420,7 @@ impl Registry {
     /// Closes a database that nobody uses and that was not used since `before` (monotonic microseconds).
     pub(crate) async fn close_idle(&self, id: DatabaseId, before: u64) -> Result<bool, Error> {
         let slot = self.slot(id);
-        let mut open = slot.open.lock().await;
+        let mut open = self.hold(&slot).await;
         let Some(opened) = open.as_ref() else {
             return Ok(false);
         };
@@ -371,7 +442,7 @@ impl Registry {
     /// Closes a database whatever its age, waiting for its users.
     pub(crate) async fn close(&self, id: DatabaseId) {
         let slot = self.slot(id);
-        let mut open = slot.open.lock().await;
+        let mut open = self.hold(&slot).await;
         if let Some(opened) = open.take() {
             self.end(&opened.database).await;
         }
@@ -420,3 +491,6 @@ async fn close(database: &Arc<OpenDb>) {
         tracing::warn!(database = %database.meta().id, %error, "database was not closed cleanly");
     }
 }
+
+#[cfg(test)]
+mod tests;

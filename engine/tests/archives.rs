@@ -1,5 +1,7 @@
 //! Archives: what they hold, that they outlive and return, that none is ever half there.
 
+mod rig;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -18,10 +20,7 @@ use tidelog_engine::system::Page;
 use tidelog_engine::travel::archives::{Archive, Format, NewArchive};
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind, Way};
-use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
-    Settings, Statement,
-};
+use tidelog_engine::{Code, Database, Durability, Engine, NewDatabase, Parts, Settings};
 use tidelog_testkit::sealing::{masters, sealed};
 use tidelog_wal::{NamespaceId, Position, Timestamp};
 
@@ -70,31 +69,7 @@ async fn world_with(parts: Parts) -> World {
 }
 
 async fn run(database: &Database, sql: &str) -> Position {
-    let request = Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(Durability::Memory),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    };
-    let response = database.execute(request).await;
-    response.unwrap_or_else(|e| panic!("{sql}: {e:?}")).bookmark
-}
-
-fn new(at: At, format: Format) -> NewArchive {
-    NewArchive {
-        at,
-        format,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    }
+    rig::run(database, sql, Durability::Memory).await
 }
 
 async fn done(mut handle: Handle) -> Operation {
@@ -209,7 +184,7 @@ async fn an_archive_is_the_plain_file_of_its_bookmark_and_says_what_it_holds() {
         database,
         NewArchive {
             name: Some("before the fix".to_owned()),
-            ..new(At::Bookmark(full), Format::Sqlite)
+            ..NewArchive::of(At::Bookmark(full), Format::Sqlite)
         },
     )
     .await;
@@ -274,7 +249,7 @@ async fn a_dump_makes_the_same_database_anew() {
     ] {
         run(database, sql).await;
     }
-    let archive = archived(database, new(At::Latest, Format::Sql)).await;
+    let archive = archived(database, NewArchive::of(At::Latest, Format::Sql)).await;
     let plain = unpacked(&content(database, &archive).await);
     assert_eq!(sha256(&plain), archive.document.sha256);
     let text = String::from_utf8(plain).expect("a dump is text");
@@ -323,7 +298,7 @@ async fn an_archive_becomes_a_database_again_after_its_own_was_deleted() {
     )
     .await;
     run(database, FILL).await;
-    let archive = archived(database, new(At::Latest, Format::Sqlite)).await;
+    let archive = archived(database, NewArchive::of(At::Latest, Format::Sqlite)).await;
     let id = archive.id.to_string();
     let engine = &world.engine;
     engine
@@ -369,7 +344,7 @@ async fn damage_is_told_from_absence_and_makes_no_database() {
     )
     .await;
     run(database, FILL).await;
-    let archive = archived(database, new(At::Latest, Format::Sqlite)).await;
+    let archive = archived(database, NewArchive::of(At::Latest, Format::Sqlite)).await;
     let id = archive.id.to_string();
     let object = objects(&world)
         .into_iter()
@@ -422,7 +397,7 @@ async fn a_held_archive_is_not_deleted_and_a_deleted_one_leaves_nothing() {
         NewArchive {
             retain_until: Some(later(3600)),
             legal_hold: true,
-            ..new(At::Latest, Format::Sqlite)
+            ..NewArchive::of(At::Latest, Format::Sqlite)
         },
     )
     .await;
@@ -436,7 +411,7 @@ async fn a_held_archive_is_not_deleted_and_a_deleted_one_leaves_nothing() {
         .await;
     assert!(!loosened.expect("put off").legal_hold);
     held(database.archive_delete(&id).await.expect_err("retained"));
-    let free = archived(database, new(At::Latest, Format::Sql)).await;
+    let free = archived(database, NewArchive::of(At::Latest, Format::Sql)).await;
     assert_eq!(objects(&world).len(), 4);
     database
         .archive_delete(&free.id.to_string())
@@ -463,7 +438,7 @@ async fn a_repeated_call_follows_the_first_and_another_request_is_refused() {
     };
     let keyed = |fingerprint| NewArchive {
         request: Some(key(fingerprint)),
-        ..new(At::Latest, Format::Sqlite)
+        ..NewArchive::of(At::Latest, Format::Sqlite)
     };
     let first = done(database.archive_create(keyed(1)).await.expect("begin")).await;
     let again = done(database.archive_create(keyed(1)).await.expect("again")).await;
@@ -485,7 +460,7 @@ async fn a_database_is_put_back_in_place_to_what_an_archive_holds() {
     let create = "CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c REAL)";
     run(database, create).await;
     let full = run(database, FILL).await;
-    let archive = archived(database, new(At::Latest, Format::Sqlite)).await;
+    let archive = archived(database, NewArchive::of(At::Latest, Format::Sqlite)).await;
     let id = archive.id.to_string();
     run(database, "DELETE FROM t WHERE a % 2").await;
     run(database, "CREATE TABLE later(x)").await;
@@ -569,7 +544,7 @@ async fn a_database_is_put_back_in_place_to_what_an_archive_holds() {
         .expect("create");
     let refused = other.preview(&target).await.expect_err("another's");
     assert_eq!(refused.code(), Code::ArchiveNotFound);
-    let text = archived(database, new(At::Latest, Format::Sql)).await;
+    let text = archived(database, NewArchive::of(At::Latest, Format::Sql)).await;
     let text = RestoreTarget::Archive(text.id.to_string());
     let refused = database.preview(&text).await.expect_err("a text");
     assert_eq!(refused.code(), Code::ImportInvalid);
@@ -644,11 +619,11 @@ async fn a_disk_too_small_refuses_with_both_figures_before_anything_begins() {
     )
     .await;
     run(database, FILL).await;
-    let archive = archived(database, new(At::Latest, Format::Sqlite)).await;
+    let archive = archived(database, NewArchive::of(At::Latest, Format::Sqlite)).await;
     free.store((64 << 20) + 1000, Ordering::Relaxed);
     let bytes = archive.document.bytes;
     let refused = database
-        .archive_create(new(At::Latest, Format::Sqlite))
+        .archive_create(NewArchive::of(At::Latest, Format::Sqlite))
         .await;
     let id = archive.id.to_string();
     let restore = world
@@ -687,7 +662,10 @@ async fn states_that_cannot_be_had_are_refused_at_once() {
         ..head
     };
     let at = At::Bookmark(future);
-    let refused = world.database.archive_create(new(at, Format::Sqlite)).await;
+    let refused = world
+        .database
+        .archive_create(NewArchive::of(at, Format::Sqlite))
+        .await;
     let error = refused.expect_err("in the future");
     assert_eq!(error.code(), Code::BookmarkInFuture);
     assert!(error.members().contains_key("current_bookmark"));
@@ -695,7 +673,7 @@ async fn states_that_cannot_be_had_are_refused_at_once() {
         .database
         .archive_create(NewArchive {
             name: Some(String::new()),
-            ..new(At::Latest, Format::Sqlite)
+            ..NewArchive::of(At::Latest, Format::Sqlite)
         })
         .await;
     assert_eq!(refused.expect_err("no name").code(), Code::NameInvalid);

@@ -14,6 +14,7 @@ use tidelog_engine::bucket::At;
 use tidelog_engine::operations::{Handle, OperationState};
 use tidelog_engine::system::Page;
 use tidelog_engine::travel::archives::{Format, NewArchive};
+use tidelog_engine::travel::deletion::Purge;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::restores::Outcome;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
@@ -54,15 +55,7 @@ fn settings(folder: &std::path::Path) -> Settings {
 }
 
 fn archive() -> NewArchive {
-    NewArchive {
-        at: At::Latest,
-        format: Format::Sqlite,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    }
+    NewArchive::of(At::Latest, Format::Sqlite)
 }
 
 impl World {
@@ -329,7 +322,9 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
                 .expect("copy");
             assert_eq!(rig::numbers(&copy, COUNT).await, [2], "{what}");
             for name in ["copy", "orders"] {
-                let purge = engine.database_purge(world.namespace, name, None).await;
+                let purge = engine
+                    .database_purge(world.namespace, name, Purge::default())
+                    .await;
                 let purged = purge.expect("begun").ended().await;
                 assert_eq!(
                     purged.state,

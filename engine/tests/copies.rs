@@ -208,8 +208,6 @@ async fn copies_under_full_load_are_states_that_were() {
 
 /// A node on a store that notes every call.
 async fn noted(folder: &Path, store: &Arc<FaultStore>) -> Engine {
-    let shared = Arc::new(Shared(Arc::clone(store)));
-    let store = Store::from_object_store(shared, "", StoreOptions::default()).expect("a store");
     let settings = Settings {
         settle_age: Duration::from_millis(100),
         checkpoint_age: Duration::from_millis(50),
@@ -217,6 +215,12 @@ async fn noted(folder: &Path, store: &Arc<FaultStore>) -> Engine {
         settle_level: 1,
         ..rig::settings(folder)
     };
+    noted_with(settings, store).await
+}
+
+async fn noted_with(settings: Settings, store: &Arc<FaultStore>) -> Engine {
+    let shared = Arc::new(Shared(Arc::clone(store)));
+    let store = Store::from_object_store(shared, "", StoreOptions::default()).expect("a store");
     let engine = Engine::start_on(settings, Parts::production(), store).await;
     engine.expect("start")
 }
@@ -328,5 +332,35 @@ async fn a_fork_is_made_from_the_files_of_its_parent() {
     rig::run(&late, "DELETE FROM t WHERE a > 10", Durability::Remote).await;
     let parent = rig::orders(&engine).await;
     assert_eq!(rig::numbers(&parent, STATE).await, late_state);
+    engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: the parent that is read for a fork's files takes none of its tenant's places. Method: a tenant that may have one
+/// database open has it in the fork; its parent is read all the same, and nothing of the bucket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_is_copied_is_no_open_database_of_its_tenant() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let store = FaultStore::in_memory(script(|_| Fault::None));
+    let settings = Settings {
+        open_databases_max: 2,
+        gate_timeout: Duration::from_secs(20),
+        ..rig::settings(folder.path())
+    };
+    let engine = noted_with(settings, &store).await;
+    let parent = rig::orders(&engine).await;
+    let create = "CREATE TABLE t(a INTEGER PRIMARY KEY, b)";
+    rig::run(&parent, create, Durability::Memory).await;
+    let fill = "WITH RECURSIVE s(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM s LIMIT 500) \
+                INSERT INTO t SELECT x, hex(randomblob(400)) FROM s";
+    rig::run(&parent, fill, Durability::Remote).await;
+    let state = rig::numbers(&parent, STATE).await;
+    ended(parent.fork(Fork::named("child")).await).await;
+    let namespace = parent.row().namespace;
+    let child = engine.database(namespace, "child").await.expect("the fork");
+    assert_eq!(
+        touched(&child, &state, &store).await,
+        Vec::<String>::new(),
+        "the newest state is in the parent's files"
+    );
     engine.shutdown().await.expect("shutdown");
 }

@@ -5,6 +5,8 @@
 //! Method: this test starts itself as a child that works on a folder until it reaches the named crash point and
 //! aborts; then a node is started on the folder.
 
+mod rig;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,12 +17,13 @@ use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::operations::{Operation, OperationFilter, OperationState};
 use tidelog_engine::system::Page;
 use tidelog_engine::travel::archives::{Format, NewArchive};
+use tidelog_engine::travel::deletion::Purge;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::restores::Outcome;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Error, IdempotencyKey, Limits, MasterKey,
-    MasterKeys, NewDatabase, Params, Parts, Request, Response, Settings, Statement,
+    Code, Database, Durability, Engine, Error, IdempotencyKey, MasterKey, MasterKeys, NewDatabase,
+    Parts, Request, Response, Settings,
 };
 use tidelog_testkit::sealing::{master_bytes, masters, sealed, sealed_masters};
 use tidelog_wal::{DatabaseId, NamespaceId, Position};
@@ -63,17 +66,7 @@ async fn start_with(folder: &Path, keys: &MasterKeys) -> (Engine, NamespaceId) {
 }
 
 fn request(sql: &str) -> Request {
-    Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(Durability::Local),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    }
+    rig::request(&[sql], Durability::Local)
 }
 
 async fn sql(database: &Database, sql: &str) -> i64 {
@@ -112,15 +105,7 @@ fn preserving(at: Position) -> Rewind {
 }
 
 fn archive() -> NewArchive {
-    NewArchive {
-        at: At::Latest,
-        format: Format::Sqlite,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    }
+    NewArchive::of(At::Latest, Format::Sqlite)
 }
 
 /// The file that replaces the database: two rows where the database has one.
@@ -218,7 +203,9 @@ async fn sealed_child() {
             let made = handle.wait(WAIT).await;
             assert_eq!(made.state, OperationState::Succeeded, "{made:?}");
             drop(copy);
-            let purge = engine.database_purge(namespace, "copy", None).await;
+            let purge = engine
+                .database_purge(namespace, "copy", Purge::default())
+                .await;
             purge.expect("begin").wait(WAIT).await;
         }
         "rewrap" => {
@@ -517,7 +504,9 @@ async fn a_purge_that_died_behind_its_keys_is_ended_by_the_next_life() {
         let orders = engine.database(namespace, "orders").await.expect("there");
         assert_eq!(sql(&orders, "SELECT count(*) FROM t").await, 1);
         drop(orders);
-        let purge = engine.database_purge(namespace, "orders", None).await;
+        let purge = engine
+            .database_purge(namespace, "orders", Purge::default())
+            .await;
         let purged = purge.expect("begin").wait(WAIT).await;
         assert_eq!(
             purged.state,
@@ -746,7 +735,9 @@ async fn a_fork_is_whole_or_leaves_nothing_and_lets_its_parent_go() {
         let rows = i64::from(work == "fork");
         assert_eq!(sql(&copy, "SELECT count(*) FROM t").await, rows, "{point}");
         for name in ["copy", "orders"] {
-            let purge = engine.database_purge(namespace, name, None).await;
+            let purge = engine
+                .database_purge(namespace, name, Purge::default())
+                .await;
             let purged = purge.expect("nothing holds it").wait(WAIT).await;
             assert_eq!(purged.state, OperationState::Succeeded, "{purged:?}");
         }
@@ -765,7 +756,9 @@ async fn a_fork_that_has_a_row_stands() {
     assert_eq!(sql(&copy, "SELECT sum(a) FROM t").await, 1);
     sql(&copy, "INSERT INTO t VALUES(2)").await;
     for name in ["copy", "orders"] {
-        let purge = engine.database_purge(namespace, name, None).await;
+        let purge = engine
+            .database_purge(namespace, name, Purge::default())
+            .await;
         let purged = purge.expect("nothing holds it").wait(WAIT).await;
         assert_eq!(purged.state, OperationState::Succeeded, "{purged:?}");
     }
@@ -792,13 +785,17 @@ async fn a_fork_is_detached_or_it_is_not() {
         assert_eq!(copy.row().parent.is_none(), detached, "{point}");
         assert_eq!(sql(&copy, "SELECT sum(a) FROM t").await, 3, "{point}");
         if !detached {
-            let pinned = engine.database_purge(namespace, "orders", None).await;
+            let pinned = engine
+                .database_purge(namespace, "orders", Purge::default())
+                .await;
             let pinned = pinned.expect_err("a fork reads through it");
             assert_eq!(pinned.code(), Code::ForkParentPinned);
             let again = copy.detach(None).await.expect("begin").wait(WAIT).await;
             assert_eq!(again.state, OperationState::Succeeded, "{again:?}");
         }
-        let purge = engine.database_purge(namespace, "orders", None).await;
+        let purge = engine
+            .database_purge(namespace, "orders", Purge::default())
+            .await;
         let purged = purge.expect("nothing holds it").wait(WAIT).await;
         assert_eq!(purged.state, OperationState::Succeeded, "{purged:?}");
         assert_eq!(sql(&copy, "SELECT sum(a) FROM t").await, 3, "{point}");

@@ -26,6 +26,7 @@ use tidelog_engine::operations::{Handle, OperationState};
 use tidelog_engine::system::Page;
 use tidelog_engine::system::databases::DatabasePatch;
 use tidelog_engine::travel::archives::{Format, NewArchive};
+use tidelog_engine::travel::deletion::Purge;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::{
@@ -495,15 +496,7 @@ async fn weeks(folder: &Path) {
         .expect("create");
     rig::run(&doomed, "CREATE TABLE d(a)", Durability::Remote).await;
     std::fs::write(folder.join("doomed"), doomed.row().id.to_string()).expect("its id");
-    let archive = NewArchive {
-        at: At::Latest,
-        format: Format::Sqlite,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    };
+    let archive = NewArchive::of(At::Latest, Format::Sqlite);
     succeeded(doomed.archive_create(archive).await).await;
     for row in 1..=DAYS {
         insert(folder, &orders, row, 2_000, Durability::Remote).await;
@@ -530,7 +523,12 @@ async fn weeks(folder: &Path) {
         assert!(report.applied && !report.held, "{report:?}");
     }
     std::fs::write(folder.join("purging"), "").expect("a mark");
-    succeeded(engine.database_purge(namespace, "doomed", None).await).await;
+    succeeded(
+        engine
+            .database_purge(namespace, "doomed", Purge::default())
+            .await,
+    )
+    .await;
     engine.shutdown().await.expect("shutdown");
 }
 
@@ -578,7 +576,12 @@ async fn recovered_weeks(folder: &Path, chosen: &str) {
                 assert_eq!(rows, [0], "{chosen}");
                 let archives = whole.archives(Page::default()).await.expect("archives");
                 assert_eq!(archives.items.len(), 1, "{chosen}");
-                succeeded(engine.database_purge(namespace, "doomed", None).await).await;
+                succeeded(
+                    engine
+                        .database_purge(namespace, "doomed", Purge::default())
+                        .await,
+                )
+                .await;
             }
             Err(error) => assert!(
                 matches!(error.code(), Code::DatabaseNotFound | Code::DatabasePurged),

@@ -1,6 +1,8 @@
 //! What ends or happens by itself: namespaces that are deleted and purged, archives by schedule. Clock and store are
 //! the test's own.
 
+mod rig;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,10 +24,7 @@ use tidelog_engine::travel::archives::{
     Archive, ArchiveSchedule, Format, Keep, NewArchive, NewArchiveSchedule,
 };
 use tidelog_engine::travel::forks::Fork;
-use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
-    Settings, Statement,
-};
+use tidelog_engine::{Code, Database, Durability, Engine, NewDatabase, Parts, Settings};
 use tidelog_testkit::faultstore::{Fault, FaultStore, Shared, script};
 use tidelog_testkit::sealing::sealed_masters;
 use tidelog_testkit::sim::ShiftedClock as Shifted;
@@ -152,17 +151,7 @@ impl World {
 }
 
 async fn try_write(database: &Database, sql: &str) -> Result<(), tidelog_engine::Error> {
-    let request = Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(Durability::Remote),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    };
+    let request = rig::request(&[sql], Durability::Remote);
     database.execute(request).await.map(drop)
 }
 

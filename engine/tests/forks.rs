@@ -1,6 +1,8 @@
 //! Forks: independent copies by reference, of forks and of the past, that outlive restarts and machines, and
 //! share nothing once they are detached.
 
+mod rig;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,8 +12,7 @@ use tidelog_engine::travel::branches::Branched;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
-    Settings, Statement, TakeOver, Value,
+    Code, Database, Durability, Engine, NewDatabase, Parts, Request, Settings, TakeOver, Value,
 };
 use tidelog_testkit::sealing::masters;
 use tidelog_wal::{NamespaceId, Position};
@@ -45,17 +46,7 @@ async fn run(database: &Database, sql: &str) -> Position {
 }
 
 fn request(sql: &str, durability: Durability) -> Request {
-    Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(durability),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    }
+    rig::request(&[sql], durability)
 }
 
 async fn sum(database: &Database) -> i64 {

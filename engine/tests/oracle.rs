@@ -3,6 +3,7 @@
 //!
 //! `TIDELOG_HISTORIES` sets how many histories run and `TIDELOG_SEED` the first seed; a failure names its own.
 
+mod rig;
 mod twin;
 
 use std::path::Path;
@@ -16,8 +17,7 @@ use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::database::Ticket;
 use tidelog_engine::sql::connection::AutoVacuum;
 use tidelog_engine::{
-    Access, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request, Settings,
-    Statement, TakeOver, Writer,
+    Database, Durability, Engine, NewDatabase, Parts, Settings, TakeOver, Writer,
 };
 use tidelog_testkit::history::{History, Host, Options, Step};
 use tidelog_testkit::sealing::masters;
@@ -50,21 +50,6 @@ fn settings(folder: &Path, rng: &mut StdRng) -> Settings {
         spool_bytes: pick(&[2 << 10, 20 << 10, 1 << 20]),
         master_keys: masters(),
         ..Settings::default()
-    }
-}
-
-fn request(statements: &[String], durability: Durability) -> Request {
-    let statement = |sql: &String| Statement {
-        sql: sql.clone(),
-        params: Params::None,
-    };
-    Request {
-        statements: statements.iter().map(statement).collect(),
-        transaction: true,
-        durability: Some(durability),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
     }
 }
 
@@ -214,9 +199,10 @@ impl Node<'_> {
 
     fn by_request(&mut self, statements: &[String]) -> Result<(), String> {
         let durability = self.durability();
-        let executed = self
-            .runtime
-            .block_on(self.database().execute(request(statements, durability)));
+        let executed = self.runtime.block_on(
+            self.database()
+                .execute(rig::request(statements, durability)),
+        );
         let response = executed.map_err(|e| format!("execute: {e:?}"))?;
         self.promise(None, Some(response.bookmark));
         Ok(())
@@ -258,7 +244,7 @@ async fn read_for_ever(database: Database) {
     let sql = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 20000) \
                SELECT sum(x), (SELECT count(*) FROM sqlite_schema) FROM c";
     while database
-        .execute(request(&[sql.to_owned()], Durability::Memory))
+        .execute(rig::request(&[sql.to_owned()], Durability::Memory))
         .await
         .is_ok()
     {
@@ -353,7 +339,7 @@ fn run(seed: u64, runtime: &Runtime) -> Result<usize, String> {
     node.twin
         .execute_batch("PRAGMA user_version=77")
         .expect("twin");
-    let last = request(&["PRAGMA user_version=77".to_owned()], Durability::Remote);
+    let last = rig::request(&["PRAGMA user_version=77".to_owned()], Durability::Remote);
     let flushed = runtime.block_on(node.database().execute(last));
     let flushed = flushed.map_err(|e| failed(format!("flush: {e:?}")))?;
     node.promise(None, Some(flushed.bookmark));
@@ -382,7 +368,7 @@ fn lose_the_machine(node: &mut Node<'_>, folder: &Path) -> Result<(), String> {
         "CREATE TABLE afterwards(x)",
         "INSERT INTO afterwards VALUES(1)",
     ];
-    let write = request(&sql.map(str::to_owned), Durability::Remote);
+    let write = rig::request(&sql.map(str::to_owned), Durability::Remote);
     let response = node.runtime.block_on(node.database().execute(write));
     let response = response.map_err(|e| format!("write after the loss: {e:?}"))?;
     node.promise(None, Some(response.bookmark));
@@ -470,10 +456,10 @@ fn a_spooled_commit_that_is_checkpointed_before_it_is_shipped_is_stored() {
     let fill = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 400) \
                 INSERT INTO t SELECT x, hex(x*x*x) || hex(zeroblob(400)) || hex(x*7919) FROM c";
     let sql = ["CREATE TABLE t(a, b)".to_owned(), fill.to_owned()];
-    let written = runtime.block_on(database.execute(request(&sql, Durability::Local)));
+    let written = runtime.block_on(database.execute(rig::request(&sql, Durability::Local)));
     let at = written.expect("write").bookmark;
     let sql = ["CREATE TABLE u(a)".to_owned()];
-    let flushed = runtime.block_on(database.execute(request(&sql, Durability::Remote)));
+    let flushed = runtime.block_on(database.execute(rig::request(&sql, Durability::Remote)));
     flushed.expect("everything before is stored");
     let restored = runtime.block_on(async {
         let url = format!("file://{}", folder.path().join("store").display());

@@ -1,26 +1,16 @@
 //! A tenant that sends the very text of a statement of the engine is judged like any other.
 
+mod rig;
+
 use std::time::Duration;
 
 use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, IdempotencyKey, Limits, NewDatabase, Params, Parts,
-    Request, Settings, Statement,
+    Code, Database, Durability, Engine, IdempotencyKey, NewDatabase, Parts, Request, Settings,
 };
 use tidelog_testkit::sealing::masters;
 
 fn request(sql: &[&str]) -> Request {
-    let statement = |sql: &&str| Statement {
-        sql: (*sql).to_owned(),
-        params: Params::None,
-    };
-    Request {
-        statements: sql.iter().map(statement).collect(),
-        transaction: true,
-        durability: Some(Durability::Memory),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    }
+    rig::request(sql, Durability::Memory)
 }
 
 async fn refused(database: &Database, sql: &[&str]) -> Code {

@@ -5,6 +5,7 @@
 //! bucket to what a plain SQLite twin held (I3), and takes writes. `TIDELOG_SEED` and `TIDELOG_CRASHES` choose
 //! what runs; a failure names its seed.
 
+mod rig;
 mod twin;
 
 use std::collections::BTreeMap;
@@ -17,10 +18,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rusqlite::Connection;
 use tidelog_engine::bucket::{At, Bucket, BucketDatabase};
-use tidelog_engine::{
-    Access, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request, Settings,
-    Statement,
-};
+use tidelog_engine::{Database, Durability, Engine, NewDatabase, Parts, Settings};
 use tidelog_testkit::sealing::masters;
 use tidelog_wal::{PageSize, Position, TxId};
 
@@ -102,17 +100,7 @@ impl Node {
 
     async fn run(&mut self, sql: &str, durability: Durability) -> Position {
         self.twin.execute_batch(sql).expect(sql);
-        let request = Request {
-            statements: vec![Statement {
-                sql: sql.to_owned(),
-                params: Params::None,
-            }],
-            transaction: true,
-            durability: Some(durability),
-            access: Access::owner(),
-            limits: Limits::default(),
-            idempotency: None,
-        };
+        let request = rig::request(&[sql], durability);
         let response = self.database.execute(request).await;
         let bookmark = response.unwrap_or_else(|e| panic!("{sql}: {e:?}")).bookmark;
         let dump = twin::dump(&self.twin);
@@ -313,17 +301,7 @@ impl Node {
 
     /// Has everything stored, by a commit that changes no row, and restores `at`.
     async fn flush(&self, at: Position) -> Connection {
-        let request = Request {
-            statements: vec![Statement {
-                sql: "PRAGMA application_id = 7".to_owned(),
-                params: Params::None,
-            }],
-            transaction: true,
-            durability: Some(Durability::Remote),
-            access: Access::owner(),
-            limits: Limits::default(),
-            idempotency: None,
-        };
+        let request = rig::request(&["PRAGMA application_id = 7"], Durability::Remote);
         let flushed = self.database.execute(request).await.expect("flush");
         assert!(flushed.bookmark.txid > at.txid, "writing goes on");
         let bucket = self.bucket().await;

@@ -1,5 +1,7 @@
 //! Replacing a live database by a file: one commit, taken back by a rewind, refused where it does not fit.
 
+mod rig;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,10 +10,7 @@ use tidelog_engine::operations::{Operation, OperationState};
 use tidelog_engine::system::Page;
 use tidelog_engine::system::databases::DatabasePatch;
 use tidelog_engine::travel::verify::{Level, NewVerification};
-use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
-    Settings, Statement,
-};
+use tidelog_engine::{Code, Database, Durability, Engine, NewDatabase, Parts, Settings};
 use tidelog_testkit::sealing::masters;
 use tidelog_wal::{NamespaceId, Position};
 
@@ -49,17 +48,7 @@ async fn world() -> World {
 }
 
 async fn run(database: &Database, sql: &str) -> (Position, i64) {
-    let request = Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(Durability::Memory),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    };
+    let request = rig::request(&[sql], Durability::Memory);
     let response = database.execute(request).await;
     let response = response.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     let row = response

@@ -4,11 +4,8 @@ mod rig;
 
 use std::time::Duration;
 
-use tidelog_engine::request::{Access, Request};
-use tidelog_engine::{
-    Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Settings, Statement,
-    Value,
-};
+use tidelog_engine::request::Request;
+use tidelog_engine::{Code, Database, Durability, Engine, NewDatabase, Parts, Settings, Value};
 use tidelog_testkit::sealing::masters;
 
 fn settings(folder: &std::path::Path) -> Settings {
@@ -22,17 +19,7 @@ fn settings(folder: &std::path::Path) -> Settings {
 }
 
 fn request(sql: &str, durability: Durability) -> Request {
-    Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(durability),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    }
+    rig::request(&[sql], durability)
 }
 
 async fn run(database: &Database, sql: &str) -> Vec<Vec<Value>> {

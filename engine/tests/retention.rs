@@ -1,6 +1,8 @@
 //! Time passes over a database: the window moves, what is promised stays, what is not goes. Clock and store are
 //! the test's own.
 
+mod rig;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,13 +24,11 @@ use tidelog_engine::system::Page;
 use tidelog_engine::system::databases::{DatabasePatch, Namespace};
 use tidelog_engine::travel::archives::{Format, NewArchive};
 use tidelog_engine::travel::branches::Branched;
+use tidelog_engine::travel::deletion::Purge;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::labels::{NewSnapshot, SnapshotState};
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
-use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
-    Settings, Statement,
-};
+use tidelog_engine::{Code, Database, Durability, Engine, NewDatabase, Parts, Settings};
 use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
 use tidelog_testkit::sealing::{masters, sealed};
 use tidelog_testkit::sim::ShiftedClock as Shifted;
@@ -196,17 +196,7 @@ async fn write(database: &Database, sql: &str) -> Position {
 }
 
 async fn write_at(database: &Database, sql: &str, durability: Durability) -> Position {
-    let request = Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(durability),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    };
+    let request = rig::request(&[sql], durability);
     let done = database.execute(request).await;
     done.unwrap_or_else(|e| panic!("{sql}: {e:?}")).bookmark
 }
@@ -721,7 +711,10 @@ async fn a_deleted_database_comes_back_or_is_purged_after_seven_days() {
         taken.expect_err("the name is in use").code(),
         Code::NameTaken
     );
-    let purged = world.engine.database_purge(namespace, "orders", None).await;
+    let purged = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     let purged = purged.expect("begun").wait(WAIT).await;
     assert_eq!(purged.state, OperationState::Succeeded, "{purged:?}");
     assert_eq!(
@@ -783,7 +776,10 @@ async fn a_purge_reaches_every_object_and_the_journal_goes_on() {
     let id = orders.row().id;
     assert!(world.keys(id).await.len() > 1, "a part is stored");
     let pinned = fork_pin(&world, &orders).await;
-    let refused = world.engine.database_purge(namespace, "orders", None).await;
+    let refused = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     let refused = match refused {
         Err(error) => error.code().as_str().to_owned(),
         Ok(mut handle) => {
@@ -803,7 +799,10 @@ async fn a_purge_reaches_every_object_and_the_journal_goes_on() {
         .engine
         .database_patch(namespace, "orders", protect(true));
     patched.await.expect("protected");
-    let refused = world.engine.database_purge(namespace, "orders", None).await;
+    let refused = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     assert_eq!(
         refused.expect_err("protected").code(),
         Code::DatabaseProtected
@@ -812,7 +811,10 @@ async fn a_purge_reaches_every_object_and_the_journal_goes_on() {
         .engine
         .database_patch(namespace, "orders", protect(false));
     patched.await.expect("not protected");
-    let purge = world.engine.database_purge(namespace, "orders", None).await;
+    let purge = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     let ended = purge.expect("begun").wait(WAIT).await;
     assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
     let result = ended.result.expect("a result");
@@ -840,7 +842,7 @@ async fn a_purge_reaches_every_object_and_the_journal_goes_on() {
             .expect_err("undelete"),
         world
             .engine
-            .database_purge(namespace, "orders", None)
+            .database_purge(namespace, "orders", Purge::default())
             .await
             .expect_err("again"),
     ] {
@@ -963,15 +965,7 @@ async fn a_dry_run_says_what_an_applied_one_does() {
 }
 
 fn archive(at: At) -> NewArchive {
-    NewArchive {
-        at,
-        format: Format::Sqlite,
-        name: None,
-        retain_until: None,
-        legal_hold: false,
-        token: None,
-        request: None,
-    }
+    NewArchive::of(at, Format::Sqlite)
 }
 
 async fn ended(mut handle: Handle) -> Operation {
@@ -1135,7 +1129,10 @@ async fn a_purge_waits_for_held_archives_and_reaches_the_others() {
     let name = |made: &serde_json::Value| made["archive"]["id"].as_str().expect("an id").to_owned();
     let (retained, held) = (name(&retained), name(&held));
     let refused = async |names: &[&String]| {
-        let purge = world.engine.database_purge(namespace, "orders", None).await;
+        let purge = world
+            .engine
+            .database_purge(namespace, "orders", Purge::default())
+            .await;
         let error = purge.expect_err("held");
         assert_eq!(error.code(), Code::ArchiveHeld, "{error}");
         assert_eq!(error.members()["archives"], serde_json::json!(names));
@@ -1187,7 +1184,10 @@ async fn a_purge_waits_for_held_archives_and_reaches_the_others() {
         .database_delete(namespace, "orders")
         .await
         .expect("deleted");
-    let purge = world.engine.database_purge(namespace, "orders", None).await;
+    let purge = world
+        .engine
+        .database_purge(namespace, "orders", Purge::default())
+        .await;
     let said = succeeded(purge.expect("nothing is held any more")).await;
     assert_eq!(said["archives_deleted"], 3, "{said}");
     assert!(said["objects_gone_at"].is_string(), "{said}");

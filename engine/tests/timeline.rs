@@ -1,14 +1,13 @@
 //! Import, bookmarks by time, history and exports of one database.
 
+mod rig;
+
 use std::path::Path;
 use std::time::Duration;
 
 use tidelog_engine::bucket::At;
-use tidelog_engine::request::{Access, Request};
 use tidelog_engine::system::Page;
-use tidelog_engine::{
-    Code, Database, Durability, Engine, Limits, Params, Parts, Settings, Statement,
-};
+use tidelog_engine::{Code, Database, Durability, Engine, Parts, Settings};
 use tidelog_testkit::sealing::masters;
 use tidelog_wal::Position;
 
@@ -27,22 +26,7 @@ fn settings(folder: &Path) -> Settings {
 }
 
 async fn run(database: &Database, sql: &str) -> Position {
-    let request = Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(Durability::Memory),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    };
-    database
-        .execute(request)
-        .await
-        .unwrap_or_else(|e| panic!("{sql}: {e:?}"))
-        .bookmark
+    rig::run(database, sql, Durability::Memory).await
 }
 
 fn query<T: rusqlite::types::FromSql>(file: &Path, sql: &str) -> T {

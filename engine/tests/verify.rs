@@ -1,5 +1,7 @@
 //! Verifications: they prove what they cover, find what is planted, and are never better than what was looked at.
 
+mod rig;
+
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +13,7 @@ use tidelog_engine::bucket::At;
 use tidelog_engine::operations::OperationState;
 use tidelog_engine::system::Page;
 use tidelog_engine::travel::verify::{Level, NewVerification, Outcome, Verification};
-use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Limits, NewDatabase, Params, Parts, Request,
-    Settings, Statement,
-};
+use tidelog_engine::{Code, Database, Durability, Engine, NewDatabase, Parts, Settings};
 use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
 use tidelog_testkit::sealing::masters;
 use tidelog_wal::{NamespaceId, Position};
@@ -90,19 +89,7 @@ async fn restart(world: World, settings: Settings, between: impl FnOnce(&World))
 }
 
 async fn run(database: &Database, sql: &str) -> Position {
-    let request = Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(Durability::Memory),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    };
-    let response = database.execute(request).await;
-    response.unwrap_or_else(|e| panic!("{sql}: {e:?}")).bookmark
+    rig::run(database, sql, Durability::Memory).await
 }
 
 /// A database of some hundred pages and commits; answers a bookmark in the middle.

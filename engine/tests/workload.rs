@@ -1,16 +1,17 @@
 //! What tenants do, through the engine: every commit is kept and restores equal from the bucket alone, on an
 //! empty folder too.
 
+mod rig;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidelog_archive::env::Clock;
 use tidelog_engine::bucket::{At, Bucket};
-use tidelog_engine::request::{Access, IdempotencyKey, Request};
+use tidelog_engine::request::{IdempotencyKey, Request};
 use tidelog_engine::{
-    Code, Database, Durability, Engine, Error, Limits, NewDatabase, Params, Parts, Settings,
-    Statement, TakeOver, Value,
+    Code, Database, Durability, Engine, Error, NewDatabase, Parts, Settings, TakeOver, Value,
 };
 use tidelog_testkit::sealing::masters;
 use tidelog_testkit::sim::ShiftedClock;
@@ -36,17 +37,7 @@ async fn start(folder: &Path) -> Engine {
 }
 
 fn statement(sql: &str) -> Request {
-    Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(Durability::Local),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    }
+    rig::request(&[sql], Durability::Local)
 }
 
 async fn try_run(database: &Database, sql: &str) -> Result<Position, Error> {

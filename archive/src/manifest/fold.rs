@@ -7,7 +7,7 @@
 use bytes::Bytes;
 
 use super::MANIFEST_LEN_MAX;
-use super::entry::{ImageEntry, IndexEntry};
+use super::entry::ImageEntry;
 use super::model::Manifest;
 use crate::envelope::FormatError;
 use crate::index::IndexObject;
@@ -97,17 +97,7 @@ impl Manifest {
             what: "an index object without entries",
         })?;
         let finished = object.encode(self.namespace, self.database, level, stamp)?;
-        let (segments, images, bytes) = object.totals();
-        let entry = IndexEntry {
-            level,
-            run,
-            segments,
-            images,
-            bytes,
-            nonce,
-            len: finished.len,
-            blake3: finished.blake3,
-        };
+        let entry = object.entry(run, level, nonce, &finished);
         let at = self.index.partition_point(|e| e.run.last < run.first);
         self.index.insert(at, entry);
         Ok(NewIndexObject {

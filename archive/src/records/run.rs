@@ -11,6 +11,7 @@
 //! | page count before the first, after the last | varint, varint |
 
 use tidelog_wal::codec::{Reader, put_varint};
+use tidelog_wal::record::RecordHeader;
 use tidelog_wal::{Chain, DecodeError, Digest, PageCount, Position, Term, Timestamp, TxId};
 
 use super::walk::ChainWalk;
@@ -46,6 +47,23 @@ pub struct Run {
 }
 
 impl Run {
+    /// The run of one record.
+    pub const fn of(header: &RecordHeader, chain_before: Chain, chain_after: Chain) -> Self {
+        Self {
+            first: header.txid,
+            last: header.txid,
+            first_term: header.term,
+            last_term: header.term,
+            first_time: header.time,
+            last_time: header.time,
+            chain_before,
+            chain_after,
+            digest_after: header.digest,
+            n_before: header.n_before,
+            n_after: header.n_after,
+        }
+    }
+
     /// The Position after the last record.
     pub const fn end(&self) -> Position {
         Position {

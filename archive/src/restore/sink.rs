@@ -28,6 +28,23 @@ pub trait PageSink: Send {
     fn finish(&mut self) -> io::Result<()>;
 }
 
+/// Fills `buf` from `offset` on; what lies beyond the end of the file is zeros.
+pub fn fill_from(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64) {
+            Ok(0) => {
+                rest.fill(0);
+                return Ok(());
+            }
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// A file that gets its name when it is finished: until then it stands beside it as `NAME.partial`. It is its owner's
 /// alone: the state of a tenant is in it.
 #[derive(Debug)]
@@ -72,19 +89,7 @@ impl PageSink for FileSink {
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mut filled = 0;
-        while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, offset + filled as u64) {
-                Ok(0) => {
-                    rest.fill(0);
-                    return Ok(());
-                }
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        fill_from(&self.file, offset, buf)
     }
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {

@@ -126,19 +126,8 @@ impl SegmentWriter {
             };
         }
         self.mark.records += 1;
-        let run = self.run.get_or_insert(Run {
-            first: header.txid,
-            last: header.txid,
-            first_term: header.term,
-            last_term: header.term,
-            first_time: header.time,
-            last_time: header.time,
-            chain_before: self.chain,
-            chain_after: self.chain,
-            digest_after: header.digest,
-            n_before: header.n_before,
-            n_after: header.n_after,
-        });
+        let chain = self.chain;
+        let run = self.run.get_or_insert(Run::of(header, chain, chain));
         run.last = header.txid;
         run.last_term = header.term;
         run.last_time = header.time;

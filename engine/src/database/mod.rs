@@ -159,7 +159,17 @@ struct CaptureSlot {
 #[derive(Debug)]
 pub(crate) struct Lease {
     database: Arc<OpenDb>,
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Lease {
+    /// The last one says that the database could be closed for another, once that is so.
+    fn drop(&mut self) {
+        self.permit = None;
+        if self.database.is_idle() {
+            self.database.core.place_changes.tell();
+        }
+    }
 }
 
 impl std::ops::Deref for Lease {
@@ -297,7 +307,7 @@ impl OpenDb {
         let permit = Arc::clone(&self.leases).try_acquire_owned().ok()?;
         Some(Lease {
             database: Arc::clone(self),
-            _permit: permit,
+            permit: Some(permit),
         })
     }
 

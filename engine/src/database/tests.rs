@@ -1,40 +1,7 @@
 //! What no test from outside can hold still: files between two captures.
 
-use std::path::Path;
-
 use super::*;
-use crate::{
-    Access, Database, Engine, Limits, NewDatabase, Params, Parts, Request, Settings, Statement,
-};
-
-async fn run(database: &Database, sql: &str) {
-    let request = Request {
-        statements: vec![Statement {
-            sql: sql.to_owned(),
-            params: Params::None,
-        }],
-        transaction: true,
-        durability: Some(Durability::Memory),
-        access: Access::owner(),
-        limits: Limits::default(),
-        idempotency: None,
-    };
-    database.execute(request).await.expect(sql);
-}
-
-async fn node(folder: &Path) -> (Engine, Database) {
-    let settings = Settings {
-        data: folder.join("data"),
-        store_url: "memory:".to_owned(),
-        ..Settings::default()
-    };
-    let engine = Box::pin(Engine::start(settings, Parts::production())).await;
-    let engine = engine.expect("starts");
-    let namespace = engine.namespace_create("acme").await.expect("made");
-    let new = NewDatabase::named("orders");
-    let database = engine.database_create(namespace.id, new).await;
-    (engine, database.expect("made"))
-}
+use crate::{Engine, Parts, Settings, rig};
 
 /// Goal: once everything is in the file, pages are read from the file alone, though capture still knows which frames
 /// of the WAL they were in (DESIGN 5.7). Method: a transaction that is larger than its cache begins the WAL anew and
@@ -42,10 +9,18 @@ async fn node(folder: &Path) -> (Engine, Database) {
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_are_not_read_from_a_wal_that_may_begin_anew() {
     let folder = tempfile::tempdir().expect("tempdir");
-    let (engine, database) = node(folder.path()).await;
-    run(&database, "CREATE TABLE t(b)").await;
+    // Nothing is settled, so that nobody else reads the files.
+    let settings = Settings {
+        settle_bytes: 1 << 30,
+        ..rig::settings(folder.path())
+    };
+    let engine = Box::pin(Engine::start(settings, Parts::production())).await;
+    let engine = engine.expect("starts");
+    let database = rig::orders(&engine).await;
+    rig::run(&database, "CREATE TABLE t(b)", Durability::Memory).await;
     for _ in 0..40 {
-        run(&database, "INSERT INTO t VALUES(randomblob(20000))").await;
+        let insert = "INSERT INTO t VALUES(randomblob(20000))";
+        rig::run(&database, insert, Durability::Memory).await;
     }
     let lease = database.lease().await.expect("open");
     let open = Arc::clone(&lease);

@@ -30,24 +30,13 @@ use super::inherit::hold;
 use super::keys::seal_disk;
 use super::life::Life;
 use super::start::Started;
-use crate::capture::Scratches;
-use crate::copy::Untouched;
-use crate::core::{Core, Parts, Room};
-use crate::database::backfill::Backfills;
-use crate::database::rolled_back::RolledBack;
+use crate::core::{Core, Parts};
 use crate::disk::Disk;
 use crate::error::{Code, Error};
-use crate::gap::Breaks;
 use crate::journal::replay::{FoundChunk, Replay, replay};
 use crate::journal::{Journal, JournalParts};
-use crate::meters::Meters;
-use crate::pump::Pump;
-use crate::rebuild::Tails;
 use crate::remote::Remote;
 use crate::settings::{Settings, TakeOver};
-use crate::travel::calendar::Calendar;
-use crate::travel::retention::hold::Holds;
-use crate::turns::Turns;
 
 /// Bytes written at once to a chunk that is mended.
 const PIECE: usize = 64 << 10;
@@ -122,27 +111,8 @@ pub(crate) fn start(
         Arc::clone(&parts.entropy),
     );
     let (clock, entropy) = (Arc::clone(&parts.clock), Arc::clone(&parts.entropy));
-    let turns = Turns::new(Arc::clone(&parts.clock), settings.turns_at_once);
-    let core = Arc::new(Core {
-        remote: Remote::new(store_away, term, identity.node, clock, entropy),
-        settings,
-        parts,
-        journal,
-        pump: Pump::default(),
-        backfills: Backfills::default(),
-        untouched: Untouched::default(),
-        tails: Tails::default(),
-        breaks: Breaks::default(),
-        scratches: Scratches::default(),
-        rolled_back: RolledBack::default(),
-        holds: Holds::default(),
-        calendar: Calendar::default(),
-        meters: Meters::default(),
-        room: Room::default(),
-        turns: Arc::new(turns),
-        same_boot,
-        detached: Some(mode),
-    });
+    let remote = Remote::new(store_away, term, identity.node, clock, entropy);
+    let core = Core::new(settings, parts, journal, remote, same_boot, Some(mode));
     let inherited = hold(&core, &found)?;
     let notice = match mode {
         Detached::Writes => format!(

@@ -22,26 +22,15 @@ use super::keys::{is_sealed, prepare_bucket, refuse_unsealed, seal_disk, unlock_
 use super::life::Life;
 use super::tail::unsettled;
 use super::terms::{Closed, close_earlier, refuse_beside_open, term_error};
-use crate::capture::Scratches;
-use crate::copy::Untouched;
-use crate::core::{Core, Parts, Room};
+use crate::core::{Core, Parts};
 use crate::crash_point;
-use crate::database::backfill::Backfills;
-use crate::database::rolled_back::RolledBack;
 use crate::error::{Code, Error};
-use crate::gap::Breaks;
 use crate::journal::replay::{Replay, replay};
 use crate::journal::{Journal, JournalParts};
-use crate::meters::Meters;
-use crate::pump::Pump;
-use crate::rebuild::Tails;
 use crate::remote::Remote;
 use crate::settings::{Settings, TakeOver};
 use crate::ship::ShippedSection;
 use crate::sql::connection::{unfit_library, use_temp_folder};
-use crate::travel::calendar::Calendar;
-use crate::travel::retention::hold::Holds;
-use crate::turns::Turns;
 
 /// A node that has its term and its journal, and serves nothing yet.
 #[derive(Debug)]
@@ -197,27 +186,7 @@ pub(crate) async fn start(
     let (clock, entropy) = (Arc::clone(&parts.clock), Arc::clone(&parts.entropy));
     let mut remote = Remote::new(store, term, identity.node, clock, entropy);
     remote.keeps_versions = fitness.versioned;
-    let turns = Turns::new(Arc::clone(&parts.clock), settings.turns_at_once);
-    let core = Arc::new(Core {
-        settings,
-        parts,
-        journal,
-        pump: Pump::default(),
-        backfills: Backfills::default(),
-        untouched: Untouched::default(),
-        remote,
-        tails: Tails::default(),
-        scratches: Scratches::default(),
-        rolled_back: RolledBack::default(),
-        holds: Holds::default(),
-        calendar: Calendar::default(),
-        meters: Meters::default(),
-        room: Room::default(),
-        turns: Arc::new(turns),
-        breaks: Breaks::default(),
-        same_boot,
-        detached: None,
-    });
+    let core = Core::new(settings, parts, journal, remote, same_boot, None);
     for database in found.databases.values() {
         core.remote.learn(database.namespace, database.id).await?;
     }

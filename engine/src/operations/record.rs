@@ -387,32 +387,24 @@ impl System {
         let limit = page.limit();
         // Greater than every id, which begin with "op_".
         let before = page.cursor.unwrap_or_else(|| "op_~".to_owned());
-        let items = self
-            .read(move |c| {
-                let mut select = c.prepare(&format!(
-                    "SELECT {COLUMNS} FROM operations WHERE namespace = ?1 AND id < ?2 \
-                     AND (?3 IS NULL OR database_name = ?3) AND (?4 IS NULL OR type = ?4) \
-                     AND (?5 IS NULL OR state = ?5) ORDER BY id DESC LIMIT ?6"
-                ))?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                let kind = filter.kind.map(OperationType::as_str);
-                let state = filter.state.map(OperationState::as_str);
-                select
-                    .query_map(
-                        params![
-                            namespace.as_bytes(),
-                            before,
-                            filter.database,
-                            kind,
-                            state,
-                            asked
-                        ],
-                        operation,
-                    )?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        Ok(PageOf::cut(items, limit, |operation| operation.id.clone()))
+        let kind = filter.kind.map(|kind| kind.as_str().to_owned());
+        let state = filter.state.map(|state| state.as_str().to_owned());
+        let select = format!(
+            "SELECT {COLUMNS} FROM operations WHERE namespace = ?1 AND id < ?2 \
+             AND (?3 IS NULL OR database_name = ?3) AND (?4 IS NULL OR type = ?4) \
+             AND (?5 IS NULL OR state = ?5) ORDER BY id DESC LIMIT ?6"
+        );
+        let given = vec![
+            namespace.as_bytes().to_vec().into(),
+            before.into(),
+            filter.database.into(),
+            kind.into(),
+            state.into(),
+        ];
+        self.page(select, given, limit, operation, |operation| {
+            operation.id.clone()
+        })
+        .await
     }
 
     /// Forgets operations that ended before `time`.

@@ -12,6 +12,7 @@ use crate::core::Parts;
 use crate::engine::{Database, Engine, NewDatabase};
 use crate::error::{Code, Error};
 use crate::request::{Access, Request};
+use crate::rig;
 use crate::settings::{Durability, Settings};
 use crate::sql::run::{Column, Limits, Params, Statement, Value};
 use crate::turns::Pace;
@@ -54,11 +55,9 @@ fn within(deadline: Duration) -> Limits {
 /// there as long as the pace is.
 async fn node(folder: &Path) -> (Engine, Database, Pace) {
     let settings = Settings {
-        data: folder.join("data"),
-        store_url: "memory:".to_owned(),
         turns_at_once: 1,
         stream_gate_idle: 2 * PATIENT,
-        ..Settings::default()
+        ..rig::settings(folder)
     };
     let engine = Box::pin(Engine::start(settings, Parts::production())).await;
     let engine = engine.expect("starts");
@@ -187,12 +186,8 @@ async fn a_cursor_that_waits_for_its_reader_holds_no_turn() {
     });
     stalls.await.expect("it stalls");
     let request = Request {
-        statements: vec![statement(SOME)],
-        transaction: true,
-        durability: None,
-        access: Access::owner(),
         limits: within(PATIENT),
-        idempotency: None,
+        ..rig::request(&[SOME], Durability::Memory)
     };
     database.execute(request).await.expect("the turn is free");
     read.send(()).expect("the cursor waits");

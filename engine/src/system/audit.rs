@@ -246,29 +246,17 @@ impl System {
         };
         let before = page.cursor.unwrap_or_else(|| "b".to_owned());
         let since = filter.since.map_or(0, micros);
-        let lines: Vec<String> = self
-            .read(move |c| {
-                let mut select = c.prepare(
-                    "SELECT line FROM audit WHERE namespace = ?1 AND id < ?2 AND at >= ?3 \
-                     AND action BETWEEN ?4 AND ?5 ORDER BY id DESC LIMIT ?6",
-                )?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                let id = namespace.as_bytes();
-                select
-                    .query_map(params![id, before, since, from, to, asked], |row| {
-                        row.get(0)
-                    })?
-                    .collect()
-            })
-            .await?;
-        let items = lines
-            .iter()
-            .map(|line| serde_json::from_str(line))
-            .collect::<Result<Vec<Json>, _>>()
-            .map_err(|error| Error::internal("read an audit line").caused_by(error))?;
-        Ok(PageOf::cut(items, limit, |line| {
-            line["id"].as_str().unwrap_or_default().to_owned()
-        }))
+        let select = "SELECT line FROM audit WHERE namespace = ?1 AND id < ?2 AND at >= ?3 \
+                      AND action BETWEEN ?4 AND ?5 ORDER BY id DESC LIMIT ?6";
+        let given = vec![
+            namespace.as_bytes().to_vec().into(),
+            before.into(),
+            since.into(),
+            from.into(),
+            to.into(),
+        ];
+        self.page_of_lines(select, given, limit, "read an audit line")
+            .await
     }
 
     /// Stores the lines that are not in the bucket yet, and deletes rows and objects past the retention.

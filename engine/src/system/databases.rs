@@ -486,19 +486,13 @@ impl System {
     ) -> Result<PageOf<DatabaseRow>, Error> {
         let limit = page.limit();
         let after = page.cursor.unwrap_or_default();
-        let items = self
-            .read(move |c| {
-                let mut select = c.prepare(&format!(
-                    "SELECT {COLUMNS} FROM databases WHERE namespace = ?1 AND deleted IS NULL \
-                     AND name > ?2 ORDER BY name LIMIT ?3"
-                ))?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                select
-                    .query_map(params![namespace.as_bytes(), after, asked], row)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        Ok(PageOf::cut(items, limit, |row| row.name.clone()))
+        let select = format!(
+            "SELECT {COLUMNS} FROM databases WHERE namespace = ?1 AND deleted IS NULL \
+             AND name > ?2 ORDER BY name LIMIT ?3"
+        );
+        let given = vec![namespace.as_bytes().to_vec().into(), after.into()];
+        self.page(select, given, limit, row, |row| row.name.clone())
+            .await
     }
 
     /// Changes settings.

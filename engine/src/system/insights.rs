@@ -263,27 +263,10 @@ impl System {
         self.flush_insights().await?;
         let limit = page.limit();
         let before = page.cursor.unwrap_or_else(|| "t".to_owned());
-        let lines: Vec<String> = self
-            .read(move |c| {
-                let mut select = c.prepare(
-                    "SELECT line FROM slow_queries WHERE database = ?1 AND id < ?2 \
-                     ORDER BY id DESC LIMIT ?3",
-                )?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                select
-                    .query_map(params![database.as_bytes(), before, asked], |row| {
-                        row.get(0)
-                    })?
-                    .collect()
-            })
-            .await?;
-        let items = lines
-            .iter()
-            .map(|line| serde_json::from_str(line))
-            .collect::<Result<Vec<Json>, _>>()
-            .map_err(|error| Error::internal("read a slow query").caused_by(error))?;
-        Ok(PageOf::cut(items, limit, |line| {
-            line["id"].as_str().unwrap_or_default().to_owned()
-        }))
+        let select = "SELECT line FROM slow_queries WHERE database = ?1 AND id < ?2 \
+                      ORDER BY id DESC LIMIT ?3";
+        let given = vec![database.as_bytes().to_vec().into(), before.into()];
+        self.page_of_lines(select, given, limit, "read a slow query")
+            .await
     }
 }

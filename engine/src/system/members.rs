@@ -143,18 +143,12 @@ impl System {
     ) -> Result<PageOf<Member>, Error> {
         let limit = page.limit();
         let after = page.cursor.unwrap_or_default();
-        let items = self
-            .read(move |c| {
-                let mut select = c.prepare(&format!(
-                    "{SELECT} WHERE m.namespace = ?1 AND m.principal > ?2 ORDER BY m.principal LIMIT ?3"
-                ))?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                select
-                    .query_map(params![namespace.as_bytes(), after, asked], row)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        Ok(PageOf::cut(items, limit, |member| member.principal.clone()))
+        let select = format!(
+            "{SELECT} WHERE m.namespace = ?1 AND m.principal > ?2 ORDER BY m.principal LIMIT ?3"
+        );
+        let given = vec![namespace.as_bytes().to_vec().into(), after.into()];
+        self.page(select, given, limit, row, |member| member.principal.clone())
+            .await
     }
 
     /// Makes a member or changes their roles, effective with the next request.

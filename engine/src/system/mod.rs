@@ -22,7 +22,9 @@ pub mod tokens;
 
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::types::Value as SqlValue;
+use rusqlite::{Connection, Row, params_from_iter};
+use serde_json::Value as Json;
 use tidelog_wal::{DatabaseId, NamespaceId};
 
 use crate::core::Core;
@@ -162,6 +164,64 @@ impl System {
                     .as_engine(work)
                     .map_err(|error| sql_error(sqlite, error))
             })
+        })
+        .await
+    }
+
+    /// A page of what `select` finds with `given`. Its last parameter is how many rows there may be: one more than the page
+    /// has, which tells whether another follows. `cursor` names where an item stands.
+    pub(crate) async fn page<T, F>(
+        &self,
+        select: String,
+        given: Vec<SqlValue>,
+        limit: usize,
+        row: F,
+        cursor: impl Fn(&T) -> String,
+    ) -> Result<PageOf<T>, Error>
+    where
+        T: Send + 'static,
+        F: FnMut(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let items = self.rows(select, given, limit + 1, row).await?;
+        Ok(PageOf::cut(items, limit, cursor))
+    }
+
+    /// A page of stored lines: JSON objects that have an `id`. `what` is said of one that is none.
+    pub(crate) async fn page_of_lines(
+        &self,
+        select: &str,
+        given: Vec<SqlValue>,
+        limit: usize,
+        what: &str,
+    ) -> Result<PageOf<Json>, Error> {
+        let line = |row: &Row<'_>| row.get(0);
+        let lines: Vec<String> = self.rows(select.to_owned(), given, limit + 1, line).await?;
+        let items = lines
+            .iter()
+            .map(|line| serde_json::from_str(line))
+            .collect::<Result<Vec<Json>, _>>()
+            .map_err(|error| Error::internal(what).caused_by(error))?;
+        Ok(PageOf::cut(items, limit, |line| {
+            line["id"].as_str().unwrap_or_default().to_owned()
+        }))
+    }
+
+    /// What `select` finds with `given`, and with `most` as its last parameter.
+    async fn rows<T, F>(
+        &self,
+        select: String,
+        mut given: Vec<SqlValue>,
+        most: usize,
+        row: F,
+    ) -> Result<Vec<T>, Error>
+    where
+        T: Send + 'static,
+        F: FnMut(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        given.push(i64::try_from(most).unwrap_or(i64::MAX).into());
+        self.read(move |c| {
+            let mut select = c.prepare(&select)?;
+            select.query_map(params_from_iter(given), row)?.collect()
         })
         .await
     }

@@ -236,19 +236,12 @@ impl System {
             .as_deref()
             .and_then(parse_token_id)
             .unwrap_or_default();
-        let items = self
-            .read(move |c| {
-                let mut select = c.prepare(&format!(
-                    "SELECT {COLUMNS} FROM {TABLES} WHERE t.namespace = ?1 AND t.id > ?2 \
-                     ORDER BY t.id LIMIT ?3"
-                ))?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                select
-                    .query_map(params![namespace.as_bytes(), after, asked], row)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        Ok(PageOf::cut(items, limit, |token| token_id_text(&token.id)))
+        let select = format!(
+            "SELECT {COLUMNS} FROM {TABLES} WHERE t.namespace = ?1 AND t.id > ?2 ORDER BY t.id LIMIT ?3"
+        );
+        let given = vec![namespace.as_bytes().to_vec().into(), after.to_vec().into()];
+        self.page(select, given, limit, row, |token| token_id_text(&token.id))
+            .await
     }
 
     /// A token of a namespace.

@@ -99,6 +99,21 @@ pub struct NewArchive {
     pub request: Option<IdempotencyKey>,
 }
 
+impl NewArchive {
+    /// One that is kept until somebody deletes it.
+    pub const fn of(at: At, format: Format) -> Self {
+        Self {
+            at,
+            format,
+            name: None,
+            retain_until: None,
+            legal_hold: false,
+            token: None,
+            request: None,
+        }
+    }
+}
+
 impl Database {
     /// Begins to make an archive. Errors that concern the state asked for come at once.
     #[boxed]

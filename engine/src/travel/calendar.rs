@@ -17,6 +17,7 @@ use tidelog_archive::manifest::State;
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp};
 use tokio::sync::{Notify, watch};
 
+use super::deletion::Purge;
 use super::retention::{self, DAY_MICROS, GRACE_MICROS, RetentionReport, WINDOW_MICROS};
 use crate::boxed;
 use crate::core::Core;
@@ -408,7 +409,7 @@ impl Engine {
                 Err(error) => Err(error),
             };
         }
-        match self.purge_row(row.clone(), None).await {
+        match self.purge_row(row.clone(), Purge::default()).await {
             Ok(_) => Ok(later(self.now(), PAUSE_MICROS)),
             Err(error) => match error.code() {
                 // Its forks read through it, its archives are held, or somebody works on it.

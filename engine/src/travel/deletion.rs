@@ -52,6 +52,25 @@ const ROUNDS_MAX: usize = 5;
 /// The pause before clearing away is tried again.
 const CLEAR_PAUSE: Duration = Duration::from_millis(500);
 
+/// What a purge does about forks that read through its database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Forks {
+    /// It is refused while there is one.
+    #[default]
+    Refuse,
+    /// It first makes every live one independent. Refused, before any is, while others read through it.
+    Detach,
+}
+
+/// A purge that is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Purge {
+    /// What is done about forks.
+    pub forks: Forks,
+    /// Id of the token that asks.
+    pub token: Option<String>,
+}
+
 fn protected(row: &DatabaseRow) -> Result<(), Error> {
     if row.delete_protection {
         let what = format!("database {:?} is protected against deletion", row.name);
@@ -171,55 +190,26 @@ impl Engine {
         &self,
         namespace: NamespaceId,
         name: &str,
-        token: Option<String>,
+        purge: Purge,
     ) -> Result<Handle, Error> {
         let row = self
             .inner
             .system
             .database_or_deleted(namespace, name)
             .await?;
-        self.purge_row(row, token).await
-    }
-
-    /// The same, once every fork that reads through it was made independent. Refused, before any is, while others do
-    /// than live ones.
-    #[boxed]
-    pub async fn database_purge_detaching(
-        &self,
-        namespace: NamespaceId,
-        name: &str,
-        token: Option<String>,
-    ) -> Result<Handle, Error> {
-        let row = self
-            .inner
-            .system
-            .database_or_deleted(namespace, name)
-            .await?;
-        self.begin_purge(row, token, true).await
+        self.purge_row(row, purge).await
     }
 
     /// Begins the purge of a database.
-    pub(crate) async fn purge_row(
-        &self,
-        row: DatabaseRow,
-        token: Option<String>,
-    ) -> Result<Handle, Error> {
-        self.begin_purge(row, token, false).await
-    }
-
-    async fn begin_purge(
-        &self,
-        row: DatabaseRow,
-        token: Option<String>,
-        detaching: bool,
-    ) -> Result<Handle, Error> {
+    pub(crate) async fn purge_row(&self, row: DatabaseRow, purge: Purge) -> Result<Handle, Error> {
+        let Purge { forks: then, token } = purge;
         let mut detached = Vec::new();
         if !row.purging {
             protected(&row)?;
             let remote = &self.inner.core.remote;
             let loaded = remote.owned_manifest(row.namespace, row.id).await?;
             let mut forks = forks_of(&loaded.manifest);
-            if detaching {
+            if then == Forks::Detach {
                 for id in forks.clone() {
                     let fork = self.inner.system.database_by_id(id).await?;
                     if let Some(fork) = fork.filter(|fork| fork.deleted_at.is_none()) {

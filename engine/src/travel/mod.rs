@@ -3,7 +3,7 @@
 pub mod archives;
 pub mod branches;
 pub(crate) mod calendar;
-mod deletion;
+pub mod deletion;
 pub mod detach;
 mod diverged;
 pub mod forks;

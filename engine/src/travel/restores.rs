@@ -225,19 +225,12 @@ impl System {
         let limit = page.limit();
         // Greater than every id, which begin with "rs_".
         let before = page.cursor.unwrap_or_else(|| "rs_~".to_owned());
-        let items = self
-            .read(move |c| {
-                let mut select = c.prepare(&format!(
-                    "SELECT {COLUMNS} FROM restores WHERE database = ?1 AND id < ?2 \
-                     ORDER BY id DESC LIMIT ?3"
-                ))?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                select
-                    .query_map(params![database.as_bytes(), before, asked], record)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        Ok(PageOf::cut(items, limit, |restore| restore.id.clone()))
+        let select = format!(
+            "SELECT {COLUMNS} FROM restores WHERE database = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3"
+        );
+        let given = vec![database.as_bytes().to_vec().into(), before.into()];
+        self.page(select, given, limit, record, |restore| restore.id.clone())
+            .await
     }
 
     /// When the restores of a database since `since` were asked for, oldest first.

@@ -20,6 +20,7 @@ use tidelog_engine::operations::{Handle, Operation, OperationState};
 use tidelog_engine::system::databases::DatabasePatch;
 use tidelog_engine::travel::archives::{Format, NewArchive};
 use tidelog_engine::travel::branches::Branched;
+use tidelog_engine::travel::deletion::Purge;
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::labels::NewSnapshot;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
@@ -617,7 +618,9 @@ impl World {
             let name = self.databases[of].name.clone();
             let has_forks = (self.databases.iter()).any(|one| one.parent.as_ref() == Some(&name));
             if self.rng.random_bool(0.5) {
-                let begun = self.engine.database_purge(self.namespace, &name, None);
+                let begun = self
+                    .engine
+                    .database_purge(self.namespace, &name, Purge::default());
                 match begun.await {
                     Ok(mut handle) => {
                         let ended = handle.wait(DEADLINE).await;
@@ -646,15 +649,7 @@ impl World {
         let was = self.some_state(of);
         let name = self.databases[of].name.clone();
         let database = self.database(&name).await?;
-        let new = NewArchive {
-            at: At::Bookmark(was.at),
-            format: Format::Sqlite,
-            name: None,
-            retain_until: None,
-            legal_hold: false,
-            token: None,
-            request: None,
-        };
+        let new = NewArchive::of(At::Bookmark(was.at), Format::Sqlite);
         let made = succeeded(database.archive_create(new).await).await?;
         let result = made.result.ok_or("no result")?;
         let id = result["archive"]["id"].as_str().ok_or("no id")?.to_owned();

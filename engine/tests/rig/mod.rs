@@ -49,9 +49,9 @@ pub(crate) async fn bucket(folder: &Path) -> Result<Bucket, Error> {
 }
 
 /// Statements in one transaction.
-pub(crate) fn request(statements: &[&str], durability: Durability) -> Request {
-    let statement = |sql: &&str| Statement {
-        sql: (*sql).to_owned(),
+pub(crate) fn request<S: AsRef<str>>(statements: &[S], durability: Durability) -> Request {
+    let statement = |sql: &S| Statement {
+        sql: sql.as_ref().to_owned(),
         params: Params::None,
     };
     Request {

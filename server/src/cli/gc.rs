@@ -7,6 +7,7 @@ use super::args::GcOptions;
 use super::client::Client;
 use super::exit::Failure;
 use super::output::{Output, bytes, cell, table};
+use super::remote::paged;
 
 fn total(objects: &Json) -> (usize, u64) {
     let objects = objects.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -23,21 +24,8 @@ pub(super) async fn gc(
     if let Some(name) = &options.database {
         body["database"] = json!(name.to_string());
     }
-    let (mut items, mut cursor) = (Vec::new(), None::<String>);
-    loop {
-        let mut request = client.request(Method::POST, &["retention"]).json(&body);
-        if let Some(cursor) = &cursor {
-            request = request.query(&[("cursor", cursor)]);
-        }
-        let mut page = client.json(request).await?;
-        if let Json::Array(found) = page["items"].take() {
-            items.extend(found);
-        }
-        cursor = page["next_cursor"].as_str().map(str::to_owned);
-        if cursor.is_none() {
-            break;
-        }
-    }
+    let page = |_| client.request(Method::POST, &["retention"]).json(&body);
+    let items = paged(client, usize::MAX, page).await?;
     let rows: Vec<Vec<String>> = items
         .iter()
         .map(|item| {

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use futures::StreamExt;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value as Json, json};
 use tokio::io::AsyncWriteExt;
 use tokio_util::io::ReaderStream;
@@ -35,14 +35,24 @@ pub(super) async fn items(
     query: &[(&str, String)],
     most: usize,
 ) -> Result<Vec<Json>, Failure> {
+    let page = |left: usize| {
+        let limit = left.min(PAGE_MAX).to_string();
+        let request = client.request(Method::GET, path).query(query);
+        request.query(&[("limit", limit)])
+    };
+    paged(client, most, page).await
+}
+
+/// Every item that is answered page by page, up to a number; `page` asks for one, given how many items are wanted still.
+pub(super) async fn paged(
+    client: &Client,
+    most: usize,
+    page: impl Fn(usize) -> RequestBuilder,
+) -> Result<Vec<Json>, Failure> {
     let mut items = Vec::new();
     let mut cursor: Option<String> = None;
     while items.len() < most {
-        let limit = (most - items.len()).min(PAGE_MAX).to_string();
-        let mut request = client
-            .request(Method::GET, path)
-            .query(query)
-            .query(&[("limit", limit)]);
+        let mut request = page(most - items.len());
         if let Some(cursor) = &cursor {
             request = request.query(&[("cursor", cursor)]);
         }
@@ -305,7 +315,7 @@ pub(super) async fn export(
 /// Writes an answer to a file, and gives its length and headers.
 pub(super) async fn download(
     client: &Client,
-    request: reqwest::RequestBuilder,
+    request: RequestBuilder,
     out: &Path,
     force: bool,
     output: Output,

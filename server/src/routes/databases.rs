@@ -6,6 +6,7 @@ use tidelog_engine::bucket::At;
 use tidelog_engine::sql::connection::AutoVacuum;
 use tidelog_engine::system::databases::DatabasePatch;
 use tidelog_engine::system::tokens::token_id_text;
+use tidelog_engine::travel::deletion::{Forks, Purge};
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::retention::{DAY_MICROS, WINDOW_DAYS};
 use tidelog_engine::{Database, Draft, Durability, NewDatabase};
@@ -225,13 +226,13 @@ pub(super) async fn delete(mut call: Call) -> Result<Answer, Problem> {
     let (engine, namespace, name) = (&call.app.engine, call.namespace()?, call.name("db")?);
     if purge {
         let token = Some(token_id_text(&call.principal()?.token.id));
-        let handle = if detach_forks {
-            engine
-                .database_purge_detaching(namespace, &name, token)
-                .await?
+        let forks = if detach_forks {
+            Forks::Detach
         } else {
-            engine.database_purge(namespace, &name, token).await?
+            Forks::Refuse
         };
+        let purge = Purge { forks, token };
+        let handle = engine.database_purge(namespace, &name, purge).await?;
         return outcome(&call, handle, StatusCode::OK).await;
     }
     if detach_forks {

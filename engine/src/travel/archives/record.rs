@@ -355,20 +355,17 @@ impl System {
         let limit = page.limit();
         // Greater than every id, which is hex.
         let before = page.cursor.unwrap_or_else(|| "~".to_owned());
-        let items = self
-            .read(move |c| {
-                let mut select = c.prepare(
-                    "SELECT * FROM archives WHERE database = ?1 AND state = ?2 AND id < ?3 \
-                     ORDER BY id DESC LIMIT ?4",
-                )?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                let ready = RowState::Ready.as_str();
-                select
-                    .query_map(params![database.as_bytes(), ready, before, asked], archive)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        Ok(PageOf::cut(items, limit, |archive| archive.id.to_string()))
+        let select = "SELECT * FROM archives WHERE database = ?1 AND state = ?2 AND id < ?3 \
+                      ORDER BY id DESC LIMIT ?4";
+        let given = vec![
+            database.as_bytes().to_vec().into(),
+            RowState::Ready.as_str().to_owned().into(),
+            before.into(),
+        ];
+        self.page(select.to_owned(), given, limit, archive, |archive| {
+            archive.id.to_string()
+        })
+        .await
     }
 
     /// The complete archives that a schedule made of a database, newest first.

@@ -282,15 +282,7 @@ impl Engine {
             engine: self.clone(),
             row: row.clone(),
         };
-        let new = NewArchive {
-            at: At::Latest,
-            format: schedule.format,
-            name: None,
-            retain_until: None,
-            legal_hold: false,
-            token: None,
-            request: None,
-        };
+        let new = NewArchive::of(At::Latest, schedule.format);
         let begun = database.archive_begin(new, true).await;
         let run = ScheduledRun {
             at: now,

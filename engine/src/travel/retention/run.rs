@@ -400,17 +400,8 @@ impl Run<'_> {
         let finished = object
             .encode(self.namespace, self.id, level, stamp)
             .map_err(|e| Error::internal("write an index object").caused_by(e))?;
-        let (segments, images, bytes) = object.totals();
-        let entry = IndexEntry {
-            level,
-            run,
-            segments,
-            images,
-            bytes,
-            nonce: self.core.remote.nonces.next(),
-            len: finished.len,
-            blake3: finished.blake3,
-        };
+        let nonce = self.core.remote.nonces.next();
+        let entry = object.entry(run, level, nonce, &finished);
         let key = entry.key(self.namespace, self.id).to_string();
         self.core.remote.create(&key, finished.bytes).await?;
         Ok(Some(entry))

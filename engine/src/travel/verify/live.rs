@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_archive::plan::Resolved;
-use tidelog_archive::restore::PageSink;
+use tidelog_archive::restore::{PageSink, fill_from};
 use tidelog_wal::Digest;
 
 use crate::copy::Copy;
@@ -65,19 +65,7 @@ impl PageSink for CopySink {
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        let mut filled = 0;
-        while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, offset + filled as u64) {
-                Ok(0) => {
-                    rest.fill(0);
-                    return Ok(());
-                }
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+        fill_from(&self.file, offset, buf)
     }
 
     fn set_len(&mut self, len: u64) -> std::io::Result<()> {

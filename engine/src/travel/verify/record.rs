@@ -149,19 +149,13 @@ impl System {
         let limit = page.limit();
         // Greater than every id, which begin with "op_".
         let before = page.cursor.unwrap_or_else(|| "op_~".to_owned());
-        let items = self
-            .read(move |c| {
-                let mut select = c.prepare(
-                    "SELECT * FROM verifications WHERE database = ?1 AND id < ?2 \
-                     ORDER BY id DESC LIMIT ?3",
-                )?;
-                let asked = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-                select
-                    .query_map(params![database.as_bytes(), before, asked], verification)?
-                    .collect::<rusqlite::Result<Vec<_>>>()
-            })
-            .await?;
-        Ok(PageOf::cut(items, limit, |item| item.id.clone()))
+        let select = "SELECT * FROM verifications WHERE database = ?1 AND id < ?2 \
+                      ORDER BY id DESC LIMIT ?3";
+        let given = vec![database.as_bytes().to_vec().into(), before.into()];
+        self.page(select.to_owned(), given, limit, verification, |item| {
+            item.id.clone()
+        })
+        .await
     }
 
     /// The newest good verification of a database.
