@@ -10,7 +10,6 @@ use tidelog_archive::key::{Key, KeyNonce};
 use tidelog_archive::manifest::{ImageEntry, Marked, Pin};
 use tidelog_archive::plan::{Direction, Start, Target, Terms};
 use tidelog_archive::restore::{FileSink, MemorySink, RestoreError, RestoreSettings, execute};
-use tidelog_archive::seal::Stamp;
 use tidelog_archive::segment::SegmentWriter;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::{ObjectRef, RecordBody};
@@ -239,13 +238,14 @@ async fn a_record_in_a_segment_part_is_fetched_through_its_reference() {
     let real = history.at(11).clone();
     let ids = (NAMESPACE, history.database);
     let size = history.page_size;
-    let id = WriteId([7; 16]);
+    let mut world = World::new(history.clone());
+    let stamp = world.stamp(WriteId([7; 16]));
     let mut writer = SegmentWriter::new(
         ids,
         size,
         SEED,
         real.chain_before,
-        Stamp::plain(id),
+        stamp,
         Compressor::new(1),
     );
     writer.push(&real.bytes).expect("record");
@@ -263,7 +263,7 @@ async fn a_record_in_a_segment_part_is_fetched_through_its_reference() {
         pages[1] = dice.bytes(512);
         history.commit(pages);
     }
-    let mut world = World::new(history);
+    world.history = history;
     world.settle(1, 8).await;
     world.ship(1, 9, 13).await;
     world.ship(2, 14, 16).await;

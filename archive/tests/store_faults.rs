@@ -405,4 +405,21 @@ async fn a_right_that_lacks_is_named() {
     let store = on(Arc::new(Shared(faults)));
     let refused = store.put_unique(KEY, part()).await.expect_err("forbidden");
     assert_eq!(refused.right(), Some("s3:PutObject"), "{refused}");
+    // An upload that may not be given up is ended, so that a deletion reaches it.
+    let faults = FaultStore::in_memory(script(|call| match call.op {
+        Op::Abort => Fault::Denied,
+        _ => Fault::None,
+    }));
+    let store = on(Arc::new(Shared(Arc::clone(&faults))));
+    let refused = store.probe_abort(KEY).await.expect_err("forbidden");
+    assert_eq!(
+        refused.right(),
+        Some("s3:AbortMultipartUpload"),
+        "{refused}"
+    );
+    store.head(KEY).await.expect("it is no upload any more");
+    faults.set_plan(script(|_| Fault::None));
+    store.delete(KEY).await.expect("deleted");
+    store.probe_abort(KEY).await.expect("allowed");
+    assert_eq!(store.list("").await.expect("a listing"), []);
 }

@@ -12,8 +12,10 @@ use std::time::Duration;
 use object_store::memory::InMemory;
 use tidelog_archive::ErrorKind;
 use tidelog_archive::env::{Clock, SystemEntropy};
-use tidelog_archive::key::NonceSource;
-use tidelog_archive::manifest::{Loaded, Manifest, ManifestStore, Pin, PublishError, State};
+use tidelog_archive::key::{Key, NonceSource};
+use tidelog_archive::manifest::{
+    Loaded, Manifest, ManifestStore, Marked, Pin, PublishError, State,
+};
 use tidelog_archive::seal::Keyring;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::{At, Bucket};
@@ -1317,4 +1319,72 @@ async fn found_in(world: &World, text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// Goal: an object that the store refuses to delete keeps its mark and its place, holds back no other, and goes once it
+/// may. Method: two objects or more are marked; the deletion of the first is forbidden when their grace is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_not_be_deleted_keeps_its_mark_and_holds_back_no_other() {
+    let world = World::new().await;
+    let orders = world.create("orders").await;
+    let patch = DatabasePatch {
+        retention_micros: Some(DAY as u64 * 1_000_000),
+        ..DatabasePatch::default()
+    };
+    let (namespace, id) = (world.namespace.id, orders.row().id);
+    let patched = world.engine.database_patch(namespace, "orders", patch);
+    patched.await.expect("a day");
+    write(&orders, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)").await;
+    let of = |marked: &Marked| Key::Database(namespace, id, marked.object).to_string();
+    let mut marked = Vec::new();
+    for row in 0..60 {
+        let at = write(
+            &orders,
+            &format!("INSERT INTO t VALUES({row}, randomblob(3000))"),
+        )
+        .await;
+        world.settled(&orders, at).await;
+        world.pass(DAY / 4);
+        world.turn().await;
+        marked = world.manifest(id).await.manifest.marked;
+        if marked.len() > 1 {
+            break;
+        }
+    }
+    let (first, others) = marked.split_first().expect("objects were marked");
+    assert!(!others.is_empty(), "more than one");
+    let kept = of(first);
+    let forbidden = kept.clone();
+    world.faults.set_plan(script(move |call: &Call| {
+        if call.op == Op::Delete && call.key == forbidden {
+            Fault::Denied
+        } else {
+            Fault::None
+        }
+    }));
+    world.pass(2 * DAY);
+    for _ in 0..2 {
+        let refused = world.engine.retention_of(namespace, "orders", true).await;
+        let refused = refused.expect_err("it may not");
+        assert_eq!(refused.code(), Code::StorageUnavailable, "{refused}");
+        assert!(refused.to_string().contains("not permitted"), "{refused}");
+        let keys = world.keys(id).await;
+        assert!(keys.contains(&kept), "{keys:?}");
+        let marked = world.manifest(id).await.manifest.marked;
+        assert!(marked.iter().any(|mark| of(mark) == kept), "{marked:?}");
+        for other in others {
+            assert!(!keys.contains(&of(other)), "{other:?} is held back");
+            assert!(!marked.contains(other), "{other:?} is forgotten");
+        }
+    }
+    // What is due is tried again, and the calendar goes on.
+    world.turn().await;
+    world.faults.set_plan(script(|_| Fault::None));
+    let done = world.engine.retention_of(namespace, "orders", true).await;
+    let (_, report) = done.expect("it may");
+    assert!(report.deleted.iter().any(|gone| gone.key == kept));
+    assert!(!world.keys(id).await.contains(&kept));
+    let marked = world.manifest(id).await.manifest.marked;
+    assert!(!marked.iter().any(|mark| of(mark) == kept), "{marked:?}");
+    world.engine.shutdown().await.expect("shutdown");
 }

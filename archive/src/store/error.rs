@@ -8,6 +8,9 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 /// The look at an object that is not there, which is forbidden to whoever may not list.
 pub(super) const ABSENT: &str = "look for the absent";
 
+/// Giving up an upload in parts, which S3 has a right of its own for.
+pub(super) const ABORT: &str = "abort the upload of";
+
 /// Why a store call did not do what was asked.
 ///
 /// For a conditional write the variant is a statement about its effect: [`StoreError::Conflict`],
@@ -125,6 +128,7 @@ impl StoreError {
         };
         match *verb {
             "write" | "begin upload" | "upload" => Some("s3:PutObject"),
+            ABORT => Some("s3:AbortMultipartUpload"),
             "read" | "head" => Some("s3:GetObject"),
             "delete" => Some("s3:DeleteObject"),
             "list" | ABSENT => Some("s3:ListBucket"),

@@ -47,7 +47,7 @@ impl Store {
                 .take(limit.saturating_add(1))
                 .try_collect()
                 .await;
-            let error = match taken {
+            let error = match taken.map_err(denied_in_words) {
                 Ok(metas) if metas.len() > limit => {
                     return Err(StoreError::Exhausted {
                         what: "the number of listed objects",
@@ -82,6 +82,7 @@ impl Store {
             .map(move |page| match page {
                 Ok(metas) => Ok(store.sorted(metas)),
                 Err(stream::TryChunksError(_, error)) => {
+                    let error = denied_in_words(error);
                     Err(read_error(Failure::of(&error), "list", &prefix, 1, error))
                 }
             }))
@@ -94,7 +95,7 @@ impl Store {
         let request = || async {
             match self.inner.objects.list_with_delimiter(Some(&folder)).await {
                 Err(error) if Failure::of(&error) == Failure::Missing => Ok(Vec::new()),
-                other => Ok(other?.common_prefixes),
+                other => Ok(other.map_err(denied_in_words)?.common_prefixes),
             }
         };
         let paths = repeat(self.attempts(), "list", prefix, request).await?;
@@ -137,7 +138,13 @@ impl Store {
         let mut failed = None;
         while let Some(result) = results.next().await {
             match result {
-                Err(error) if Failure::of(&error) != Failure::Missing => failed = Some(error),
+                Err(error) if Failure::of(&error) != Failure::Missing => {
+                    let error = denied_in_words(error);
+                    // What may yet succeed is worth another attempt, beside what is forbidden.
+                    if failed.is_none() || Failure::of(&error) != Failure::Denied {
+                        failed = Some(error);
+                    }
+                }
                 _ => {}
             }
         }
@@ -175,4 +182,22 @@ impl Store {
         entries.dedup_by(|a, b| a.key == b.key);
         entries
     }
+}
+
+/// A refusal that the library hands on as text, as what it is: that of a listing, and that of one key in a bulk
+/// deletion, which S3 answers with success and a code for each key.
+fn denied_in_words(error: object_store::Error) -> object_store::Error {
+    match error {
+        object_store::Error::Generic { source, .. } if says_denied(&source.to_string()) => {
+            object_store::Error::PermissionDenied {
+                path: String::new(),
+                source,
+            }
+        }
+        other => other,
+    }
+}
+
+fn says_denied(text: &str) -> bool {
+    text.ends_with("(code: AccessDenied)") || text.contains("status code: 403 Forbidden")
 }

@@ -21,7 +21,8 @@ pub struct Fitness {
     pub wall: Timestamp,
     /// The store's time of that object: a large difference means that one of the clocks is wrong.
     pub store_time: Timestamp,
-    /// The store names versions of objects: what is overwritten or deleted may live on as an older one.
+    /// The store names versions of objects: what is overwritten or deleted may live on as an older one. So does a
+    /// bucket that keeps none any more, of what it kept before.
     pub versioned: bool,
 }
 
@@ -114,7 +115,7 @@ impl Store {
                 "it ignores If-None-Match: a second create overwrote the first object",
             ));
         }
-        let store_time = self.check(&path, 1, &first).await?;
+        let (store_time, named) = self.check(&path, 1, &first).await?;
 
         let second = self
             .try_put(&path, 3, if_match(&first))
@@ -134,11 +135,11 @@ impl Store {
                 "it ignores If-Match: it created an object that did not exist",
             ));
         }
-        let versioned = first.version.as_deref().is_some_and(|id| id != "null");
         Ok(Fitness {
             wall,
             store_time,
-            versioned,
+            // Where keeping them was suspended the name is "null", which some stores say of a read alone.
+            versioned: first.version.is_some() || named,
         })
     }
 
@@ -166,8 +167,13 @@ impl Store {
         }
     }
 
-    /// Reads the object whole, in part and by its head; returns the store's time of it.
-    async fn check(&self, path: &Path, fill: u8, put: &PutResult) -> Result<Timestamp, Trial> {
+    /// Reads the object whole, in part and by its head; returns the store's time of it, and whether it has a version.
+    async fn check(
+        &self,
+        path: &Path,
+        fill: u8,
+        put: &PutResult,
+    ) -> Result<(Timestamp, bool), Trial> {
         let limit = self.inner.settings.request_timeout;
         let (whole, meta) = bounded(limit, self.fetch(path, None, Want::Version)).await?;
         match whole {
@@ -195,7 +201,7 @@ impl Store {
             Timestamp::ZERO => Err(Trial::Unfit(
                 "HEAD does not tell when an object was written",
             )),
-            time => Ok(time),
+            time => Ok((time, head.version.is_some())),
         }
     }
 }

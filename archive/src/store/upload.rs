@@ -12,11 +12,12 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
+use object_store::path::Path;
 use object_store::retry::{RetryContext, RetryPolicy};
 use object_store::{MultipartUpload, PutMultipartOptions, PutPayload, UploadPart};
 
-use super::error::{BoxError, Failure};
-use super::retry::{bounded, read_error};
+use super::error::{ABORT, BoxError, Failure};
+use super::retry::{bounded, read_error, repeat};
 use super::{Head, Store, StoreError};
 
 /// Most parts of one object, as S3 has it.
@@ -48,16 +49,7 @@ impl Store {
             return self.head(key).await;
         }
         let limit = self.inner.settings.request_timeout;
-        let policy = Arc::new(PartRetry {
-            store: self.clone(),
-        });
-        let options = PutMultipartOptions::default().with_retry_policy(policy);
-        let begin = || {
-            self.inner
-                .objects
-                .put_multipart_opts(&path, options.clone())
-        };
-        let mut upload = super::retry::repeat(self.attempts(), "begin upload", key, begin).await?;
+        let mut upload = self.begin_upload(key, &path).await?;
         let sent = match self
             .send_parts(key, upload.as_mut(), first, &mut parts)
             .await
@@ -71,6 +63,39 @@ impl Store {
         };
         let completed = bounded(limit, upload.complete()).await;
         self.confirm(key, sent, completed.err()).await
+    }
+
+    /// Tries to give up an upload in parts: begins one at `key`, sends a part and aborts it. Where that is refused the
+    /// upload is completed instead, so that nothing of it stays that a deletion of `key` does not remove.
+    ///
+    /// [`StoreError::Denied`], [`StoreError::Unavailable`].
+    pub async fn probe_abort(&self, key: &str) -> Result<(), StoreError> {
+        let path = self.inner.prefix.path(key)?;
+        let limit = self.inner.settings.request_timeout;
+        let mut upload = self.begin_upload(key, &path).await?;
+        let failed = |verb, error| read_error(Failure::of(&error), verb, key, 1, error);
+        let part = upload.put_part(PutPayload::from_static(b"a part"));
+        let sent = bounded(limit, part).await;
+        match bounded(limit, upload.abort()).await {
+            Ok(()) => sent.map_err(|e| failed("upload", e)),
+            Err(error) => {
+                let _ = bounded(limit, upload.complete()).await;
+                Err(failed(ABORT, error))
+            }
+        }
+    }
+
+    async fn begin_upload(
+        &self,
+        key: &str,
+        path: &Path,
+    ) -> Result<Box<dyn MultipartUpload>, StoreError> {
+        let policy = Arc::new(PartRetry {
+            store: self.clone(),
+        });
+        let options = PutMultipartOptions::default().with_retry_policy(policy);
+        let begin = || self.inner.objects.put_multipart_opts(path, options.clone());
+        repeat(self.attempts(), "begin upload", key, begin).await
     }
 
     async fn send_parts<S, E>(

@@ -1,4 +1,5 @@
-//! A history in a store: segments, images, journal sections and the manifest that lists them.
+//! A history in a store: segments, images, journal sections and the manifest that lists them. Where the suites run
+//! sealed all of them are, each database's with a data key of its own; the first database is the bucket's own.
 
 use std::sync::Arc;
 
@@ -12,12 +13,13 @@ use tidelog_archive::manifest::{
 };
 use tidelog_archive::plan::{History as Known, Layer, Plan, PlanError, TailSection, Target, Terms};
 use tidelog_archive::restore::{MemorySink, RestoreError, RestoreSettings, execute};
-use tidelog_archive::seal::{Keyring, Stamp};
+use tidelog_archive::seal::{KeyObject, Keyring, SealKey, Stamp};
 use tidelog_archive::segment::SegmentWriter;
 use tidelog_archive::store::{Store, StoreOptions};
+use tidelog_testkit::sealing;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::ObjectRef;
-use tidelog_wal::{PageNo, Position, Term, Timestamp};
+use tidelog_wal::{DatabaseId, PageNo, Position, Term, Timestamp};
 
 use super::manifests::empty;
 use super::{History, NAMESPACE, SEED, count, digest};
@@ -47,6 +49,7 @@ impl World {
     }
 
     pub(crate) fn in_store(store: Store, history: History) -> Self {
+        let store = keyed(store, history.database);
         let mut manifest = empty();
         manifest.database = history.database;
         manifest.page_size = history.page_size;
@@ -67,6 +70,20 @@ impl World {
         }
     }
 
+    /// A stamp for an object of the database.
+    pub(crate) fn stamp(&self, id: WriteId) -> Stamp {
+        match self.key() {
+            None => Stamp::plain(id),
+            key => Stamp::shared(&SystemEntropy, key),
+        }
+    }
+
+    fn key(&self) -> Option<Arc<SealKey>> {
+        let keys = self.store.keys();
+        let key = keys.sealing(NAMESPACE, self.history.database);
+        key.expect("the data key is at hand")
+    }
+
     fn nonce(&mut self) -> KeyNonce {
         self.counter += 1;
         super::manifests::nonce(self.counter)
@@ -82,7 +99,7 @@ impl World {
             size,
             SEED,
             chain,
-            Stamp::plain(WriteId([7; 16])),
+            self.stamp(WriteId([7; 16])),
             Compressor::new(1),
         );
         for txid in first..=last {
@@ -129,7 +146,8 @@ impl World {
             n: count(commit.pages.len()),
             digest: digest(self.history.page_size, &commit.pages),
         };
-        let mut writer = ImageWriter::new(meta, Stamp::plain(WriteId([7; 16])), Compressor::new(1));
+        let stamp = self.stamp(WriteId([7; 16]));
+        let mut writer = ImageWriter::new(meta, stamp, Compressor::new(1));
         for (number, page) in (1..).zip(&commit.pages) {
             writer
                 .page(PageNo::new(number).expect("from 1"), page)
@@ -162,21 +180,17 @@ impl World {
     /// Ships the records as a journal object.
     pub(crate) async fn ship(&mut self, seq: u64, first: u64, last: u64) {
         let (term, seq) = (Term::new(3), Seq::new(seq));
-        let mut builder = JournalObjectBuilder::new(
-            term,
-            seq,
-            (0, 1),
-            Stamp::plain(WriteId([8; 16])),
-            Compressor::new(1),
-        );
+        let (keys, section) = (self.store.keys(), self.history.section(first, last));
+        let stamp = keys.journal_stamp(&SystemEntropy).expect("a stamp");
+        let mut builder = JournalObjectBuilder::new(term, seq, (0, 1), stamp, Compressor::new(1));
         builder
-            .section(self.history.section(first, last), None)
+            .section(section, self.key().as_deref())
             .expect("section");
         for txid in first..=last {
             builder.push(&self.history.at(txid).bytes).expect("record");
         }
         let bytes = builder.finish().expect("finish").0.bytes;
-        let journal = JournalObject::decode(&bytes, term, seq, &Keyring::off()).expect("decode");
+        let journal = JournalObject::decode(&bytes, term, seq, keys).expect("decode");
         self.tail
             .push(TailSection::of(&journal, &journal.sections[0]));
         let key = Key::Journal(term, seq).to_string();
@@ -268,6 +282,27 @@ impl World {
     pub(crate) fn time(&self, txid: u64) -> Timestamp {
         self.history.at(txid).header.time
     }
+}
+
+/// The store with a data key for a database, if the suites run sealed.
+fn keyed(store: Store, database: DatabaseId) -> Store {
+    if !sealing::sealed() {
+        return store;
+    }
+    let ring = if store.keys().is_on() {
+        store.keys().clone()
+    } else {
+        Keyring::new(sealing::masters())
+    };
+    let (masters, now) = (ring.masters(), Timestamp::from_micros(1));
+    let master = masters.newest().expect("the test master key");
+    let mut object = KeyObject::new(NAMESPACE, database, now, false);
+    object.add(&SealKey::draw(&SystemEntropy, now), master, &SystemEntropy);
+    ring.admit(&object).expect("a key that was just wrapped");
+    if ring.system().is_none() {
+        ring.set_system(NAMESPACE, database);
+    }
+    store.with_keys(ring)
 }
 
 /// The file of a state: page 1 carries the TxId.

@@ -43,6 +43,8 @@ pub enum Op {
     Part,
     /// Completes one.
     Complete,
+    /// Gives one up.
+    Abort,
     /// Deletes an object.
     Delete,
     /// Lists.
@@ -417,6 +419,10 @@ impl MultipartUpload for FaultUpload {
     }
 
     async fn abort(&mut self) -> Result<()> {
+        let (fault, number) = self.store.enter(Op::Abort, &self.path).await;
+        if let Some(refused) = refusal(fault, number, &self.path) {
+            return Err(refused);
+        }
         self.inner.abort().await
     }
 }

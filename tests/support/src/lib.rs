@@ -4,6 +4,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
+//! | [`buckets`] | buckets that keep versions, with Object Lock, with policies, and users of few rights |
 //! | [`counting`] | a client whose rows say whether any is missing |
 //! | [`faultstore`] | an object store that fails before, after, or with the effect coming late |
 //! | [`proxy`], [`s3`] | a fault proxy for S3 and the S3 servers of a run |
@@ -14,6 +15,7 @@
 //! | [`server`] | the real binary as a process |
 //! | [`sim`] | a clock that is stepped and chance that is seeded |
 
+pub mod buckets;
 pub mod counting;
 pub mod faultstore;
 pub mod history;

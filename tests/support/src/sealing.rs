@@ -4,6 +4,12 @@ use std::path::{Path, PathBuf};
 
 use tidelog_archive::seal::{MasterKey, MasterKeys};
 
+/// The variable that gives a server process the test master key, and what it says.
+pub const KEYS: (&str, &str) = (
+    "TIDELOG_MASTER_KEYS",
+    "k1=AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=",
+);
+
 /// Whether the suites run sealed.
 pub fn sealed() -> bool {
     std::env::var_os("TIDELOG_TEST_SEALED").is_some_and(|value| value == "1")
@@ -35,8 +41,7 @@ pub fn masters() -> MasterKeys {
 
 /// What a server process is told by its environment: the master keys, if the suites run sealed.
 pub fn environment() -> Option<(&'static str, &'static str)> {
-    let keys = "k1=AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
-    sealed().then_some(("TIDELOG_MASTER_KEYS", keys))
+    sealed().then_some(KEYS)
 }
 
 /// Writes the test master key into `folder`; answers what `--master-key-file` takes, and the file.

@@ -25,6 +25,7 @@ pub struct Launch {
     data: PathBuf,
     store: String,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Launch {
@@ -40,6 +41,7 @@ impl Launch {
             data,
             store,
             arguments: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -48,6 +50,14 @@ impl Launch {
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.arguments
             .extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// The same with more variables in its environment.
+    #[must_use]
+    pub fn with_environment(mut self, variables: &[(&str, &str)]) -> Self {
+        let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        self.environment.extend(variables.iter().map(owned));
         self
     }
 
@@ -81,6 +91,7 @@ impl Launch {
             .env("TIDELOG_ENGINE_GATE_TIMEOUT_MS", "60000")
             .env("TIDELOG_LIMITS_QUERY_MS", "600000")
             .envs(crate::sealing::environment())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         command
@@ -228,6 +239,27 @@ impl Address {
         let url = format!("{}/v1/namespaces/default/{path}", self.base);
         let request = self.client.get(url).bearer_auth(&self.token);
         let answer = request.send().await.ok()?;
+        let status = answer.status();
+        Some((status, answer.json().await.ok()?))
+    }
+
+    /// Begins an operation under an idempotency key, at a path of the namespace `default`, and waits for its end.
+    pub async fn begin(&self, path: &str, key: &str, body: &Json) -> Option<(StatusCode, Json)> {
+        let url = format!("{}/v1/namespaces/default/{path}", self.base);
+        let request = self.client.post(url).bearer_auth(&self.token).json(body);
+        let request = request
+            .header("idempotency-key", key)
+            .header("prefer", "wait=30");
+        let answer = request.send().await.ok()?;
+        let status = answer.status();
+        Some((status, answer.json().await.ok()?))
+    }
+
+    /// Deletes at a path of the namespace `default`, and waits for what that begins.
+    pub async fn delete(&self, path: &str) -> Option<(StatusCode, Json)> {
+        let url = format!("{}/v1/namespaces/default/{path}", self.base);
+        let request = self.client.delete(url).bearer_auth(&self.token);
+        let answer = request.header("prefer", "wait=30").send().await.ok()?;
         let status = answer.status();
         Some((status, answer.json().await.ok()?))
     }

@@ -8,7 +8,8 @@
 //! 4. An image is written, if the base is too old; more can be marked with it.
 //! 5. Index objects that hold both, expired and needed entries, are written anew without the former.
 //! 6. Marks are published together with the horizon, on a manifest with the very pins that the plan knew.
-//! 7. Marked objects whose grace is over are deleted, then their marks.
+//! 7. Marked objects whose grace is over are deleted, then their marks. What the store refuses to delete keeps its
+//!    mark and stands in nobody's way; the next look tries it again, and this one ends with the refusal.
 //! 8. Garbage of lives that are over is deleted.
 
 use std::collections::HashSet;
@@ -20,6 +21,7 @@ use tidelog_archive::manifest::{
     ImageEntry, IndexEntry, Loaded, Manifest, ManifestStore, Marked, PublishError, SegmentEntry,
     State,
 };
+use tidelog_archive::store::StoreError;
 use tidelog_wal::{DatabaseId, NamespaceId, Timestamp, TxId};
 
 use super::catalog::{Catalog, Node};
@@ -143,10 +145,17 @@ pub(crate) async fn run(
                 .await?;
         }
     }
-    run.apply_sweep(&mut loaded, now, &mut report).await?;
+    let mut refused = None;
+    run.apply_sweep(&mut loaded, now, &mut report, &mut refused)
+        .await?;
     for gone in garbage::find(core, namespace, id, now).await? {
-        run.delete(std::slice::from_ref(&gone.key)).await?;
-        report.deleted.push(gone);
+        let key = std::slice::from_ref(&gone.key);
+        if run.delete(key, &mut refused).await? {
+            report.deleted.push(gone);
+        }
+    }
+    if let Some(refused) = refused {
+        return Err(refused);
     }
     report.horizon = loaded.manifest.horizon;
     let catalog = run.catalog(&loaded.manifest, now).await?;
@@ -464,12 +473,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Deletes what was marked long enough ago, then its marks.
+    /// Deletes what was marked long enough ago, then its marks. What the store refuses to delete keeps its mark.
     async fn apply_sweep(
         &self,
         loaded: &mut Loaded,
         now: Timestamp,
         report: &mut RetentionReport,
+        refused: &mut Option<Error>,
     ) -> Result<(), Error> {
         let over =
             |mark: &&Marked| mark.at.micros().saturating_add(super::GRACE_MICROS) <= now.micros();
@@ -484,6 +494,7 @@ impl Run<'_> {
             return Ok(());
         }
         let of = (self.namespace, self.id);
+        let mut swept = HashSet::new();
         for mark in &due {
             crash_point!("retention.before_sweep");
             let mut below = garbage::keys_under(&self.manifests, of, mark).await?;
@@ -492,21 +503,25 @@ impl Run<'_> {
                 let live = self.live(&loaded.manifest, mark, &due).await?;
                 below.retain(|key| !live.contains(key));
             }
-            self.delete(&below).await?;
+            if !self.delete(&below, refused).await? {
+                continue;
+            }
             report
                 .deleted
                 .extend(below.into_iter().map(|key| ObjectGone { key, bytes: 0 }));
             crash_point!("retention.mid_sweep");
-            self.delete(&[self.key(mark.object)]).await?;
-            report.deleted.push(self.gone(mark));
+            if self.delete(&[self.key(mark.object)], refused).await? {
+                report.deleted.push(self.gone(mark));
+                swept.insert(mark.object);
+            }
         }
         crash_point!("retention.after_sweep");
+        if swept.is_empty() {
+            return Ok(());
+        }
         *loaded = self
             .change("forget what was deleted", |manifest| {
-                manifest.marked.retain(|mark| {
-                    let same = |gone: &Marked| gone.object == mark.object;
-                    !due.iter().any(same)
-                });
+                manifest.marked.retain(|mark| !swept.contains(&mark.object));
                 Ok(())
             })
             .await?;
@@ -533,9 +548,17 @@ impl Run<'_> {
         Ok(live)
     }
 
-    async fn delete(&self, keys: &[String]) -> Result<(), Error> {
-        let deleted = self.core.remote.store.delete_all(keys).await;
-        deleted.map_err(|e| store_error("delete what expired", e))
+    /// Deletes the objects at `keys`; `false` if the store does not permit it, of which the first error is noted.
+    async fn delete(&self, keys: &[String], refused: &mut Option<Error>) -> Result<bool, Error> {
+        let failed = |e| store_error("delete what expired", e);
+        match self.core.remote.store.delete_all(keys).await {
+            Ok(()) => Ok(true),
+            Err(error @ StoreError::Denied { .. }) => {
+                refused.get_or_insert_with(|| failed(error));
+                Ok(false)
+            }
+            Err(error) => Err(failed(error)),
+        }
     }
 }
 

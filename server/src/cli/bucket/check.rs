@@ -17,7 +17,8 @@ use crate::time;
 const PART: usize = 5 << 20;
 
 /// `tidelog store check`: proves that the store does what Tidelog needs with the rights it has, and leaves nothing in
-/// it: creating, replacing, reading, ranges, HEAD, deleting, the conditions; then uploading in parts and listing.
+/// it: creating, replacing, reading, ranges, HEAD, deleting, the conditions; then uploading in parts, giving such an
+/// upload up, and listing.
 pub(in crate::cli) async fn check(url: &str, output: &Output) -> Result<(), Failure> {
     let options = StoreOptions {
         settings: StoreSettings {
@@ -46,7 +47,7 @@ pub(in crate::cli) async fn check(url: &str, output: &Output) -> Result<(), Fail
     output.result(&document, || {
         format!(
             "the store does what Tidelog needs: it creates only what is absent, replaces only what is unchanged, \
-             shows its last write, reads ranges, takes uploads in parts and lists; its clock is {apart} ms from ours\n"
+             shows its last write, reads ranges, takes uploads in parts, gives them up and lists; its clock is {apart} ms from ours\n"
         )
     });
     if fitness.versioned {
@@ -78,6 +79,7 @@ async fn parts_and_listing(store: &Store, key: &str) -> Result<(), StoreError> {
     let pieces = [part, Bytes::from_static(b"the last part")];
     let pieces = stream::iter(pieces.map(Ok::<_, StoreError>));
     store.put_unique(key, pieces).await?;
+    store.probe_abort(key).await?;
     let mut listed = pin!(store.list_pages("probe/")?);
     while let Some(page) = listed.next().await {
         if page?.iter().any(|entry| entry.key == key) {

@@ -121,12 +121,21 @@ pub struct Seen {
     pub key: String,
     /// The query, empty when there is none.
     pub query: String,
+    /// The request's head.
+    pub head: Vec<u8>,
     /// Bytes of the request's body.
     pub request_bytes: usize,
     /// Bytes of the upstream's answer's body.
     pub response_bytes: usize,
     /// The status the upstream answered with; absent while there is none.
     pub status: Option<u16>,
+}
+
+impl Seen {
+    /// The value of a header of the request, in lower case.
+    pub fn header(&self, name: &str) -> Option<String> {
+        http::header(&self.head, name)
+    }
 }
 
 struct Rule {

@@ -63,6 +63,7 @@ async fn one(
         method: method.clone(),
         key: key.to_owned(),
         query: query.to_owned(),
+        head: head.clone(),
         request_bytes: body.len(),
         response_bytes: 0,
         status: None,
