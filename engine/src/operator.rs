@@ -11,6 +11,7 @@ use crate::node::start::store_error;
 use crate::system::databases::DatabaseRow;
 use crate::system::{Page, PageOf};
 use crate::travel::retention::{ObjectGone, unlisted};
+use crate::travel::unnamed::Unnamed;
 
 /// Records of the journal before and after a flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,15 @@ pub struct Flushed {
     pub commits: u64,
     /// Bytes of the journal that are still not stored: of commits that came meanwhile.
     pub waiting_bytes: u64,
+}
+
+/// What lies in the bucket that nothing leads to.
+#[derive(Debug, Clone)]
+pub struct Reconciled {
+    /// A page of databases, and the objects of each that its history does not list.
+    pub databases: PageOf<(DatabaseRow, Vec<ObjectGone>)>,
+    /// With the last page: databases that no row names.
+    pub unnamed: Vec<Unnamed>,
 }
 
 impl Engine {
@@ -71,13 +81,15 @@ impl Engine {
     }
 
     /// Objects of a page of databases that no history lists and nobody can come to list any more; removed from the
-    /// bucket if `apply`.
+    /// bucket if `apply`. With the last page come the databases that no row names: they are destroyed only if `unnamed`
+    /// says so, too.
     #[boxed]
     pub async fn reconcile(
         &self,
         page: Page,
         apply: bool,
-    ) -> Result<PageOf<(DatabaseRow, Vec<ObjectGone>)>, Error> {
+        unnamed: bool,
+    ) -> Result<Reconciled, Error> {
         let core = &self.inner.core;
         let rows = self.all_databases(page).await?;
         let mut items = Vec::with_capacity(rows.items.len());
@@ -91,9 +103,23 @@ impl Engine {
             }
             items.push((row, found));
         }
-        Ok(PageOf {
-            items,
-            next_cursor: rows.next_cursor,
+        let is_last = rows.next_cursor.is_none();
+        let nameless = if is_last {
+            self.unnamed().await?
+        } else {
+            Vec::new()
+        };
+        if apply && unnamed {
+            for one in &nameless {
+                self.destroy_unnamed(one).await?;
+            }
+        }
+        Ok(Reconciled {
+            databases: PageOf {
+                items,
+                next_cursor: rows.next_cursor,
+            },
+            unnamed: nameless,
         })
     }
 }

@@ -6,12 +6,13 @@
 //!
 //! # Waiting for one
 //!
-//! A look for a place fails for one of three reasons, and each tells [`Changes`] when it is over, never before:
+//! A look for a place fails for one of four reasons, and each tells [`Changes`] when it is over, never before:
 //!
 //! | what was in the way | over, and told, when |
 //! | --- | --- |
 //! | the place of another database | a [`Place`] is dropped, once it is off the map |
 //! | somebody uses a database that could be closed | the last [`Lease`](crate::database::Lease) is dropped, once its permit is back |
+//! | a request uses a stream that would be at rest without it | the request ends, once the stream is free |
 //! | somebody holds the slot of one that nobody uses | the slot is let go of, once its lock is free |
 //!
 //! No end is missed: who waits asks for the next change before it looks. What ends before the look is seen by it, and
@@ -166,20 +167,30 @@ impl Places {
         taken.iter().filter_map(open).collect()
     }
 
-    /// The open databases that nobody uses and whose end makes the place that is wanted, the longest unused first.
-    pub(crate) fn unused(&self, full: Full) -> Vec<DatabaseId> {
+    /// The open databases whose end makes the place that is wanted, the longest unused first.
+    fn of(&self, full: Full) -> Vec<(DatabaseId, Arc<OpenDb>)> {
         let counts = |database: &OpenDb| match full {
             Full::Share(namespace, _) => database.meta().namespace == namespace,
             Full::Node(_) => true,
         };
-        let mut found: Vec<(u64, DatabaseId)> = self
-            .open()
-            .into_iter()
-            .filter(|(_, database)| counts(database) && database.is_idle())
-            .map(|(id, database)| (database.last_used(), id))
-            .collect();
-        found.sort_unstable();
-        found.into_iter().map(|(_, id)| id).collect()
+        let mut found = self.open();
+        found.retain(|(_, database)| counts(database));
+        found.sort_by_cached_key(|(id, database)| (database.last_used(), *id));
+        found
+    }
+
+    /// Those of them that nobody uses.
+    pub(crate) fn unused(&self, full: Full) -> Vec<DatabaseId> {
+        let found = self.of(full).into_iter();
+        let unused = found.filter(|(_, database)| database.is_idle());
+        unused.map(|(id, _)| id).collect()
+    }
+
+    /// Those of them that somebody uses.
+    pub(crate) fn used(&self, full: Full) -> Vec<Arc<OpenDb>> {
+        let found = self.of(full).into_iter();
+        let used = found.filter(|(_, database)| !database.is_idle());
+        used.map(|(_, database)| database).collect()
     }
 }
 

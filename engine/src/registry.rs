@@ -2,8 +2,9 @@
 //!
 //! A slot is all that an idle database costs: no descriptor, no timer, no request (I9). Opening and closing
 //! one database happen under its slot's lock, so that a file is never opened before its last descriptor is
-//! closed (HAZARDS W0a). Opening one beyond [`places`](crate::places) closes the one that was unused for longest; where
-//! every one is in use it waits for an end, no longer than for the write gate, and is refused then.
+//! closed (HAZARDS W0a). Opening one beyond [`places`](crate::places) closes the one that was unused for longest, else one
+//! that only streams at rest keep in use; where every one is in use it waits for an end, no longer than for the write
+//! gate, and is refused then.
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
@@ -352,6 +353,9 @@ impl Registry {
             if is_late || self.is_shut() {
                 return Err(full.error());
             }
+            if self.rest_streams(full).await {
+                continue;
+            }
             // The bound first: it holds where something changes all the time.
             tokio::select! {
                 biased;
@@ -359,6 +363,21 @@ impl Registry {
                 () = changed => {}
             }
         }
+    }
+
+    /// Closes the connections of streams at rest where they alone are in the way; whether there were such.
+    async fn rest_streams(&self, full: Full) -> bool {
+        // The databases are let go of before the connections are waited for: one may want to close.
+        let used = self.places.used(full).into_iter();
+        let mut resting = used.map(|database| self.streams.rest(&database));
+        let Some(resting) = resting.find(|sessions| !sessions.is_empty()) else {
+            return false;
+        };
+        let closed = blocking(self.core.executor(), move || {
+            drop(resting);
+            Ok(())
+        });
+        closed.await.is_ok()
     }
 
     /// Closes the database that was unused for longest of those that would make the place; whether there was one.

@@ -155,6 +155,14 @@ impl World {
                 };
                 orders.fork(fork).await
             }
+            "schema" => {
+                let fork = Fork {
+                    at: old,
+                    schema_only: true,
+                    ..Fork::named("copy")
+                };
+                orders.fork(fork).await
+            }
             "detach" => {
                 let copy = self.engine.database(self.namespace, "copy").await?;
                 copy.detach(None).await
@@ -249,6 +257,7 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
         "archive",
         "restore",
         "fork",
+        "schema",
         "detach",
         "verification",
         "import",
@@ -261,7 +270,7 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
         }
         let ours = world.orders.row().id.to_string();
         world.hold(move |call| match what {
-            "fork" => call.op == Op::Put && call.key.ends_with("/manifest"),
+            "fork" | "schema" => call.op == Op::Put && call.key.ends_with("/manifest"),
             "import" => call.op == Op::Get && call.key.contains("/archives/"),
             "detach" => call.op == Op::Put && call.key.contains("/images/"),
             "replace" => false,
@@ -285,6 +294,8 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
             let phase = handle.current().phase;
             let works = match what {
                 "replace" => phase == "wait_for_writers",
+                // Its copy of the state is done, and the new database is being made.
+                "schema" => phase == "create",
                 _ => phase != "starting",
             };
             if !works {
@@ -314,13 +325,14 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
         let again = again.unwrap_or_else(|error| panic!("{what}: {error:?}"));
         let again = again.clone().ended().await;
         assert_eq!(again.state, OperationState::Succeeded, "{what}: {again:?}");
-        if matches!(what, "fork" | "detach") {
+        if matches!(what, "fork" | "schema" | "detach") {
             let engine = &world.engine;
             let copy = engine
                 .database(world.namespace, "copy")
                 .await
                 .expect("copy");
-            assert_eq!(rig::numbers(&copy, COUNT).await, [2], "{what}");
+            let rows = if what == "schema" { 0 } else { 2 };
+            assert_eq!(rig::numbers(&copy, COUNT).await, [rows], "{what}");
             for name in ["copy", "orders"] {
                 let purge = engine
                     .database_purge(world.namespace, name, Purge::default())

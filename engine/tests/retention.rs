@@ -491,6 +491,69 @@ async fn what_was_marked_before_a_restart_is_swept_after_it_and_garbage_with_it(
     world.engine.shutdown().await.expect("shutdown");
 }
 
+/// Goal: nothing lies in the bucket that the operator is not told of: a database whose making ended before its row is
+/// named once it is older than the grace, and goes only when that is asked for by its own word. Method: one is made and
+/// never named, beside one in use, one that is deleted and can come back, and a tombstone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_no_row_names_is_told_of_and_destroyed_when_asked() {
+    let world = World::new().await;
+    let namespace = world.namespace.id;
+    let orders = world.create("orders").await;
+    let at = write(&orders, "CREATE TABLE t(a)").await;
+    world.settled(&orders, at).await;
+    for name in ["deleted", "purged"] {
+        world.create(name).await;
+    }
+    let deleted = world.engine.database_delete(namespace, "deleted").await;
+    deleted.expect("deleted");
+    let purge = world.engine.database_purge(namespace, "purged", None).await;
+    succeeded(purge.expect("begun")).await;
+    let draft = world
+        .engine
+        .database_draft(namespace, NewDatabase::named("ghost"));
+    let draft = draft.await.expect("a draft");
+    let ghost = draft.database().row().id;
+    drop(draft);
+    let told = async |apply, unnamed| {
+        let found = world
+            .engine
+            .reconcile(Page::default(), apply, unnamed)
+            .await;
+        found.expect("a look").unnamed
+    };
+    // What is written after the clock was set would be young.
+    for _ in 0..2_000 {
+        if world.manifest(ghost).await.manifest.settled.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.pass(23 * HOUR);
+    assert!(told(true, true).await.is_empty(), "it may be in the making");
+    world.pass(2 * HOUR);
+    // Whoever asks for the objects of histories does not ask for this.
+    for (apply, unnamed) in [(false, false), (false, true), (true, false)] {
+        let found = told(apply, unnamed).await;
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].namespace, found[0].id), (namespace, ghost));
+        assert_eq!(found[0].name_hint, "ghost");
+        let keys: BTreeSet<String> = found[0].objects.iter().map(|one| one.key.clone()).collect();
+        assert!(keys.is_superset(&world.keys(ghost).await), "{keys:?}");
+        assert!(!world.keys(ghost).await.is_empty());
+    }
+    assert_eq!(told(true, true).await.len(), 1);
+    let left = world.keys(ghost).await;
+    assert_eq!(left.len(), 1, "the tombstone alone: {left:?}");
+    assert!(told(false, false).await.is_empty());
+    world.pass(2 * DAY);
+    assert!(told(true, true).await.is_empty());
+    assert!(!world.keys(orders.row().id).await.is_empty());
+    write(&orders, "INSERT INTO t VALUES(1)").await;
+    let undeleted = world.engine.database_undelete(namespace, "deleted").await;
+    undeleted.expect("it can come back");
+    world.engine.shutdown().await.expect("shutdown");
+}
+
 /// HAZARDS S39: our clock, or the store's alone, set forward by a year expires nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_set_forward_by_a_year_expires_nothing() {

@@ -11,8 +11,8 @@ use tidelog_engine::operations::OperationState;
 use tidelog_engine::streams::{Condition, Results, Step, Stream, Turn};
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::{
-    Access, Code, Database, Durability, Engine, Error, Limits, Params, Parts, Role, Settings,
-    Statement, StatementResult, Value,
+    Access, Code, Database, Durability, Engine, Error, Limits, NewDatabase, Params, Parts, Role,
+    Settings, Statement, StatementResult, Value,
 };
 
 const CLIENT: [u8; 16] = [7; 16];
@@ -657,7 +657,7 @@ async fn a_tenant_has_so_many_streams_and_others_have_theirs() {
     let (engine, database) = node(folder.path(), |settings| settings.streams_per_tenant = 2).await;
     let other = engine.namespace_create("other").await.expect("made");
     let make = |namespace, name| {
-        let new = tidelog_engine::NewDatabase::named(name);
+        let new = NewDatabase::named(name);
         engine.database_create(namespace, new)
     };
     let second = make(database.row().namespace, "second")
@@ -710,4 +710,80 @@ async fn an_old_reader_ends_when_the_wal_is_long() {
             .is_ok()
     );
     engine.shutdown().await.expect("stops");
+}
+
+/// A stream of `database` that was told `setup`.
+async fn told(database: &Database, setup: &str) -> Stream {
+    let stream = database.stream(CLIENT).expect("a stream");
+    must(&stream, database, setup).await;
+    stream
+}
+
+/// Goal: streams at rest keep no database of their tenant's from being opened and lose nothing by it; one that has
+/// anything to lose keeps its connection. Method: a tenant that may have two databases open uses a third one while a
+/// stream on each of the two rests, then while one of them has something: a transaction, a TEMP table, a setting, the id
+/// of a row it inserted. On a new connection each of these would be answered otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_at_rest_makes_place_and_goes_on() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let (engine, orders) = node(folder.path(), |settings| {
+        settings.open_databases_max = 4;
+        settings.gate_timeout = Duration::from_secs(1);
+        settings.stream_idle = Duration::from_mins(10);
+        settings.stream_gate_idle = Duration::from_mins(10);
+    })
+    .await;
+    let mut others = Vec::new();
+    for name in ["a", "b"] {
+        let new = NewDatabase::named(name);
+        let made = engine.database_create(orders.row().namespace, new).await;
+        others.push(made.expect("create"));
+    }
+    let (second, third) = (&others[0], &others[1]);
+    let rests = told(&orders, "SELECT b FROM t").await;
+    let other = told(second, "SELECT 1").await;
+    run(third, "CREATE TABLE t(a)", Durability::Memory).await;
+    let seen = must(&rests, &orders, "SELECT b FROM t WHERE a = 1").await;
+    assert_eq!(number(&seen), 0, "it goes on");
+    must(&other, second, "SELECT 1").await;
+    assert_eq!(engine.stream_count(), 2);
+    engine.end_stream(&other);
+
+    let reads = told(second, "BEGIN").await;
+    must(&reads, second, "SELECT count(*) FROM sqlite_schema").await;
+    for (setup, question, answer) in [
+        ("BEGIN IMMEDIATE", "SELECT count(*) FROM t", 1),
+        (
+            "CREATE TEMP TABLE own AS SELECT 5 AS a",
+            "SELECT a FROM own",
+            5,
+        ),
+        ("PRAGMA foreign_keys = OFF", "PRAGMA foreign_keys", 0),
+        (
+            "INSERT INTO t VALUES(77, 0)",
+            "SELECT last_insert_rowid()",
+            77,
+        ),
+    ] {
+        let keeps = told(&orders, setup).await;
+        let refused = try_run(third, "INSERT INTO t VALUES(1)", Durability::Memory).await;
+        let refused = refused.expect_err(setup);
+        assert_eq!(refused.code(), Code::Overloaded, "{setup}");
+        assert_eq!(
+            number(&must(&keeps, &orders, question).await),
+            answer,
+            "{setup}"
+        );
+        if setup.starts_with("BEGIN") {
+            must(&keeps, &orders, "COMMIT").await;
+        }
+        engine.end_stream(&keeps);
+    }
+    must(&reads, second, "COMMIT").await;
+    // Now that nothing is to lose on it, this one makes place, too.
+    run(third, "INSERT INTO t VALUES(1)", Durability::Memory).await;
+    must(&reads, second, "SELECT 1").await;
+    engine.end_stream(&reads);
+    engine.end_stream(&rests);
+    engine.shutdown().await.expect("shutdown");
 }

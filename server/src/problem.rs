@@ -52,6 +52,7 @@ codes! {
     RestoreNotFound 404 "restore-not-found" "There is no such restore" false;
     ArchiveNotFound 404 "archive-not-found" "There is no such archive" false;
     MethodNotAllowed 405 "method-not-allowed" "The path does not take this method" false;
+    RequestTimeout 408 "request-timeout" "The body did not arrive in time" true;
     NameTaken 409 "name-taken" "The name is in use" false;
     IdempotencyInProgress 409 "idempotency-in-progress" "The first call with this key still runs" true;
     RegionFixed 409 "region-fixed" "The region of a database does not change" false;

@@ -311,9 +311,14 @@ impl OpenDb {
         })
     }
 
+    /// How many leases of it are held now.
+    pub(crate) fn users(&self) -> usize {
+        (LEASES_MAX as usize).saturating_sub(self.leases.available_permits())
+    }
+
     /// Whether nobody uses it now.
     pub(crate) fn is_idle(&self) -> bool {
-        self.leases.available_permits() == LEASES_MAX as usize
+        self.users() == 0
     }
 
     /// Says that closing has begun.

@@ -14,6 +14,10 @@
 //! | it pins an old snapshot and the WAL is long | `reader_max_age`, `wal_hard_bytes` | what runs is interrupted, the stream ends |
 //! | its database is closed (stop, purge, a fault) | at once | the same |
 //!
+//! A stream that rests, unused and with a connection that nobody could tell from a new one, is in nobody's way: where
+//! another database needs the place of its own ([`places`](crate::places)) the connection is closed, and the next
+//! request of the stream opens a new one.
+//!
 //! A request that runs keeps its [`Turn`]; a turn that is dropped instead of kept ends the stream, so that a panic
 //! or a client that hangs up leaves nothing behind.
 
@@ -273,6 +277,32 @@ impl Streams {
             one.end(Ended::DatabaseClosed);
             drop_session(&one);
         }
+    }
+
+    /// Takes the connections off the streams of `database` if they alone keep it in use and all of them rest. The
+    /// streams go on; the connections are the caller's to close, away from the runtime's threads.
+    pub(crate) fn rest(&self, database: &OpenDb) -> Vec<Session> {
+        let id = database.meta().id;
+        let of: Vec<Arc<Shared>> = lock(&self.open)
+            .values()
+            .filter(|one| one.database == id)
+            .cloned()
+            .collect();
+        let mut resting = Vec::new();
+        for one in of {
+            let Some(own) = one.idle() else { continue };
+            if own.session.as_ref().is_some_and(Session::leaves_no_trace) {
+                resting.push((one, own));
+            }
+        }
+        if resting.len() != database.users() {
+            return Vec::new();
+        }
+        let taken = resting.into_iter().filter_map(|(one, mut own)| {
+            *lock(&one.running) = None;
+            own.session.take()
+        });
+        taken.collect()
     }
 
     /// Ends what is due. Answers whether there are streams left to watch.

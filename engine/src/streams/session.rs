@@ -170,6 +170,13 @@ impl Session {
         self.is_autocommit() && !self.lost && !self.marked && self.writing.is_none()
     }
 
+    /// Whether its client could not tell a new connection from it: it is clean and has changed no row, so that
+    /// `changes()` and `last_insert_rowid()` are as at the start.
+    pub(crate) fn leaves_no_trace(&self) -> bool {
+        let raw = self.sqlite.raw();
+        self.is_clean() && raw.total_changes() == 0 && raw.last_insert_rowid() == 0
+    }
+
     pub(crate) fn timing(&self) -> Timing {
         self.sqlite.timing()
     }

@@ -18,6 +18,7 @@ use crate::database::{OpenDb, Ticket, execute};
 use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::executor::blocking;
+use crate::places::Changes;
 use crate::request::Access;
 use crate::settings::Durability;
 use crate::sql::run::{Collected, Column, Limits, Params, Statement, Tally, Value, check};
@@ -39,21 +40,29 @@ pub struct Turn {
 
 /// Says that a request uses a stream, until it is dropped.
 #[derive(Debug)]
-struct InUse(Stream);
+struct InUse {
+    stream: Stream,
+    changes: Changes,
+}
 
 impl InUse {
-    fn of(stream: &Stream) -> Result<Self, Error> {
+    fn of(stream: &Stream, changes: &Changes) -> Result<Self, Error> {
         if stream.0.in_use.swap(true, Ordering::AcqRel) {
             let what = "another request runs on the stream; a stream takes one at a time";
             return Err(Error::new(Code::StreamBusy, what));
         }
-        Ok(Self(stream.clone()))
+        Ok(Self {
+            stream: stream.clone(),
+            changes: changes.clone(),
+        })
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.0.in_use.store(false, Ordering::Release);
+        self.stream.0.in_use.store(false, Ordering::Release);
+        // It may be at rest now, and give its database's place up.
+        self.changes.tell();
     }
 }
 
@@ -81,7 +90,7 @@ impl Stream {
     ) -> Result<Turn, Error> {
         self.check()?;
         database.admit_read()?;
-        let in_use = InUse::of(self)?;
+        let in_use = InUse::of(self, &database.engine().inner.core.place_changes)?;
         // Free in a moment: only the sweep looks at a stream that no request uses.
         let own = Arc::clone(&self.0.own).lock_owned().await;
         self.check()?;

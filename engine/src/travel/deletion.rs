@@ -385,7 +385,7 @@ impl Engine {
 
     /// Destroys what was made of a database that no row names. It comes to an empty tombstone, as a purge does; `parent`
     /// is what it may have pinned if its manifest never came to stand.
-    pub(super) async fn purge_unnamed(
+    pub(crate) async fn purge_unnamed(
         &self,
         namespace: NamespaceId,
         id: DatabaseId,

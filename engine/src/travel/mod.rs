@@ -16,5 +16,6 @@ pub mod restores;
 pub mod retention;
 pub mod rewind;
 mod schema_only;
+pub mod unnamed;
 pub mod verify;
 pub(crate) mod watched;

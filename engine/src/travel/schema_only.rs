@@ -55,8 +55,7 @@ pub(super) async fn make(
     })
     .await?;
     task.phase("create", 0)?;
-    task.point_of_no_return()?;
-    if let Err(error) = create(database, fork, id, page_size, schema).await {
+    if let Err(error) = create(database, task, fork, id, page_size, schema).await {
         let of = (database.row().namespace, id);
         engine.stands_after(of, None, error).await?;
     }
@@ -68,9 +67,10 @@ pub(super) async fn make(
     Ok(row)
 }
 
-/// Makes the database, and its row last.
+/// Makes the database, and its row last: until then it can be cancelled.
 async fn create(
     database: &Database,
+    task: &Task,
     fork: &Fork,
     id: DatabaseId,
     page_size: PageSize,
@@ -85,6 +85,7 @@ async fn create(
     let namespace = database.row().namespace;
     let meta = engine.make_database(namespace, id, &new).await?;
     crash_point!("schema.after_database");
+    task.check()?;
     let lease = engine.inner.registry.lease(namespace, id).await?;
     let gate = lease.gate().await?;
     let written = blocking(lease.core.executor(), move || {
@@ -96,9 +97,10 @@ async fn create(
     })
     .await?;
     if let Some(ticket) = written.ticket {
-        ticket.wait(Durability::Remote).await?;
+        task.unless_stopped(ticket.wait(Durability::Remote)).await?;
     }
     drop(lease);
+    task.point_of_no_return()?;
     crash_point!("schema.before_row");
     let row = row_of(database, &meta, fork, None);
     engine.inner.system.database_add(&row, None).await

@@ -167,4 +167,74 @@ mod tests {
         assert_eq!(document["code"], "SQLITE_CONSTRAINT");
         assert_eq!(document["extended_code"], "SQLITE_CONSTRAINT_UNIQUE");
     }
+
+    /// Goal: HRANA 6: a failed statement has a `message` and a `code` that is a text, whatever the engine said.
+    #[test]
+    fn every_code_of_the_engine_has_a_word_for_statements() {
+        for code in Code::ALL {
+            let document = of_statement(&Error::new(*code, "said"));
+            let word = document["code"].as_str().unwrap_or_default();
+            let fits = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
+            assert!(!word.is_empty() && word.bytes().all(fits), "{code}: {word}");
+            assert_eq!(document["message"], "said", "{code}");
+        }
+        for (code, word) in [
+            (Code::InvalidRequest, "ARGS_INVALID"),
+            (Code::TooManyParameters, "ARGS_INVALID"),
+            (Code::ResultTooLarge, "RESPONSE_TOO_LARGE"),
+            (Code::DatabaseBusy, "TRANSACTION_BUSY"),
+            (Code::TransactionTimeout, "TRANSACTION_TIMEOUT"),
+            (Code::DatabaseReadOnly, "BLOCKED"),
+            (Code::DatabaseBlocked, "BLOCKED"),
+            (Code::Maintenance, "BLOCKED"),
+            (Code::InsufficientPermissions, "BLOCKED"),
+            (Code::QueryTimeout, "SQLITE_INTERRUPT"),
+            (Code::DiskFull, "SQLITE_FULL"),
+            (Code::QuotaExceeded, "SQLITE_FULL"),
+            (Code::StreamExpired, "STREAM_EXPIRED"),
+            (Code::SqlError, "SQLITE_ERROR"),
+            (Code::DatabaseCorrupt, "DATABASE_CORRUPT"),
+            (Code::StorageUnavailable, "STORAGE_UNAVAILABLE"),
+        ] {
+            assert_eq!(of_statement(&Error::new(code, "x"))["code"], word, "{code}");
+        }
+    }
+
+    /// Goal: a request that failed whole keeps its status, and says why in the one form that clients read.
+    #[tokio::test]
+    async fn a_request_that_failed_whole_has_its_status_and_the_form_of_the_clients() {
+        use crate::problem::Code as Whole;
+        for (code, status, word) in [
+            (Whole::InvalidRequest, 400, "INVALID_REQUEST"),
+            (Whole::BatonInvalid, 400, "BATON_INVALID"),
+            (Whole::StreamExpired, 400, "STREAM_EXPIRED"),
+            (Whole::Unauthenticated, 401, "UNAUTHENTICATED"),
+            (Whole::DatabaseBlocked, 403, "BLOCKED"),
+            (Whole::DatabaseReadOnly, 403, "BLOCKED"),
+            (Whole::DatabaseNotFound, 404, "DATABASE_NOT_FOUND"),
+            (Whole::RequestTimeout, 408, "REQUEST_TIMEOUT"),
+            (Whole::BodyTooLarge, 413, "BODY_TOO_LARGE"),
+            (Whole::RateLimited, 429, "RATE_LIMITED"),
+            (Whole::Internal, 500, "INTERNAL"),
+            (Whole::ObjectCorrupt, 500, "OBJECT_CORRUPT"),
+            (Whole::DatabaseCorrupt, 500, "DATABASE_CORRUPT"),
+            (Whole::Maintenance, 503, "BLOCKED"),
+            (Whole::Overloaded, 503, "OVERLOADED"),
+            (Whole::StorageUnavailable, 503, "STORAGE_UNAVAILABLE"),
+            (Whole::OutcomeUnknown, 504, "OUTCOME_UNKNOWN"),
+        ] {
+            let response = of_request(&Problem::new(code, "said"), "/v3/pipeline", "req_1");
+            assert_eq!(response.status().as_u16(), status, "{code:?}");
+            let kind = response.headers().get(header::CONTENT_TYPE);
+            let kind = kind.and_then(|kind| kind.to_str().ok());
+            assert_eq!(kind, Some("application/json"), "{code:?}");
+            let waits = response.headers().contains_key(header::RETRY_AFTER);
+            assert_eq!(waits, status == 503, "{code:?}");
+            let body = axum::body::to_bytes(response.into_body(), 4096).await;
+            let body: Json = serde_json::from_slice(&body.expect("a body")).expect("JSON");
+            let wanted =
+                json!({ "message": "said", "code": word, "error": "said", "request_id": "req_1" });
+            assert_eq!(body, wanted);
+        }
+    }
 }

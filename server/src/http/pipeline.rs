@@ -469,7 +469,7 @@ impl Incoming {
         let collected = Limited::new(body, limit).collect();
         let collected = tokio::time::timeout(self.app.limits.body_deadline, collected)
             .await
-            .map_err(|_| Problem::new(Code::InvalidRequest, "the body did not arrive in time"))?;
+            .map_err(|_| Problem::new(Code::RequestTimeout, "the body did not arrive in time"))?;
         match collected {
             Ok(collected) => Ok(collected.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => Err(too_large()),

@@ -32,7 +32,7 @@ pub(crate) async fn stage(app: &App, body: Body) -> Result<Staged, Problem> {
     loop {
         let next = tokio::time::timeout(app.limits.import_pause, pieces.next()).await;
         let next =
-            next.map_err(|_| Problem::new(Code::InvalidRequest, "the file stopped coming"))?;
+            next.map_err(|_| Problem::new(Code::RequestTimeout, "the file stopped coming"))?;
         let Some(piece) = next else { break };
         let piece = piece.map_err(|_| Problem::new(Code::InvalidRequest, "the file broke off"))?;
         bytes = bytes.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));

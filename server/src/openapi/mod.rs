@@ -244,6 +244,7 @@ fn may_answer(route: &Route, code: Code) -> bool {
     match code {
         Code::InvalidRequest
         | Code::UnknownField
+        | Code::RequestTimeout
         | Code::BodyTooLarge
         | Code::ObjectCorrupt
         | Code::DatabaseCorrupt

@@ -86,13 +86,14 @@ async fn checkpoint(mut call: Call) -> Result<Answer, Problem> {
 
 async fn reconcile(mut call: Call) -> Result<Answer, Problem> {
     let apply = call.body.boolean("apply")?.unwrap_or(false);
+    let unnamed = call.body.boolean("unnamed")?.unwrap_or(false);
     let (page, link) = call.page()?;
     call.finish()?;
-    let found = call.app.engine.reconcile(page, apply).await?;
+    let found = call.app.engine.reconcile(page, apply, unnamed).await?;
     let names = names(&call).await?;
     let object = |gone: &ObjectGone| json!({ "key": gone.key, "bytes": gone.bytes });
     let mut items = Vec::new();
-    for (row, objects) in &found.items {
+    for (row, objects) in &found.databases.items {
         items.push(json!({
             "namespace": names.get(&row.namespace),
             "database": row.name,
@@ -101,7 +102,18 @@ async fn reconcile(mut call: Call) -> Result<Answer, Problem> {
             "unlisted": objects.iter().map(object).collect::<Json>(),
         }));
     }
-    Ok(Answer::page(&items, found.next_cursor.as_deref(), &link))
+    for one in &found.unnamed {
+        items.push(json!({
+            "namespace": names.get(&one.namespace),
+            "database": Json::Null,
+            "id": one.id.to_string(),
+            "name_hint": one.name_hint,
+            "applied": apply && unnamed,
+            "unlisted": one.objects.iter().map(object).collect::<Json>(),
+        }));
+    }
+    let next = found.databases.next_cursor;
+    Ok(Answer::page(&items, next.as_deref(), &link))
 }
 
 #[cfg(test)]

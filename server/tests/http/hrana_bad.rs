@@ -7,7 +7,7 @@ use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value as Json, json};
 use tidelog_server::config::{Config, Preset};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::hrana::{CURSOR, PIPELINE, close, error_code, execute, failed, filled};
 use crate::world::{Got, World, read, read_refused};
@@ -568,6 +568,59 @@ async fn refusals_of_the_server_have_their_status_and_the_body_of_the_clients() 
     assert_eq!(results[1]["type"], "ok", "reads go on");
     maintenance(false).await;
     world.is_free("after maintenance").await;
+    world.stop().await;
+}
+
+/// Goal: what comes too late is said in the words of the clients, and leaves no lock (HRANA 6): a body that stands still
+/// is 408, an answer that takes longer than a request may is 504. Method: half a body; a write that waits for a
+/// transaction which does not end, alone and on a stream of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_too_late_is_said_and_leaves_no_lock() {
+    let mut config = Preset::Development.config();
+    config.limits.request_ms = 2_000;
+    config.limits.body_ms = 1_000;
+    config.stream_gate_idle_ms = 600_000;
+    config.stream_idle_ms = 600_000;
+    let world = with(config).await;
+    for path in [PIPELINE, CURSOR] {
+        let address = world.base.trim_start_matches("http://");
+        let mut socket = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("connects");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 100\r\n\r\n{{",
+            world.owner
+        );
+        socket.write_all(head.as_bytes()).await.expect("sent");
+        let mut said = Vec::new();
+        socket.read_to_end(&mut said).await.expect("it is let go");
+        let said = String::from_utf8_lossy(&said);
+        assert!(said.starts_with("HTTP/1.1 408 "), "{said}");
+        assert!(
+            said.contains("content-type: application/json\r\n"),
+            "{said}"
+        );
+        let (_, body) = said.split_once("\r\n\r\n").expect("a body");
+        let body: Json = serde_json::from_str(body).expect("JSON");
+        assert_eq!(body["code"], "REQUEST_TIMEOUT");
+        assert!(body["message"].is_string() && body["error"].is_string());
+    }
+    let baton = world.writing().await;
+    let insert = execute("insert into t(b) values('late')");
+    for late in [
+        json!([insert, close()]),
+        json!([execute("begin"), insert, execute("rollback"), close()]),
+    ] {
+        let got = world.hrana(&Json::Null, late).await;
+        failed(&got, 504, "OUTCOME_UNKNOWN");
+    }
+    world
+        .piped(&baton, json!([execute("rollback"), close()]))
+        .await;
+    world.has_streams(0, "all have ended").await;
+    let write = json!([insert, execute("delete from t"), close()]);
+    let (results, _) = world.piped(&Json::Null, write).await;
+    assert_eq!(results[1]["type"], "ok", "{results:?}");
     world.stop().await;
 }
 

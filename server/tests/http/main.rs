@@ -12,6 +12,7 @@ mod hrana_bad;
 mod hrana_durable;
 mod keys;
 mod limits;
+mod lost;
 mod namespaces;
 mod neighbours;
 mod operator;

@@ -215,6 +215,13 @@ impl World {
             .expect("the engine ends in order");
     }
 
+    /// The end of a machine that others took for lost: how its engine ends is nobody's business.
+    pub(crate) async fn lose(self) {
+        let _ = self.stop.send(());
+        self.done.await.expect("the server ends in order");
+        let _ = self.engine.shutdown().await;
+    }
+
     /// A request with the owner's token.
     pub(crate) fn ask(&self, method: Method, path: &str) -> RequestBuilder {
         self.client
