@@ -153,9 +153,14 @@ impl Route {
 
     /// Whether maintenance of its namespace refuses it. Of SQL the engine judges which statements write.
     pub(crate) fn pauses(&self) -> bool {
-        let sql = self.keyed_by_handler || self.hrana;
+        let sql = self.is_sql() || self.hrana;
         let tenants = self.in_namespace() || self.implies_namespace();
         self.method != Method::GET && tenants && !sql && !self.in_maintenance
+    }
+
+    /// Whether it runs statements.
+    pub(crate) fn is_sql(&self) -> bool {
+        self.path.ends_with("/query") || self.path.ends_with("/batch")
     }
 
     /// Whether its answer is due within the request deadline: whole files take as long as they take.

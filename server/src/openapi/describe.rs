@@ -153,10 +153,7 @@ const ROWS: &[Row] = &[
     (
         "POST",
         "/v1/retention",
-        told(
-            "Apply retention now, or show what that would do",
-            &[200, 202],
-        )
+        told("Apply retention now, or show what that would do", &[200])
         .body(
             &[
                 may("apply", "boolean", "Do it; only shown otherwise."),
@@ -534,7 +531,7 @@ const ROWS: &[Row] = &[
     (
         "POST",
         "/v1/namespaces/{ns}/databases/{db}/restores/{restore}/undo",
-        told("Take a restore back", &[200, 201, 202]).body(
+        told("Take a restore back", &[200, 202]).body(
             &[may(
                 "force",
                 "text",
@@ -574,6 +571,11 @@ const ROWS: &[Row] = &[
         "GET",
         "/v1/namespaces/{ns}/databases/{db}/archives",
         told("List archives, newest first", &[200]).query(PAGE),
+    ),
+    (
+        "POST",
+        "/v1/namespaces/{ns}/databases/{db}/detach",
+        told("Make a fork independent of its parent", &[200, 202]),
     ),
     (
         "PATCH",
@@ -677,7 +679,7 @@ const ROWS: &[Row] = &[
     (
         "POST",
         "/v1/namespaces/{ns}/operations/{operation}/cancel",
-        told("Ask an operation to stop", &[200, 202]),
+        told("Ask an operation to stop", &[200]),
     ),
     (
         "GET",
@@ -700,7 +702,7 @@ pub(super) fn of(method: &Method, path: &str) -> Description {
     row.map_or_else(
         || match *method {
             Method::GET => told("Read", &[200]),
-            Method::DELETE => told("Delete", &[200, 202, 204]),
+            Method::DELETE => told("Delete", &[204]),
             _ => told("Change", &[200, 201, 202]),
         },
         |(_, _, told)| *told,

@@ -4,6 +4,7 @@
 //! for, its fields and an example. A route without a description is in the document all the same.
 
 mod describe;
+mod refusals;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::http::{Access, BodyKind, Route};
 use crate::problem::Code;
 use describe::{Description, Field};
+use refusals::may_answer;
 
 /// The document as text; it never changes while the program runs.
 pub(crate) static TEXT: LazyLock<String> = LazyLock::new(|| document().to_string());
@@ -229,98 +231,6 @@ fn object(fields: &[Field]) -> Json {
         .map(|field| field.name)
         .collect();
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": fields.is_empty() })
-}
-
-/// Whether a route can be refused with a code. Where the table tells no more, a code counts for a whole group of routes:
-/// more may be listed than a route ever answers. Tests hold every answer they get against the list.
-fn may_answer(route: &Route, code: Code) -> bool {
-    let (path, known) = (route.path, route.access != Access::Public);
-    let within = |part: &str| path.contains(part);
-    let changes = known && route.method != Method::GET;
-    let posts = known && route.method == Method::POST;
-    let is_sql = route.keyed_by_handler;
-    // It may name a commit of a database, in its path or in its body.
-    let of_state = route.on_database() || changes && path.ends_with("/databases");
-    match code {
-        Code::InvalidRequest
-        | Code::UnknownField
-        | Code::RequestTimeout
-        | Code::BodyTooLarge
-        | Code::ObjectCorrupt
-        | Code::DatabaseCorrupt
-        | Code::Internal
-        | Code::Overloaded
-        | Code::StorageUnavailable
-        | Code::WriterFenced
-        | Code::DatabaseBusy
-        | Code::KeyUnavailable
-        | Code::OutcomeUnknown => true,
-        Code::Unauthenticated
-        | Code::TokenExpired
-        | Code::TokenRevoked
-        | Code::InsufficientPermissions
-        | Code::NamespaceMismatch
-        | Code::NotFound
-        | Code::NamespaceNotFound
-        | Code::DatabaseNotFound
-        | Code::NamespaceDeleted
-        | Code::DatabasePurged
-        | Code::DurabilityTimeout
-        | Code::RateLimited => known,
-        Code::IdempotencyKeyRequired => route.key_required,
-        Code::IdempotencyInProgress
-        | Code::IdempotencyResultRolledBack
-        | Code::IdempotencyKeyReused => posts,
-        Code::NameTaken
-        | Code::ForkParentPinned
-        | Code::OperationInProgress
-        | Code::OperationCancelled
-        | Code::OperationInterrupted
-        | Code::DatabaseProtected
-        | Code::Maintenance
-        | Code::JournalFull => changes,
-        Code::DatabaseReadOnly
-        | Code::ImportInvalid
-        | Code::SqlError
-        | Code::RegionFixed
-        | Code::QuotaExceeded => changes && of_state,
-        Code::DatabaseBlocked
-        | Code::BookmarkUnknown
-        | Code::BookmarkExpired
-        | Code::BookmarkLost
-        | Code::BookmarkInFuture
-        | Code::BookmarkForeign
-        | Code::BookmarkMalformed
-        | Code::RecoveryGap
-        | Code::SnapshotNotFound
-        | Code::SnapshotExpired
-        | Code::SnapshotPinned => of_state,
-        Code::NameInvalid | Code::Refused | Code::DiskFull => changes || route.on_database(),
-        Code::OperationNotFound => within("/operations") || posts,
-        Code::OperationNotCancellable => within("/operations"),
-        Code::MemberNotFound => within("/members") || within("/tokens"),
-        Code::TokenNotFound => within("/tokens/"),
-        Code::RestoreNotFound
-        | Code::RestoreSuperseded
-        | Code::RestoreRateLimited
-        | Code::PlanStale => changes && of_state && !is_sql || within("/restores"),
-        Code::ArchiveNotFound => changes && of_state || within("/archives"),
-        Code::ArchiveHeld => changes || within("/archives"),
-        Code::DatabaseMoved => route.conditional || changes && of_state && !is_sql,
-        Code::SqlTooLong
-        | Code::ResultTooLarge
-        | Code::TooManyParameters
-        | Code::TransactionControl => is_sql,
-        Code::QueryTimeout => is_sql || changes && of_state,
-        Code::UnsupportedMediaType => route.body == BodyKind::Json,
-        Code::RangeNotSatisfiable => path.ends_with("/content"),
-        // Hrana's own, and what the router answers where there is no route.
-        Code::BatonInvalid
-        | Code::StreamExpired
-        | Code::StreamBusy
-        | Code::TransactionTimeout
-        | Code::MethodNotAllowed => false,
-    }
 }
 
 /// The codes of refusals that a route can answer, by status.

@@ -24,6 +24,7 @@ mod signed;
 mod slow;
 mod snapshots;
 mod sql;
+mod sweep;
 mod tenants;
 mod tls;
 mod verifications;
