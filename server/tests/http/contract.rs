@@ -261,6 +261,10 @@ const BENEATH: &[(&str, &str)] = &[
         "a GET that sends a body can be late with it, too",
     ),
     (
+        "idempotency-key-reused",
+        "what was asked under a key is compared before any handler",
+    ),
+    (
         "idempotency-in-progress",
         "two calls with one key meet before any handler",
     ),
@@ -285,71 +289,23 @@ const OWED: &str = "\
 206 GET /v1/namespaces/{ns}/databases/{db}/archives/{archive}/content
 archive-held DELETE /v1/namespaces/{ns}
 archive-held PATCH /v1/namespaces/{ns}/databases/{db}/archives/{archive}
-archive-not-found DELETE /v1/namespaces/{ns}/databases/{db}/archives/{archive}
-archive-not-found PATCH /v1/namespaces/{ns}/databases/{db}/archives/{archive}
-archive-not-found POST /v1/namespaces/{ns}/databases/{db}/archives/{archive}/verify
 bookmark-expired POST /v1/namespaces/{db}/fork/{to}
 bookmark-expired GET /v1/namespaces/{ns}/databases/{db}/history
-bookmark-malformed DELETE /v1/namespaces/{ns}/databases/{db}
-bookmark-malformed POST /v1/namespaces/{ns}/databases/{db}/import
 bookmark-malformed POST /v1/namespaces/{ns}/databases/{db}/restores/{restore}/undo
-database-blocked POST /v1/db/{ns}/{db}/batch
-database-blocked POST /v1/db/{ns}/{db}/query
-database-blocked POST /v1/namespaces/{ns}/databases/{db}/batch
 database-blocked GET /v1/namespaces/{ns}/databases/{db}/export
-database-moved DELETE /v1/namespaces/{ns}/databases/{db}
 database-not-found POST /v1/namespaces/{ns}/databases
 database-not-found GET /v1/namespaces/{ns}/databases/{db}/bookmarks
 database-not-found POST /v1/namespaces/{ns}/databases/{db}/time_travel/restore
 database-not-found POST /v1/retention
 database-protected DELETE /v1/namespaces/{ns}/databases/{db}/branches/{ref}
-database-read-only POST /v1/db/{ns}/{db}/batch
-database-read-only POST /v1/db/{ns}/{db}/query
-database-read-only POST /v1/namespaces/{ns}/databases/{db}/batch
 database-read-only POST /v1/namespaces/{ns}/databases/{db}/import
 fork-parent-pinned DELETE /v1/namespaces/{ns}
-idempotency-key-reused POST /v1/db/{ns}/{db}/batch
-idempotency-key-reused POST /v1/db/{ns}/{db}/query
-idempotency-key-reused POST /v1/namespaces
-idempotency-key-reused POST /v1/namespaces/{db}/fork/{to}
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/archives/{archive}/verify
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/batch
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/detach
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/forks
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/restores
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/restores/{restore}/undo
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/snapshots
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/time_travel/restore
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/undelete
-idempotency-key-reused POST /v1/namespaces/{ns}/databases/{db}/verifications
-idempotency-key-reused POST /v1/namespaces/{ns}/members/{principal}/revoke
-idempotency-key-reused POST /v1/namespaces/{ns}/operations/{operation}/cancel
-idempotency-key-reused POST /v1/namespaces/{ns}/tokens
-idempotency-key-reused POST /v1/namespaces/{ns}/tokens/{token}/rotate
-idempotency-key-reused POST /v1/namespaces/{ns}/undelete
-idempotency-key-reused POST /v1/retention
 idempotency-result-rolled-back POST /v1/db/{ns}/{db}/batch
 idempotency-result-rolled-back POST /v1/db/{ns}/{db}/query
 idempotency-result-rolled-back POST /v1/namespaces/{ns}/databases/{db}/archives
 idempotency-result-rolled-back POST /v1/namespaces/{ns}/databases/{db}/batch
 import-invalid POST /v1/namespaces/{ns}/databases
 import-invalid POST /v1/namespaces/{ns}/databases/{db}/restores
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/archive-schedule
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/archives
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/archives/{archive}
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/bookmarks
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/bookmarks/current
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/branches
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/branches/{ref}
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/forks
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/recovery-window
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/restores
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/restores/{restore}
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/snapshots
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/snapshots/{snapshot}
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/time_travel/bookmark
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/verification-schedule
-insufficient-permissions GET /v1/namespaces/{ns}/databases/{db}/verifications
 insufficient-permissions GET /v1/namespaces/{ns}/operations/{operation}
 insufficient-permissions GET /v1/namespaces/{ns}/operations/{operation}/events
 name-invalid POST /v1/namespaces
@@ -361,40 +317,19 @@ name-taken PUT /v1/namespaces/{ns}/databases/{db}/branches/{ref}
 name-taken POST /v1/namespaces/{ns}/databases/{db}/restores
 name-taken POST /v1/namespaces/{ns}/databases/{db}/undelete
 name-taken POST /v1/namespaces/{ns}/undelete
-query-timeout POST /v1/db/{ns}/{db}/batch
-query-timeout POST /v1/db/{ns}/{db}/query
-query-timeout POST /v1/namespaces/{ns}/databases/{db}/batch
-quota-exceeded POST /v1/db/{ns}/{db}/batch
-quota-exceeded POST /v1/db/{ns}/{db}/query
-quota-exceeded POST /v1/namespaces/{ns}/databases/{db}/batch
 quota-exceeded POST /v1/namespaces/{ns}/databases/{db}/import
 quota-exceeded POST /v1/namespaces/{ns}/databases/{db}/restores
 recovery-gap POST /v1/namespaces/{db}/fork/{to}
 recovery-gap GET /v1/namespaces/{ns}/databases/{db}/history
 refused POST /v1/namespaces/{ns}/databases/{db}/snapshots
-restore-not-found POST /v1/namespaces/{ns}/databases/{db}/restores/{restore}/undo
 restore-rate-limited POST /v1/namespaces/{ns}/databases/{db}/restores/{restore}/undo
 restore-rate-limited POST /v1/namespaces/{ns}/databases/{db}/time_travel/restore
-result-too-large POST /v1/db/{ns}/{db}/batch
-result-too-large POST /v1/db/{ns}/{db}/query
-result-too-large POST /v1/namespaces/{ns}/databases/{db}/batch
 snapshot-expired POST /v1/namespaces/{ns}/databases
 snapshot-expired POST /v1/namespaces/{ns}/databases/{db}/archives
 snapshot-expired PUT /v1/namespaces/{ns}/databases/{db}/branches/{ref}
 snapshot-expired GET /v1/namespaces/{ns}/databases/{db}/export
 snapshot-expired POST /v1/namespaces/{ns}/databases/{db}/forks
 snapshot-expired POST /v1/namespaces/{ns}/databases/{db}/verifications
-sql-error POST /v1/db/{ns}/{db}/batch
-sql-error POST /v1/db/{ns}/{db}/query
-sql-too-long POST /v1/db/{ns}/{db}/batch
-sql-too-long POST /v1/db/{ns}/{db}/query
-sql-too-long POST /v1/namespaces/{ns}/databases/{db}/batch
-too-many-parameters POST /v1/db/{ns}/{db}/batch
-too-many-parameters POST /v1/db/{ns}/{db}/query
-too-many-parameters POST /v1/namespaces/{ns}/databases/{db}/batch
-transaction-control POST /v1/db/{ns}/{db}/batch
-transaction-control POST /v1/db/{ns}/{db}/query
-transaction-control POST /v1/namespaces/{ns}/databases/{db}/batch
 ";
 
 /// Goal: the document declares nothing that no call ever gets. Method: the whole program runs once more and takes every

@@ -304,3 +304,151 @@ async fn every_route_of_a_database_says_that_there_is_none() {
     assert_eq!(listed["items"], json!([]));
     world.stop().await;
 }
+
+/// Goal: statements are refused for the same reasons and in the same words by every route that runs them, its short name
+/// and the batch among them. Method: small limits, and each reason on each route.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_of_statements_refuses_them_alike() {
+    let limits = Limits {
+        sql_bytes_max: 1_000,
+        params_max: 2,
+        rows_max: 5,
+        query_deadline: Duration::from_millis(500),
+        ..Limits::default()
+    };
+    let world = World::with(limits).await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    let patched = async |patch: Json| {
+        let patched = read(world.ask(Method::PATCH, &database).json(&patch)).await;
+        assert_eq!(patched.status, 200, "{patched:?}");
+    };
+    let long = format!("select '{}'", "x".repeat(1_000));
+    let rows =
+        "with recursive c(x) as (select 1 union all select x + 1 from c limit 9) select x from c";
+    let endless =
+        "with recursive c(x) as (select 1 union all select x + 1 from c) select count(*) from c";
+    let large = "insert into t values(randomblob(1000000))";
+    let caller = Caller::of(&world);
+    for (patch, sql, params, status, code) in [
+        (json!({}), "selec", 0, 422, "sql-error"),
+        (json!({}), "begin", 0, 422, "transaction-control"),
+        (json!({}), &*long, 0, 413, "sql-too-long"),
+        (json!({}), "select ?, ?, ?", 3, 422, "too-many-parameters"),
+        (json!({}), rows, 0, 413, "result-too-large"),
+        (json!({}), endless, 0, 504, "query-timeout"),
+        (
+            json!({ "size_limit": 100_000 }),
+            large,
+            0,
+            507,
+            "quota-exceeded",
+        ),
+        (
+            json!({ "block_writes": true }),
+            "delete from t",
+            0,
+            403,
+            "database-read-only",
+        ),
+        (
+            json!({ "block_reads": true }),
+            "select 1",
+            0,
+            403,
+            "database-blocked",
+        ),
+    ] {
+        if patch != json!({}) {
+            patched(patch).await;
+        }
+        let statement = json!({ "sql": sql, "params": vec![1; params] });
+        let batch = json!({ "statements": [statement] });
+        let ask = |served: &Served| {
+            let batched = served.path.ends_with("/batch");
+            caller
+                .bare(served, "")
+                .json(if batched { &batch } else { &statement })
+        };
+        let routes = known().filter(|served| {
+            ["/query", "/batch"]
+                .iter()
+                .any(|end| served.path.ends_with(end))
+        });
+        all_are(answers(routes, ask).await, (status, code), &[]);
+    }
+    world.stop().await;
+}
+
+/// Goal: a token for some databases opens no other by any route.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_of_a_database_is_closed_to_tokens_for_others() {
+    let world = World::start().await;
+    world.database("orders").await;
+    let other = json!({ "scopes": ["admin"], "databases": ["other"] });
+    let other = world.token(other).await;
+    let caller = Caller {
+        owner: &other,
+        ..Caller::of(&world)
+    };
+    let ask = |served: &Served| caller.call(served, "");
+    let all = answers(of_databases(), ask).await;
+    all_are(all, (403, "insufficient-permissions"), &[]);
+    world.stop().await;
+}
+
+/// Goal: a condition that is wrong or does not hold stops every call that takes one.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_with_a_condition_keeps_to_it() {
+    let world = World::start().await;
+    world.database("orders").await;
+    let caller = Caller::of(&world);
+    let conditional = [
+        "PATCH /v1/namespaces/{ns}/databases/{db}",
+        "DELETE /v1/namespaces/{ns}/databases/{db}",
+        "POST /v1/namespaces/{ns}/databases/{db}/import",
+        "POST /v1/namespaces/{ns}/databases/{db}/restores",
+        "POST /v1/namespaces/{ns}/databases/{db}/time_travel/restore",
+    ];
+    let elsewhere = "\"00000001-0000000000000009-0123456789abcdef0123456789abcdef\"";
+    for (bookmark, status, code) in [
+        ("\"now\"", 422, "bookmark-malformed"),
+        (elsewhere, 412, "database-moved"),
+    ] {
+        let routes = surface().into_iter();
+        let routes = routes
+            .filter(|served| conditional.contains(&&*format!("{} {}", served.method, served.path)));
+        let ask = |served: &Served| caller.call(served, "").header("if-match", bookmark);
+        all_are(answers(routes, ask).await, (status, code), &[]);
+    }
+    // Elsewhere it is refused, not ignored.
+    let ask = |served: &Served| caller.call(served, "").header("if-match", elsewhere);
+    let others = surface()
+        .into_iter()
+        .filter(|served| !conditional.contains(&&*format!("{} {}", served.method, served.path)));
+    all_are(answers(others, ask).await, (400, "invalid-request"), &[]);
+    world.stop().await;
+}
+
+/// Goal: every route of a thing that is not there says which thing that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_of_a_thing_says_that_there_is_none() {
+    let world = World::start().await;
+    world.database("orders").await;
+    let caller = Caller::of(&world);
+    for (placeholder, code) in [
+        ("{archive}", "archive-not-found"),
+        ("{restore}", "restore-not-found"),
+        ("{snapshot}", "snapshot-not-found"),
+        ("{token}", "token-not-found"),
+        ("{operation}", "operation-not-found"),
+        ("{principal}", "member-not-found"),
+    ] {
+        let routes = known().filter(|served| served.path.contains(placeholder));
+        // A PUT makes it.
+        let routes = routes.filter(|served| served.method != "PUT");
+        let ask = |served: &Served| caller.call(served, "");
+        all_are(answers(routes, ask).await, (404, code), &[]);
+    }
+    world.stop().await;
+}
