@@ -506,7 +506,10 @@ async fn a_database_that_no_row_names_is_told_of_and_destroyed_when_asked() {
     }
     let deleted = world.engine.database_delete(namespace, "deleted").await;
     deleted.expect("deleted");
-    let purge = world.engine.database_purge(namespace, "purged", None).await;
+    let purge = world
+        .engine
+        .database_purge(namespace, "purged", Purge::default())
+        .await;
     succeeded(purge.expect("begun")).await;
     let draft = world
         .engine

@@ -335,6 +335,7 @@ snapshot-expired POST /v1/namespaces/{ns}/databases/{db}/verifications
 /// Goal: the document declares nothing that no call ever gets. Method: the whole program runs once more and takes every
 /// answer down; what is declared and was not seen must be among what says why.
 #[test]
+#[ignore = "it runs the whole program once more, and wants the machine: scripts/test has it"]
 fn every_answer_that_is_declared_has_been_seen() {
     let (told, seen) = (told(), seen());
     let unseen: BTreeSet<&Told> = told.difference(&seen).collect();
