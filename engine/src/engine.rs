@@ -158,13 +158,17 @@ impl Engine {
         name: &str,
         patch: DatabasePatch,
     ) -> Result<DatabaseRow, Error> {
-        if let Some(micros) = patch.retention_micros {
+        let retention = patch.retention_micros;
+        if let Some(micros) = retention {
             self.set_retention(namespace, name, micros).await?;
         }
-        self.inner
-            .system
-            .database_patch(namespace, name, patch)
-            .await
+        let system = &self.inner.system;
+        let row = system.database_patch(namespace, name, patch).await?;
+        if retention.is_some() {
+            // Behind the row: a look that was planned by its old window lies too far ahead.
+            self.due_not_later(row.id, self.now()).await?;
+        }
+        Ok(row)
     }
 
     /// The database of a name.

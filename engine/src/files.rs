@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tidelog_wal::cursor::ReadAt;
 use tidelog_wal::frame::{FRAME_HEADER_LEN, FrameHeader, FrameNo};
@@ -16,8 +17,12 @@ use tidelog_wal::shm::{SHM_HEADER_LEN, ShmError, WalIndexHeader};
 /// Name of the SQLite file in a database's folder.
 pub const DATABASE_FILE: &str = "db.sqlite";
 
-/// How often an unstable wal-index header is read again: a writer publishes it within microseconds.
-const HEADER_TRIES: u32 = 10_000;
+/// How often an unstable wal-index header is read again at once: a writer publishes it within microseconds.
+const HEADER_TRIES: u32 = 1_000;
+/// How often it is read again after a pause: a machine that is busy may leave a writer's thread standing in the middle
+/// of it for long, and a database whose header cannot be read is closed.
+const HEADER_PAUSES: u32 = 10_000;
+const HEADER_PAUSE: Duration = Duration::from_millis(1);
 
 /// The paths of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,17 +85,23 @@ impl DbFiles {
     }
 
     /// What the wal-index publishes now. Safe while writers run.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no condition tells when the thread that publishes it goes on; where there is one thread nobody waits"
+    )]
     pub fn header(&self) -> io::Result<WalIndexHeader> {
         let mut bytes = [0; SHM_HEADER_LEN];
         let mut last = None;
-        for attempt in 0..HEADER_TRIES {
+        for attempt in 0..HEADER_TRIES + HEADER_PAUSES {
             let have = self.shm.read_full_at(0, &mut bytes)?;
             match WalIndexHeader::decode(bytes.get(..have).unwrap_or_default()) {
                 Ok(header) => return Ok(header),
                 Err(error @ ShmError::Unstable { .. }) => last = Some(error),
                 Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
             }
-            if attempt > 16 {
+            if attempt >= HEADER_TRIES {
+                std::thread::sleep(HEADER_PAUSE);
+            } else if attempt > 16 {
                 std::thread::yield_now();
             }
         }
@@ -135,5 +146,39 @@ impl DbFiles {
         let header = FrameHeader::decode(&head)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok([header.checksum.s0, header.checksum.s1])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    /// Goal: a writer that stands still in the middle of publishing is waited for. Method: the first copy of a real
+    /// header is made unlike the second, and put right only after so many milliseconds as no number of reads at once
+    /// takes.
+    #[test]
+    fn a_header_that_is_being_published_is_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = DbPaths::in_folder(folder.path());
+        let connection = rusqlite::Connection::open(&paths.database).expect("open");
+        let made = connection.execute_batch("pragma journal_mode=wal; create table t(a)");
+        made.expect("a commit");
+        let files = DbFiles::open(&paths).expect("the files");
+        let published = files.header().expect("nobody writes");
+        let shm = File::options().write(true).open(&paths.shm).expect("open");
+        let change = published.change.to_ne_bytes();
+        shm.write_all_at(&[!change[0]], 8).expect("torn");
+        std::thread::scope(|scope| {
+            let header = scope.spawn(|| files.header());
+            let (_sender, nothing) = std::sync::mpsc::channel::<()>();
+            let waited = nothing.recv_timeout(Duration::from_millis(300));
+            waited.expect_err("nobody sends");
+            assert!(!header.is_finished(), "it does not give up");
+            shm.write_all_at(&change[..1], 8).expect("published");
+            let read = header.join().expect("no panic").expect("read");
+            assert_eq!(read, published);
+        });
     }
 }

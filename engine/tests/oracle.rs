@@ -429,7 +429,7 @@ fn every_ticket_of_a_writer_that_runs_ahead_of_capture_resolves() {
     for ticket in tickets {
         let txid = ticket.txid();
         let position = runtime.block_on(ticket.wait(Durability::Memory));
-        let position = position.unwrap_or_else(|e| panic!("commit {txid}: {e}"));
+        let position = position.unwrap_or_else(|e| panic!("commit {txid}: {e:?}"));
         assert_eq!(position.txid, txid);
         assert!(last < position.to_string(), "bookmarks order as commits do");
         last = position.to_string();

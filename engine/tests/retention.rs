@@ -1071,12 +1071,20 @@ async fn what_a_running_archive_restore_or_fork_reads_is_not_taken_from_it() {
         world.restart().await;
         let orders = world.open("orders").await;
         let old = At::Bookmark(days[1]);
+        // Its work begins while it is noted: it is planned before, so that it reads nothing but what is meant.
+        let target = RestoreTarget::At(old.clone());
+        let planned = match what {
+            "restore" => Some(orders.preview(&target).await.expect("a plan").id),
+            _ => None,
+        };
         let begin = async || match what {
             "archive" => orders.archive_create(archive(old.clone())).await,
             "restore" => {
-                orders
-                    .rewind(Rewind::to(RestoreTarget::At(old.clone())))
-                    .await
+                let rewind = Rewind {
+                    plan: planned.clone(),
+                    ..Rewind::to(target.clone())
+                };
+                orders.rewind(rewind).await
             }
             _ => {
                 let fork = Fork {
@@ -1114,7 +1122,7 @@ async fn what_a_running_archive_restore_or_fork_reads_is_not_taken_from_it() {
             tokio::select! {
                 biased;
                 begun = &mut begin => break begun.expect("begun"),
-                () = tokio::time::sleep(LOOK) => {
+                () = tokio::time::sleep(LOOK), if planned.is_none() => {
                     waiting.store(false, Ordering::SeqCst);
                     world.faults.let_go();
                 }

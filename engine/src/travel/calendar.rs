@@ -277,7 +277,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Sets how long every commit of a database is kept.
+    /// Sets how long every commit of a database is kept. The caller has it looked at behind that.
     pub(crate) async fn set_retention(
         &self,
         namespace: NamespaceId,
@@ -297,7 +297,7 @@ impl Engine {
                 Ok(())
             })
             .await?;
-        self.due_not_later(row.id, self.now()).await
+        Ok(())
     }
 
     /// Applies the retention window to one database, deleted or not, due or not; a dry run changes nothing.

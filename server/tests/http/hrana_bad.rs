@@ -10,7 +10,7 @@ use tidelog_server::config::{Config, Preset};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::hrana::{CURSOR, PIPELINE, close, error_code, execute, failed, filled};
-use crate::world::{Got, World, read, read_refused};
+use crate::world::{Got, World, read, read_as_is, read_refused};
 
 /// A server on which a stream keeps the lock for far longer than another writer waits for it: whoever writes then
 /// proves that the lock was given back, not that it ran out.
@@ -611,7 +611,9 @@ async fn what_comes_too_late_is_said_and_leaves_no_lock() {
         json!([insert, close()]),
         json!([execute("begin"), insert, execute("rollback"), close()]),
     ] {
-        let got = world.hrana(&Json::Null, late).await;
+        let body = json!({ "baton": null, "requests": late });
+        // Whoever asks to wait has longer.
+        let got = read_as_is(world.ask(Method::POST, PIPELINE).json(&body)).await;
         failed(&got, 504, "OUTCOME_UNKNOWN");
     }
     world

@@ -56,12 +56,19 @@ impl Bench {
             folder: Arc::new(tempfile::tempdir().expect("a temporary folder")),
             durability,
         };
-        filled(bench.life(LONG).await).await.stop().await;
+        filled(bench.first_life(LONG).await).await.stop().await;
         bench
     }
 
-    /// A life that waits so long for the store.
+    /// A life that waits so long for the store, and has opened the database: an earlier life made it, and that needs the
+    /// store.
     async fn life(&self, durability_timeout: Duration) -> World {
+        let world = self.first_life(durability_timeout).await;
+        world.count().await;
+        world
+    }
+
+    async fn first_life(&self, durability_timeout: Duration) -> World {
         let settings = Settings {
             data: self.folder.path().join("data"),
             store_url: "memory:".to_owned(),
