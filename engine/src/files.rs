@@ -167,16 +167,17 @@ mod tests {
         made.expect("a commit");
         let files = DbFiles::open(&paths).expect("the files");
         let published = files.header().expect("nobody writes");
-        let shm = File::options().write(true).open(&paths.shm).expect("open");
-        let change = published.change.to_ne_bytes();
-        shm.write_all_at(&[!change[0]], 8).expect("torn");
+        let shm = File::options().read(true).write(true).open(&paths.shm);
+        let (shm, mut byte) = (shm.expect("open"), [0]);
+        shm.read_exact_at(&mut byte, 8).expect("of iChange");
+        shm.write_all_at(&[!byte[0]], 8).expect("torn");
         std::thread::scope(|scope| {
             let header = scope.spawn(|| files.header());
             let (_sender, nothing) = std::sync::mpsc::channel::<()>();
             let waited = nothing.recv_timeout(Duration::from_millis(300));
             waited.expect_err("nobody sends");
             assert!(!header.is_finished(), "it does not give up");
-            shm.write_all_at(&change[..1], 8).expect("published");
+            shm.write_all_at(&byte, 8).expect("published");
             let read = header.join().expect("no panic").expect("read");
             assert_eq!(read, published);
         });
