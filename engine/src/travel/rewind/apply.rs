@@ -17,7 +17,7 @@
 //! the present is kept. SQLite reads a page before it takes another in its place, so that to look at it first costs
 //! those who wait next to nothing.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Statement, params};
 use tidelog_wal::page::{MASKED_PAGE1, SCHEMA_COOKIE, mask_page1};
 use tidelog_wal::{DigestSeed, PageCount, PageNo, PageSize};
 
@@ -51,7 +51,8 @@ impl Change<'_> {
             .query_row("PRAGMA schema_version", [], |row| row.get(0))
             .map_err(sql)?;
         let mut present = vec![0; self.size.bytes()];
-        self.read(PageNo::ONE, &mut present)?;
+        let mut pages = Pages::of(c)?;
+        self.read(&mut pages, PageNo::ONE, &mut present)?;
         let present_page1 = present.clone();
         if rule!("rewind.no_vacuum") {
             c.execute_batch("PRAGMA auto_vacuum=INCREMENTAL")
@@ -81,7 +82,7 @@ impl Change<'_> {
                     // As it was before auto_vacuum was set, which may have changed a word of it.
                     present.copy_from_slice(&present_page1);
                 } else {
-                    self.read(page, &mut present)?;
+                    self.read(&mut pages, page, &mut present)?;
                 }
                 target.copy_from_slice(&present);
                 if page == PageNo::ONE {
@@ -111,7 +112,7 @@ impl Change<'_> {
                 !moved || present != target
             };
             if to.n.contains(page) && write {
-                self.write(page, &target)?;
+                pages.put(page, &target)?;
                 changed += 1;
             }
         }
@@ -133,7 +134,7 @@ impl Change<'_> {
             }
         }
         // Page 1 always, for the same reason.
-        self.last_pages(&page1, to.n)?;
+        self.last_pages(&mut pages, &page1, to.n)?;
         changed += 1 + u64::from(self.from.pages.get().saturating_sub(to.n.get()));
         if rule!("rewind.cookie_moves_on") {
             c.pragma_update(None, "schema_version", next).map_err(sql)?;
@@ -142,7 +143,7 @@ impl Change<'_> {
     }
 
     /// Page 1, then the end of a database that shrinks: two statements.
-    fn last_pages(&self, page1: &[u8], n: PageCount) -> Result<(), Error> {
+    fn last_pages(&self, pages: &mut Pages<'_>, page1: &[u8], n: PageCount) -> Result<(), Error> {
         let above = n.get().saturating_add(1);
         let shrinks = n < self.from.pages;
         if shrinks && !rule!("rewind.truncation_alone") {
@@ -153,7 +154,7 @@ impl Change<'_> {
                 .map_err(sql)
                 .map(drop);
         }
-        self.write(PageNo::ONE, page1)?;
+        pages.put(PageNo::ONE, page1)?;
         if shrinks {
             self.connection
                 .prepare_cached("INSERT INTO sqlite_dbpage(pgno, data) VALUES(?1, NULL)")
@@ -164,16 +165,33 @@ impl Change<'_> {
     }
 
     /// The present page: zeros above the database's end.
-    fn read(&self, page: PageNo, image: &mut [u8]) -> Result<(), Error> {
-        if !self.from.pages.contains(page) {
-            image.fill(0);
-            return Ok(());
+    fn read(&self, pages: &mut Pages<'_>, page: PageNo, image: &mut [u8]) -> Result<(), Error> {
+        if self.from.pages.contains(page) {
+            return pages.get(page, image);
         }
-        let mut select = self
-            .connection
-            .prepare_cached("SELECT data FROM sqlite_dbpage WHERE pgno = ?1")
-            .map_err(sql)?;
-        let found = select
+        image.fill(0);
+        Ok(())
+    }
+}
+
+/// The pages of the database as its transaction sees them. The statements are made once: a writer waits for every page.
+struct Pages<'c> {
+    select: Statement<'c>,
+    insert: Statement<'c>,
+}
+
+impl<'c> Pages<'c> {
+    fn of(connection: &'c Connection) -> Result<Self, Error> {
+        let prepare = |text| connection.prepare(text).map_err(sql);
+        Ok(Self {
+            select: prepare("SELECT data FROM sqlite_dbpage WHERE pgno = ?1")?,
+            insert: prepare("INSERT INTO sqlite_dbpage(pgno, data) VALUES(?1, ?2)")?,
+        })
+    }
+
+    fn get(&mut self, page: PageNo, image: &mut [u8]) -> Result<(), Error> {
+        let found = self
+            .select
             .query_row([page.get()], |row| {
                 let data = row.get_ref(0)?.as_blob()?;
                 let fits = data.len() == image.len();
@@ -191,11 +209,8 @@ impl Change<'_> {
         Err(Error::new(Code::DatabaseCorrupt, what))
     }
 
-    fn write(&self, page: PageNo, image: &[u8]) -> Result<(), Error> {
-        self.connection
-            .prepare_cached("INSERT INTO sqlite_dbpage(pgno, data) VALUES(?1, ?2)")
-            .and_then(|mut insert| insert.execute(params![page.get(), image]))
-            .map_err(sql)?;
-        Ok(())
+    fn put(&mut self, page: PageNo, image: &[u8]) -> Result<(), Error> {
+        let row = params![page.get(), image];
+        self.insert.execute(row).map_err(sql).map(drop)
     }
 }
