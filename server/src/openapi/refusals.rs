@@ -128,7 +128,10 @@ pub(super) fn may_answer(route: &Route, code: Code) -> bool {
             known && (!everybody || single || route.whole_namespace)
         }
         Code::NamespaceMismatch => tenants,
-        Code::NamespaceDeleted => tenants && !route.when_deleted,
+        // To delete what is deleted is refused, to purge it is not.
+        Code::NamespaceDeleted => {
+            tenants && (!route.when_deleted || is(route, &[("DELETE", "/namespaces/{ns}")]))
+        }
         Code::DatabaseNotFound => {
             route.on_database() || is(route, BY_TARGET) || within("/retention")
         }

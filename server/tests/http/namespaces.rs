@@ -58,6 +58,8 @@ async fn a_deleted_namespace_serves_nothing_until_it_is_brought_back() {
     let got = read(acme.ask(Method::DELETE, "")).await;
     assert_eq!((got.status, &got.body["state"]), (200, &json!("deleted")));
     assert!(got.body["purged_from"].is_string(), "{got:?}");
+    let again = read(acme.ask(Method::DELETE, "")).await;
+    assert_eq!((again.status, again.code()), (410, "namespace-deleted"));
     let mut closed = 0;
     for served in tidelog_server::surface() {
         let open = ["/v1/namespaces/{ns}", "/v1/namespaces/{ns}/undelete"].contains(&served.path)
