@@ -34,7 +34,7 @@ struct Saw {
 }
 
 /// How long a `remote` writer waits for the store: as long as a busy machine may take for what needs no store.
-const DURABLE_MS: &str = "5000";
+const DURABLE_MS: &str = "15000";
 
 /// Writes until `done`. Anything but what the level promises fails the test. Whoever has seen all that an outage brings
 /// counts itself in `met`.

@@ -336,7 +336,7 @@ impl Registry {
         id: DatabaseId,
     ) -> Result<Place, Error> {
         let mut late = pin!(tokio::time::sleep(self.core.settings.gate_timeout));
-        let mut is_late = false;
+        let (mut is_late, mut was_last) = (false, false);
         loop {
             // Before the look: what ends from here on is not missed.
             let changed = self.places.changes().next();
@@ -350,11 +350,16 @@ impl Registry {
             if whom == For::Engine {
                 return Ok(self.places.take_beyond(namespace, id));
             }
-            if is_late || self.is_shut() {
+            if was_last || self.is_shut() {
                 return Err(full.error());
             }
+            // At the end of the wait, too: nobody tells of a statement that ends beside streams at rest.
+            was_last = is_late;
             if self.rest_streams(full).await {
                 continue;
+            }
+            if is_late {
+                return Err(full.error());
             }
             // The bound first: it holds where something changes all the time.
             tokio::select! {

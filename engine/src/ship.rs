@@ -66,7 +66,7 @@ pub(crate) struct Built {
 pub(crate) struct Shipper {
     pub(crate) core: Arc<Core>,
     pub(crate) store: Store,
-    /// The node is stopping: a store that does not answer then is not waited for.
+    /// The node is stopping: a store that does not answer an attempt begun then is not waited for.
     pub(crate) stop: watch::Receiver<bool>,
     /// Told of every stored section, in order.
     pub(crate) settle: tokio::sync::mpsc::UnboundedSender<Vec<ShippedSection>>,
@@ -162,6 +162,7 @@ impl Shipper {
         let key = Key::Journal(sealed.id.0, Seq::new(sealed.id.1)).to_string();
         let mut pause = RETRY_FIRST;
         loop {
+            let last = *self.stop.borrow();
             crash_point!("ship.before_put");
             match self.store.create(&key, built.bytes.clone()).await {
                 Ok(_) => {
@@ -173,20 +174,32 @@ impl Shipper {
                 }
                 Err(error) => {
                     tracing::warn!(%key, %error, "journal object not stored yet");
-                    if *self.stop.borrow() {
-                        return Err(not_shipped(error));
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_MAX);
+                    self.again(error, last, &mut pause).await?;
                 }
             }
-            if self.core.journal.poisoned().is_some() {
-                return Err(Error::new(
-                    Code::StorageUnavailable,
-                    "the journal is poisoned",
-                ));
-            }
         }
+    }
+
+    /// Waits before what failed is tried again. Once the node stops it is tried a last time, at once.
+    async fn again(
+        &self,
+        error: impl std::error::Error + Send + Sync + 'static,
+        last: bool,
+        pause: &mut Duration,
+    ) -> Result<(), Error> {
+        if last {
+            return Err(not_shipped(error));
+        }
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            () = tokio::time::sleep(*pause) => *pause = (*pause * 2).min(RETRY_MAX),
+            told = stop.wait_for(|stop| *stop) => drop(told.map_err(|_| not_shipped(error))?),
+        }
+        if self.core.journal.poisoned().is_some() {
+            let what = "the journal is poisoned";
+            return Err(Error::new(Code::StorageUnavailable, what));
+        }
+        Ok(())
     }
 
     /// Uploads every spooled record of a chunk as a segment part, until each is stored.
@@ -200,24 +213,15 @@ impl Shipper {
         for record in spooled {
             let mut pause = RETRY_FIRST;
             let object = loop {
+                let last = *self.stop.borrow();
                 match part::upload(&self.core, &record).await {
                     Ok(object) => break object,
                     Err(error) if error.kind() == ErrorKind::Corrupt => return Err(error),
                     Err(error) => {
                         tracing::warn!(%error, "segment part not stored yet");
-                        if *self.stop.borrow() {
-                            return Err(not_shipped(error));
-                        }
+                        self.again(error, last, &mut pause).await?;
                     }
                 }
-                if self.core.journal.poisoned().is_some() {
-                    return Err(Error::new(
-                        Code::StorageUnavailable,
-                        "the journal is poisoned",
-                    ));
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(RETRY_MAX);
             };
             parts.insert(record.lsn, object);
         }

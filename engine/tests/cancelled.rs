@@ -11,7 +11,7 @@ use tidelog_archive::env::SystemEntropy;
 use tidelog_archive::manifest::ManifestStore;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::At;
-use tidelog_engine::operations::{Handle, OperationState};
+use tidelog_engine::operations::{Handle, Operation, OperationFilter, OperationState};
 use tidelog_engine::system::Page;
 use tidelog_engine::travel::archives::{Format, NewArchive};
 use tidelog_engine::travel::deletion::Purge;
@@ -65,6 +65,9 @@ impl World {
         let options = StoreOptions {
             settings: StoreSettings {
                 attempts_max: 1,
+                // What stands still goes on when the test says so.
+                request_timeout: Duration::from_mins(10),
+                call_time_max: Duration::from_mins(10),
                 ..StoreSettings::default()
             },
             ..StoreOptions::default()
@@ -195,6 +198,14 @@ impl World {
         }
     }
 
+    /// The operation that has not ended.
+    async fn running(&self) -> Option<Operation> {
+        let (engine, filter) = (&self.engine, OperationFilter::default());
+        let listed = engine.operations(self.namespace, filter, Page::default());
+        let mut operations = listed.await.expect("a list").items.into_iter();
+        operations.find(|one| !one.state.is_final())
+    }
+
     async fn objects(&self, part: &str) -> usize {
         let listed = self.store.list("").await.expect("a listing");
         listed.iter().filter(|one| one.key.contains(part)).count()
@@ -281,30 +292,31 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
             "replace" => Some(rig::hold_gate(&world.orders).await),
             _ => None,
         };
-        // Step by step until it works; from then on it stands still.
         let mut begin = std::pin::pin!(world.begin(what));
-        let mut handle = loop {
+        let mut begun = None;
+        let works = |phase: &str| match what {
+            "replace" => phase == "wait_for_writers",
+            // Its copy of the state is done, and the new database is being made.
+            "schema" => phase == "create",
+            _ => phase != "starting",
+        };
+        // Step by step until it works; from then on it stands still. Only calls that stood before the look go on: one
+        // that the work makes behind it is the one that has to stand.
+        let deadline = tokio::time::Instant::now() + rig::PATIENCE;
+        let id = loop {
+            assert!(tokio::time::Instant::now() < deadline, "{what}: no work");
+            let calls = world.faults.calls_made();
+            if let Some(running) = world.running().await
+                && works(&running.phase)
+            {
+                break running.id;
+            }
+            world.faults.let_go_before(calls);
             tokio::select! {
-                biased;
-                begun = &mut begin => break begun.expect("begun"),
-                () = tokio::time::sleep(STEP) => world.faults.let_go(),
+                handle = &mut begin, if begun.is_none() => begun = Some(handle.expect("begun")),
+                () = tokio::time::sleep(STEP) => {}
             }
         };
-        rig::until("the work", async || {
-            let phase = handle.current().phase;
-            let works = match what {
-                "replace" => phase == "wait_for_writers",
-                // Its copy of the state is done, and the new database is being made.
-                "schema" => phase == "create",
-                _ => phase != "starting",
-            };
-            if !works {
-                world.faults.let_go();
-            }
-            works
-        })
-        .await;
-        let id = handle.current().id;
         let told = world.engine.operation_cancel(world.namespace, &id).await;
         let told = told.unwrap_or_else(|error| panic!("{what}: {error:?}"));
         assert!(
@@ -315,6 +327,10 @@ async fn what_is_cancelled_leaves_nothing_and_can_be_done_again() {
             "{what}: {told:?}"
         );
         world.let_go();
+        let mut handle = match begun {
+            Some(handle) => handle,
+            None => begin.await.expect("begun"),
+        };
         let ended = handle.wait(rig::PATIENCE).await;
         assert_eq!(ended.state, OperationState::Cancelled, "{what}: {ended:?}");
         assert_eq!((&ended.result, &ended.error), (&None, &None), "{what}");

@@ -7,6 +7,7 @@ mod rig;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tidelog_engine::bucket::At;
 use tidelog_engine::disk::{AppendFile, Disk, StdDisk};
@@ -161,6 +162,9 @@ const LARGE: &str = "INSERT INTO t(b) VALUES(randomblob(60000))";
 fn settings(folder: &Path) -> Settings {
     Settings {
         spool_bytes: 16 << 10,
+        // A chunk is sealed when a `remote` writer waits and at no other time: what begins the next one would meet the
+        // fault that is meant for an append.
+        ship_interval: Duration::from_hours(1),
         ..rig::settings(folder)
     }
 }

@@ -57,15 +57,13 @@ async fn idle_databases_hold_no_descriptor_and_make_no_request() {
     .await;
 
     // What was begun before may end a moment after the last file is closed.
-    rig::until("a second without a request", || async {
+    rig::until("a second without a request or a descriptor", || async {
         let before = engine.store_meter();
         for _ in 0..50 {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            assert_eq!(
-                held(&files),
-                Vec::<PathBuf>::new(),
-                "an idle database was opened"
-            );
+            if !held(&files).is_empty() {
+                return false;
+            }
         }
         engine.store_meter().since(&before).total() == 0
     })

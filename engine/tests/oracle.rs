@@ -48,6 +48,9 @@ fn settings(folder: &Path, rng: &mut StdRng) -> Settings {
         wal_backfill_bytes: pick(&[2 << 10, 20 << 10, 1 << 20]),
         wal_soft_bytes: pick(&[16 << 10, 100 << 10, 1 << 20]),
         spool_bytes: pick(&[2 << 10, 20 << 10, 1 << 20]),
+        // A machine that is busy with something else makes no write fail.
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
         master_keys: masters(),
         ..Settings::default()
     }

@@ -43,8 +43,13 @@ fn settings(folder: &Path, rng: &mut StdRng) -> Settings {
         settle_bytes: 1 << 40,
         // A copy of a folder must not meet one that runs.
         wal_backfill_bytes: 1 << 40,
+        idle_close: Duration::from_hours(1),
+        idle_sweep: Duration::from_hours(1),
         wal_soft_bytes: pick(&[16 << 10, 64 << 10, 1 << 30]),
         spool_bytes: pick(&[4 << 10, 1 << 20]),
+        // A machine that is busy with something else makes no write fail.
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
         master_keys: masters(),
         ..Settings::default()
     }

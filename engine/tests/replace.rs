@@ -29,6 +29,9 @@ async fn world() -> World {
         data: folder.path().join("data"),
         store_url: format!("file://{}", folder.path().join("store").display()),
         ship_interval: Duration::from_millis(20),
+        // A machine that is busy with something else makes no write fail.
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
         master_keys: masters(),
         ..Settings::default()
     };

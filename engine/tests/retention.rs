@@ -95,6 +95,9 @@ impl World {
         let options = StoreOptions {
             settings: StoreSettings {
                 attempts_max: 1,
+                // What stands still goes on when the test says so.
+                request_timeout: Duration::from_mins(10),
+                call_time_max: Duration::from_mins(10),
                 ..StoreSettings::default()
             },
             ..StoreOptions::default()
@@ -525,12 +528,10 @@ async fn a_database_that_no_row_names_is_told_of_and_destroyed_when_asked() {
         found.expect("a look").unnamed
     };
     // What is written after the clock was set would be young.
-    for _ in 0..2_000 {
-        if world.manifest(ghost).await.manifest.settled.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    rig::until("the settle of the ghost", async || {
+        world.manifest(ghost).await.manifest.settled.is_some()
+    })
+    .await;
     world.pass(23 * HOUR);
     assert!(told(true, true).await.is_empty(), "it may be in the making");
     world.pass(2 * HOUR);

@@ -25,6 +25,9 @@ fn settings(folder: &Path) -> Settings {
         ship_linger: Duration::from_millis(1),
         settle_bytes: 64 << 10,
         settle_pause: Duration::from_millis(1),
+        // A machine that is busy with something else makes no write fail.
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
         master_keys: masters(),
         ..Settings::default()
     }

@@ -14,6 +14,10 @@ fn tidelog(home: &Path, keys: &[&str]) -> Command {
         .current_dir(home)
         .env_remove("TIDELOG_MASTER_KEYS")
         .env("TIDELOG_LOG", "error")
+        // A machine that is busy with something else makes no call fail.
+        .env("TIDELOG_ENGINE_GATE_TIMEOUT_MS", "60000")
+        .env("TIDELOG_LIMITS_QUERY_MS", "600000")
+        .env("TIDELOG_DURABILITY_TIMEOUT_MS", "60000")
         .env("TIDELOG_STORE", format!("file://{}/store", home.display()));
     for key in keys {
         command.args(["--master-key-file", key]);

@@ -23,7 +23,7 @@ const coded = (code, text = /./) => (error) => {
 };
 // Waits until the server at `base` has `count` streams.
 const streams = async (base, count) => {
-  const deadline = Date.now() + 30000;
+  const deadline = Date.now() + 180000;
   for (;;) {
     const text = await (await fetch(`${base}/metrics`)).text();
     if (text.includes(`\ntidelog_client_streams ${count}\n`)) return;

@@ -17,7 +17,16 @@ const VERSION: u32 = 1;
 /// Holds the data folder for this process.
 #[derive(Debug)]
 pub struct FolderLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for FolderLock {
+    /// Said, not left to the last descriptor: a child that this process is just starting has a copy of it until it runs
+    /// its own program.
+    fn drop(&mut self) {
+        // Closing is what is left where it cannot be said.
+        let _ = self.file.unlock();
+    }
 }
 
 impl FolderLock {
@@ -33,7 +42,7 @@ impl FolderLock {
             .open(&path)
             .map_err(io)?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(TryLockError::WouldBlock) => {
                 let what = format!("another server runs on the data folder {}", data.display());
                 Err(Error::new(Code::Refused, what))

@@ -180,6 +180,9 @@ impl World {
             spool_bytes: pick(&[8 << 10, 1 << 20]),
             restores_max: usize::MAX,
             take_over: TakeOver::All,
+            // A machine that is busy with something else makes no write fail.
+            gate_timeout: Duration::from_mins(1),
+            durability_timeout: Duration::from_mins(1),
             master_keys: masters(),
             ..Settings::default()
         };

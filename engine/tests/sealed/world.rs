@@ -36,6 +36,9 @@ pub(crate) fn settings(folder: &Path, keys: &MasterKeys) -> Settings {
         data: folder.join("data"),
         store_url: url(folder),
         master_keys: keys.clone(),
+        // A machine that is busy with something else makes no write fail.
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
         ship_interval: Duration::from_millis(20),
         ship_linger: Duration::from_millis(1),
         settle_bytes: 16 << 10,
@@ -152,6 +155,9 @@ pub(crate) fn faulty(plan: Box<dyn Plan>) -> (Arc<FaultStore>, Store) {
     let settings = StoreSettings {
         attempts_max: 2,
         backoff_max: Duration::from_millis(10),
+        // What stands still goes on when the test says so.
+        request_timeout: Duration::from_mins(10),
+        call_time_max: Duration::from_mins(10),
         ..StoreSettings::default()
     };
     let options = StoreOptions {

@@ -576,11 +576,9 @@ async fn refusals_of_the_server_have_their_status_and_the_body_of_the_clients() 
 /// transaction which does not end, alone and on a stream of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_too_late_is_said_and_leaves_no_lock() {
-    let mut config = Preset::Development.config();
-    config.limits.request_ms = 2_000;
+    // Each on a server of its own, so that neither time ends beside the other.
+    let mut config = unhurried();
     config.limits.body_ms = 1_000;
-    config.stream_gate_idle_ms = 600_000;
-    config.stream_idle_ms = 600_000;
     let world = with(config).await;
     for path in [PIPELINE, CURSOR] {
         let address = world.base.trim_start_matches("http://");
@@ -605,6 +603,10 @@ async fn what_comes_too_late_is_said_and_leaves_no_lock() {
         assert_eq!(body["code"], "REQUEST_TIMEOUT");
         assert!(body["message"].is_string() && body["error"].is_string());
     }
+    world.stop().await;
+    let mut config = unhurried();
+    config.limits.request_ms = 2_000;
+    let world = with(config).await;
     let baton = world.writing().await;
     let insert = execute("insert into t(b) values('late')");
     for late in [

@@ -12,11 +12,10 @@ use tempfile::TempDir;
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::system::Page;
 use tidelog_engine::{Engine, Parts, Settings, TakeOver};
-use tidelog_server::settings::Limits;
 use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 
 use crate::hrana::{CURSOR, PIPELINE, close, execute, failed};
-use crate::world::{Got, World, read};
+use crate::world::{Got, World, patient, read, unhurried};
 
 const ORDERS: &str = "/v1/namespaces/default/databases/orders";
 
@@ -44,11 +43,11 @@ async fn life(folder: &Arc<TempDir>, store: Store, take_over: TakeOver) -> World
         ship_interval: Duration::from_millis(20),
         take_over,
         master_keys: tidelog_testkit::sealing::masters(),
-        ..Settings::default()
+        ..unhurried()
     };
     let engine = Box::pin(Engine::start_on(settings, Parts::production(), store));
     let engine = engine.await.expect("the engine starts");
-    let world = World::around(engine, Arc::clone(folder), None, Limits::default());
+    let world = World::around(engine, Arc::clone(folder), None, patient());
     Box::pin(world).await
 }
 

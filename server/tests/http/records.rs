@@ -372,7 +372,7 @@ async fn insights_count_and_name_no_sql() {
             json!({ "sql": "select * from none" }),
         )
         .await;
-    let got = world.get(&format!("{database}/insights?hours=1")).await;
+    let got = world.get(&format!("{database}/insights?hours=2")).await;
     let items = got.body["items"].as_array().expect("items");
     let of = |status: u64| {
         let rows = items.iter().filter(|item| item["status"] == status);

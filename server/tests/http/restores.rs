@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value as Json, json};
@@ -12,6 +13,7 @@ use tidelog_archive::store::{Store, StoreOptions};
 use tidelog_engine::disk::{AppendFile, Disk, StdDisk};
 use tidelog_engine::{Parts, Writer};
 use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
+use tidelog_testkit::server::{PATIENCE, deadline};
 use tidelog_testkit::sim::ShiftedClock;
 use tokio::task::JoinHandle;
 
@@ -246,12 +248,20 @@ async fn who_does_not_wait_is_told_where_to_look() {
     let db = world.database("orders").await;
     let here = at(&world.run(&db, "CREATE TABLE t(a)").await);
     world.run(&db, "INSERT INTO t VALUES(1)").await;
+    // It waits for a writer, so that it has not ended when it is answered.
+    let namespace = world.engine.namespace_by_name("default").await;
+    let namespace = namespace.expect("there").id;
+    let session = world.engine.database(namespace, "orders").await;
+    let session = session.expect("there").writer().await.expect("a session");
+    let (held, release) = hold(session).await;
     let asked = world
         .ask_keyed(&format!("{db}/restores"))
         .header("prefer", "respond-async")
         .json(&json!({ "target": { "bookmark": here } }));
     let accepted = read(asked).await;
     assert_eq!(accepted.status, 202, "{accepted:?}");
+    drop(release);
+    held.await.expect("the transaction ends");
     let place = accepted.header("location").expect("a place").to_owned();
     let events = world
         .ask(Method::GET, &format!("{place}/events"))
@@ -382,13 +392,13 @@ async fn a_restore_that_waits_is_cancelled_and_alone() {
     let place = format!("/v1/namespaces/default/operations/{id}");
     let cancel = read(world.ask(Method::POST, &format!("{place}/cancel"))).await;
     assert!(matches!(cancel.status, 200 | 202), "{cancel:?}");
-    let patience = tokio::time::Instant::now() + std::time::Duration::from_mins(2);
+    let patience = tokio::time::Instant::now() + Duration::from_mins(2);
     while world.get(&place).await.body["state"] != "cancelled" {
         assert!(
             tokio::time::Instant::now() < patience,
             "it is not cancelled"
         );
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // Whoever asks again under its key hears the same.
     let key = world
@@ -576,12 +586,25 @@ async fn what_time_store_and_disk_refuse_is_told_apart() {
     free.store(1 << 40, Ordering::Relaxed);
 
     clock.pass(40 * DAY);
-    world.run(&db, "INSERT INTO t VALUES(3, NULL)").await;
     let url = format!("{}/v1/retention", world.base);
-    let gc = world.client.post(url).bearer_auth(&world.server);
-    let body = json!({ "database": "default/orders", "apply": true });
-    let gc = read(gc.json(&body)).await;
-    assert_eq!(gc.status, 200, "{gc:?}");
+    let gc = async |apply: bool| {
+        let asked = world.client.post(&url).bearer_auth(&world.server);
+        let body = json!({ "database": "default/orders", "apply": apply });
+        let gc = read(asked.json(&body)).await;
+        assert_eq!(gc.status, 200, "{gc:?}");
+        gc.body["items"][0]["horizon"]
+            .as_str()
+            .expect("a number")
+            .to_owned()
+    };
+    // States expire where a segment ends, and settling goes on beside the requests.
+    let late = deadline(PATIENCE);
+    while gc(false).await.as_str() < &days[2][9..25] {
+        assert!(!late(), "it is never settled");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.run(&db, "INSERT INTO t VALUES(3, NULL)").await;
+    gc(true).await;
     let expired = restore(json!({ "snapshot": "mortal" })).await;
     assert_eq!((expired.status, expired.code()), (410, "snapshot-expired"));
     let oldest = expired.body["oldest_available"].as_str().expect("one");

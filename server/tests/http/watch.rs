@@ -12,7 +12,7 @@ use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::settings::Limits;
 use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 
-use crate::world::World;
+use crate::world::{World, patient, unhurried};
 
 /// The value of a series, which must be there.
 pub(crate) fn value(text: &str, series: &str) -> f64 {
@@ -109,7 +109,7 @@ async fn life(folder: &Arc<TempDir>, store: &Store, limits: Limits) -> World {
         settle_bytes: 1,
         settle_pause: Duration::from_millis(1),
         master_keys: tidelog_testkit::sealing::masters(),
-        ..Settings::default()
+        ..unhurried()
     };
     let engine = Engine::start_on(settings, Parts::production(), store.clone());
     let engine = Box::pin(engine).await.expect("the engine starts");
@@ -131,7 +131,7 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
     let limits = Limits {
         slow_query: Duration::ZERO,
         in_flight_per_principal: 12,
-        ..Limits::default()
+        ..patient()
     };
     let slow_uploads = script(|call| match call.op {
         Op::Put => Fault::Delay(Duration::from_millis(30)),

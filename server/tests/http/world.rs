@@ -196,6 +196,8 @@ impl World {
             server,
             client: Client::builder()
                 .no_proxy()
+                // The server closes what is idle for longer than a head may take.
+                .pool_idle_timeout(Duration::from_secs(1))
                 .tls_danger_accept_invalid_certs(true)
                 .build()
                 .expect("a client"),

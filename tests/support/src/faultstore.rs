@@ -178,7 +178,7 @@ pub struct FaultStore {
     inner: Arc<dyn ObjectStore>,
     plan: Mutex<Box<dyn Plan>>,
     state: Mutex<State>,
-    going_on: watch::Sender<()>,
+    going_on: watch::Sender<u64>,
 }
 
 /// The error of every fault.
@@ -221,7 +221,7 @@ impl FaultStore {
             inner,
             plan: Mutex::new(plan),
             state: Mutex::default(),
-            going_on: watch::Sender::new(()),
+            going_on: watch::Sender::new(0),
         })
     }
 
@@ -242,7 +242,22 @@ impl FaultStore {
 
     /// Lets every call that stands still go on. With a new plan set before it none that comes later stands still.
     pub fn let_go(&self) {
-        self.going_on.send_replace(());
+        self.let_go_before(self.calls_made());
+    }
+
+    /// How many calls there were so far.
+    pub fn calls_made(&self) -> u64 {
+        lock(&self.state).calls.len() as u64
+    }
+
+    /// Lets those of the first so many calls go on that stand still. Whoever counts the calls, looks at what made
+    /// them, and then lets that many go on sets nothing free that began behind the look.
+    pub fn let_go_before(&self, calls: u64) {
+        self.going_on.send_if_modified(|go_on| {
+            let more = calls > *go_on;
+            *go_on = calls.max(*go_on);
+            more
+        });
     }
 
     /// From now on objects bear this clock's time of their writing.
@@ -296,14 +311,15 @@ impl FaultStore {
             call
         };
         self.land(call.number).await;
-        // Before the plan is asked: whoever changes it and lets go then reaches this call one way or the other.
-        let mut going_on = self.going_on.subscribe();
+        // The call is counted before the plan is asked: whoever changes it and lets go then reaches this call one way
+        // or the other.
         let fault = lock(&self.plan).fault(&call);
         match fault {
             Fault::Delay(time) => tokio::time::sleep(time).await,
             Fault::Hold => {
+                let mut going_on = self.going_on.subscribe();
                 // The sender lives as long as the store.
-                let _ = going_on.changed().await;
+                let _ = going_on.wait_for(|calls| *calls > call.number).await;
             }
             _ => {}
         }
@@ -672,6 +688,23 @@ mod tests {
         store.let_go();
         put.await.unwrap();
         shared.head(&path).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn calls_go_on_up_to_the_one_that_was_counted() {
+        let store = FaultStore::in_memory(script(|_| Fault::Hold));
+        let shared = Shared(Arc::clone(&store));
+        let (first, second) = (Path::from("a"), Path::from("b"));
+        let mut first = std::pin::pin!(shared.put(&first, "x".into()));
+        assert!(first.as_mut().now_or_never().is_none());
+        let counted = store.calls_made();
+        let mut second = std::pin::pin!(shared.put(&second, "x".into()));
+        assert!(second.as_mut().now_or_never().is_none());
+        store.let_go_before(counted);
+        first.await.unwrap();
+        assert!(second.as_mut().now_or_never().is_none());
+        store.let_go();
+        second.await.unwrap();
     }
 
     #[test]

@@ -90,6 +90,7 @@ impl Launch {
             // A machine that is busy with something else makes no call fail.
             .env("TIDELOG_ENGINE_GATE_TIMEOUT_MS", "60000")
             .env("TIDELOG_LIMITS_QUERY_MS", "600000")
+            .env("TIDELOG_DURABILITY_TIMEOUT_MS", "60000")
             .envs(crate::sealing::environment())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -107,6 +108,8 @@ impl Launch {
             base: format!("http://127.0.0.1:{port}"),
             token: String::new(),
             client: Client::builder()
+                // The server closes what is idle for longer than a head may take.
+                .pool_idle_timeout(Duration::from_secs(1))
                 .timeout(PATIENCE)
                 .build()
                 .expect("a client can be made"),
