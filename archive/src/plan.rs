@@ -12,6 +12,7 @@
 mod choose;
 mod error;
 mod history;
+mod legs;
 mod list;
 mod read;
 mod resolve;
@@ -19,6 +20,7 @@ mod resolve;
 pub use choose::{Direction, Plan, Start, Step};
 pub use error::PlanError;
 pub use history::{History, ImageSource, Layer, Piece, PieceSource, TailSection};
+pub use legs::{Leg, Same};
 pub use list::CommitInfo;
 pub use read::ReadError;
 pub(crate) use read::{Opened, get_range, open_image, open_piece, open_segment};

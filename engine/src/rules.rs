@@ -17,6 +17,8 @@ pub const RULES: &[&str] = &[
     "rewind.base_proven",
     "rewind.state_proven",
     "rewind.sound_source",
+    "rewind.true_records",
+    "rewind.whole_log",
 ];
 
 /// Whether a rule holds: always, but in tests that switch it off.

@@ -16,7 +16,7 @@ use tidelog_engine::operations::{Handle, Operation, OperationState};
 use tidelog_engine::sql::connection::AutoVacuum;
 use tidelog_engine::system::Page;
 use tidelog_engine::travel::restores::Outcome;
-use tidelog_engine::travel::rewind::{RestoreTarget, Rewind, Way};
+use tidelog_engine::travel::rewind::{Origin, RestoreTarget, Rewind, Way};
 use tidelog_engine::{
     Access, Code, Database, Durability, Engine, IdempotencyKey, Limits, NewDatabase, Params, Parts,
     Request, Settings, Statement, Value,
@@ -36,6 +36,9 @@ fn settings(folder: &Path) -> Settings {
         ship_interval: Duration::from_millis(20),
         settle_pause: Duration::from_millis(1),
         restores_max: usize::MAX,
+        // A machine that is busy with something else makes no write fail.
+        gate_timeout: Duration::from_mins(1),
+        durability_timeout: Duration::from_mins(1),
         master_keys: masters(),
         ..Settings::default()
     }
@@ -553,6 +556,58 @@ async fn conditions_hold_and_a_plan_is_run_once() {
     let stale = database.rewind(stale).await.expect_err("it has moved");
     assert_eq!(stale.code(), Code::PlanStale);
     assert_eq!(count(&database, "SELECT count(*) FROM t").await, 2);
+    engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: what an earlier restore took back is not read again, on any side of it. Method: a database is put back over large
+/// commits; the plan of each later rewind holds only records that still matter, and leads to the same pages.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewind_does_not_read_what_restores_took_back() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let (engine, database) = start(folder.path()).await;
+    let none = run(&database, "CREATE TABLE t(a, b)").await;
+    let size = usize::try_from(database.row().page_size).expect("a page size");
+    let mut saved = Vec::new();
+    let save = async |at: Position| {
+        let path = folder.path().join(format!("{}.db", at.txid));
+        database
+            .export(At::Bookmark(at), &path)
+            .await
+            .expect("export");
+        path
+    };
+    let one = run(&database, "INSERT INTO t VALUES(1, NULL)").await;
+    let large = "INSERT INTO t VALUES(2, randomblob(100000))";
+    let two = run(&database, large).await;
+    for _ in 0..7 {
+        run(&database, large).await;
+    }
+    for at in [none, two] {
+        saved.push((at, save(at).await));
+    }
+    succeeded(database.rewind(to(one)).await).await;
+    run(&database, "INSERT INTO t VALUES(4, NULL)").await;
+    // Below it: the commit behind the rewind, and that of the first row. Above it, from there: the first row, and a large one.
+    for (at, pages) in saved {
+        let target = RestoreTarget::At(At::Bookmark(at));
+        let plan = database.preview(&target).await.expect("preview");
+        assert_eq!(plan.way(), Way::Log, "{plan:?}");
+        let Origin::History(log) = &plan.origin else {
+            panic!("no archive was asked for: {plan:?}");
+        };
+        assert!(log.commits() <= 3, "{plan:?}");
+        assert!(plan.commits_undone() > log.commits(), "{plan:?}");
+        let rewind = Rewind {
+            plan: Some(plan.id),
+            quick_check: true,
+            ..to(at)
+        };
+        let done = succeeded(database.rewind(rewind).await).await;
+        let result = done.result.expect("a result");
+        assert_eq!(result["restore"]["quick_check"], "ok");
+        let now = save(database.bookmark().await.expect("bookmark").bookmark).await;
+        assert_eq!(same_pages(&now, &pages, size), Ok(()));
+    }
     engine.shutdown().await.expect("shutdown");
 }
 

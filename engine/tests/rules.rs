@@ -3,7 +3,7 @@
 //!
 //! Two rules have no switch. That the lock page is never written would need a database of more than 1 GiB. That
 //! present pages are read through SQLite and not from the WAL by an index of ours is so because no such index exists.
-//! `rewind.sound_source` is no rule but the damage that the proofs are there for.
+//! `rewind.sound_source` and `rewind.true_records` are no rules but the damage that others are there for.
 
 mod rig;
 
@@ -272,6 +272,26 @@ async fn wrong_pages_change_nothing(folder: &Path) -> Found {
     engine.shutdown().await.map_err(|error| error.to_string())
 }
 
+/// Restores that did not do what their records say: the log alone is read.
+async fn wrong_records_of_restores(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    // So that the log since a state is less to read than what led to it.
+    let ballast = "CREATE TABLE ballast AS SELECT randomblob(300000)";
+    run(&database, ballast, Memory).await;
+    let none = run(&database, "CREATE TABLE t(a)", Memory).await;
+    let one = run(&database, "INSERT INTO t VALUES(1)", Memory).await;
+    run(&database, "INSERT INTO t VALUES(2)", Memory).await;
+    rewind(&database, one).await?;
+    run(&database, "INSERT INTO t VALUES(3)", Memory).await;
+    let off = switch_off(&["rewind.true_records"]);
+    let rewound = rewind(&database, none).await;
+    drop(off);
+    rewound?;
+    let rows = numbers(&database, "SELECT count(*) FROM t").await;
+    equal(&rows, &[0], "rows")?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
 type Scenario = fn(std::path::PathBuf) -> Pin<Box<dyn Future<Output = Found>>>;
 
 macro_rules! scenario {
@@ -309,12 +329,13 @@ const TABLE: &[(&[&str], Scenario)] = &[
         &["rewind.base_proven", "rewind.state_proven"],
         scenario!(wrong_pages_change_nothing),
     ),
+    (&["rewind.whole_log"], scenario!(wrong_records_of_restores)),
 ];
 
 /// One test and no more: a rule is switched off for the whole process.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_rule_prevents_what_it_is_there_for() {
-    let mut named = vec!["rewind.sound_source"];
+    let mut named = vec!["rewind.sound_source", "rewind.true_records"];
     for (rules, scenario) in TABLE {
         named.extend(*rules);
         let folder = tempfile::tempdir().expect("tempdir");

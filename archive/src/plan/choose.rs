@@ -6,6 +6,7 @@ use tidelog_wal::{DigestSeed, PageSize, Position, TxId};
 
 use super::error::PlanError;
 use super::history::{History, ImageSource, Piece};
+use super::legs::{Leg, Same, cheapest};
 use super::resolve::Resolved;
 
 /// Where a plan starts.
@@ -67,6 +68,9 @@ pub struct Plan {
     pub direction: Direction,
     /// Records to apply, in the order of history.
     pub steps: Vec<Step>,
+    /// The stretches that they make up, ascending, where some that lie between start and target are left out because
+    /// states are the same. Such a plan leads from start to target by the sum of its deltas alone.
+    pub legs: Option<Vec<Leg>>,
     /// Bytes to fetch, about.
     pub bytes: u64,
 }
@@ -77,10 +81,34 @@ impl Plan {
         self.steps.len() + usize::from(matches!(self.start, Start::Image(_)))
     }
 
-    /// Commits between start and target.
+    /// Commits that are applied.
     pub fn commits(&self) -> u64 {
         let (a, b) = (self.start.txid(), self.target.position.txid);
-        a.max(b).since(a.min(b)).unwrap_or(0)
+        let between = |low: TxId, high: TxId| high.since(low).unwrap_or(0);
+        match &self.legs {
+            Some(legs) => legs
+                .iter()
+                .map(|leg| between(leg.from.txid, leg.to.txid))
+                .sum(),
+            None => between(a.min(b), a.max(b)),
+        }
+    }
+
+    /// Where each stretch of records begins, which is nowhere if it does with the first commit of all, and ends.
+    pub(crate) fn stretches(&self) -> Vec<(Option<Position>, Position)> {
+        if let Some(legs) = &self.legs {
+            return legs.iter().map(|leg| (Some(leg.from), leg.to)).collect();
+        }
+        let target = self.target.position;
+        let start = match &self.start {
+            Start::Empty => None,
+            Start::Image(image) => Some(image.position),
+            Start::Base(position) => Some(*position),
+        };
+        match start {
+            Some(start) if start.txid > target.txid => vec![(Some(target), start)],
+            start => vec![(start, target)],
+        }
     }
 }
 
@@ -131,12 +159,23 @@ impl History {
         target: Resolved,
         base: Option<Position>,
     ) -> Result<Plan, PlanError> {
+        self.plan_past(target, base, &[]).await
+    }
+
+    /// The same for a plan that is merged ([`crate::restore::merge`]): from a file at hand, the log is not read where it leads
+    /// from one of two states that are the `same` to the other. The base and the outcome are for the caller to prove.
+    pub async fn plan_past(
+        &mut self,
+        target: Resolved,
+        base: Option<Position>,
+        same: &[Same],
+    ) -> Result<Plan, PlanError> {
         let txid = target.position.txid;
         self.read_index(|_, entry| entry.run.contains(txid)).await?;
         // Older index objects are read until there is a start below the target, newer ones as long as the
         // way through them is cheaper than the best plan so far.
         loop {
-            let best = self.best(&target, base);
+            let best = self.best(&target, base, same);
             let cost = best.as_ref().map_or(u64::MAX, |plan| plan.bytes);
             let lowest = self.lowest_joined(txid);
             let highest = self.highest_joined(txid);
@@ -167,7 +206,7 @@ impl History {
         if !joined || self.crosses_gap(from, to) {
             return Err(self.no_plan(to));
         }
-        Ok(self.price(&target, Start::Base(base)))
+        Ok(self.price(&target, Start::Base(base), &[]))
     }
 
     /// Why there is no plan: a gap on either side, or nothing that joins.
@@ -229,7 +268,7 @@ impl History {
     }
 
     /// The cheapest plan over what is known.
-    fn best(&self, target: &Resolved, base: Option<Position>) -> Option<Plan> {
+    fn best(&self, target: &Resolved, base: Option<Position>, same: &[Same]) -> Option<Plan> {
         let txid = target.position.txid;
         let (low, high) = (self.lowest_joined(txid), self.highest_joined(txid));
         let reachable = |start: TxId| start.next() >= low && start <= high || start == txid;
@@ -239,7 +278,7 @@ impl History {
             .chain([Start::Empty])
             .filter(|start| reachable(start.txid()) && !self.crosses_gap(start.txid(), txid));
         starts
-            .map(|start| self.price(target, start))
+            .map(|start| self.price(target, start, same))
             .min_by_key(|plan| plan.bytes)
     }
 
@@ -250,29 +289,26 @@ impl History {
         low != high && self.gaps.iter().any(crossed)
     }
 
-    fn price(&self, target: &Resolved, start: Start) -> Plan {
+    fn price(&self, target: &Resolved, start: Start, same: &[Same]) -> Plan {
         let (from, to) = (start.txid(), target.position.txid);
-        let (low, high) = (from.min(to), from.max(to));
-        let mut bytes = match &start {
+        let legs = match &start {
+            Start::Base(base) if !same.is_empty() => self.legs(*base, target, same),
+            _ => None,
+        };
+        let steps = match &legs {
+            Some(legs) => {
+                let steps = legs.iter().map(|leg| (leg.from.txid, leg.to.txid));
+                steps
+                    .flat_map(|(low, high)| self.steps(low, high))
+                    .collect()
+            }
+            None => self.steps(from.min(to), from.max(to)),
+        };
+        let image = match &start {
             Start::Image(image) => image.object.len,
             Start::Empty | Start::Base(_) => 0,
         };
-        let at = self.pieces.partition_point(|piece| piece.last <= low);
-        let pieces = self.pieces.get(at..).unwrap_or_default().iter();
-        let steps: Vec<Step> = pieces
-            .take_while(|piece| low < high && piece.first <= high)
-            .map(|piece| {
-                let (first, last) = (piece.first.max(low.next()), piece.last.min(high));
-                let price = piece.price(first, last);
-                bytes = bytes.saturating_add(price);
-                Step {
-                    piece: piece.clone(),
-                    first,
-                    last,
-                    bytes: price,
-                }
-            })
-            .collect();
+        let bytes = steps.iter().map(|step| step.bytes);
         Plan {
             page_size: self.page_size,
             seed: self.seed,
@@ -283,8 +319,44 @@ impl History {
             } else {
                 Direction::Backward
             },
+            bytes: bytes.fold(image, u64::saturating_add),
             steps,
-            bytes,
+            legs,
         }
+    }
+
+    /// The legs between two states, if they leave something out.
+    fn legs(&self, base: Position, target: &Resolved, same: &[Same]) -> Option<Vec<Leg>> {
+        let to = target.position;
+        let (low, high) = (self.lowest_joined(to.txid), self.highest_joined(to.txid));
+        let price = |a: TxId, b: TxId| {
+            let known = a.next() >= low && b <= high && !self.crosses_gap(a, b);
+            let steps = || self.steps(a, b).into_iter().map(|step| step.bytes);
+            known.then(|| steps().fold(0, u64::saturating_add))
+        };
+        let legs = cheapest((base, to), same, price)?;
+        let whole = Leg {
+            from: if base.txid < to.txid { base } else { to },
+            to: if base.txid < to.txid { to } else { base },
+        };
+        (legs != [whole]).then_some(legs)
+    }
+
+    /// What is fetched for the records behind `low` up to `high`.
+    fn steps(&self, low: TxId, high: TxId) -> Vec<Step> {
+        let at = self.pieces.partition_point(|piece| piece.last <= low);
+        let pieces = self.pieces.get(at..).unwrap_or_default().iter();
+        pieces
+            .take_while(|piece| low < high && piece.first <= high)
+            .map(|piece| {
+                let (first, last) = (piece.first.max(low.next()), piece.last.min(high));
+                Step {
+                    piece: piece.clone(),
+                    first,
+                    last,
+                    bytes: piece.price(first, last),
+                }
+            })
+            .collect()
     }
 }

@@ -1,6 +1,6 @@
 //! Applying records to a sink.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use tidelog_wal::delta::PageDelta;
 use tidelog_wal::page::{mask_page1, unmask_page1};
@@ -9,7 +9,7 @@ use tidelog_wal::{Chain, DatabaseId, Digest, PageCount, PageNo, PageSize, Positi
 use super::error::RestoreError;
 use super::sink::PageSink;
 use crate::envelope::FormatError;
-use crate::plan::{Plan, Start, Step};
+use crate::plan::{Direction, Plan, Step};
 use crate::records::{BodyHead, RecordHead, RecordVisitor};
 
 /// Bytes read at once when the finished file is proven.
@@ -31,6 +31,9 @@ pub(super) struct Applier<S> {
     pages_max: usize,
     /// The state before the next record that counts, `None` before the first commit of all.
     joint: Option<Position>,
+    /// Where the stretch of records that is read ends, and those that follow it.
+    end: Option<Position>,
+    ahead: VecDeque<(Option<Position>, Position)>,
     /// The step being read.
     first: TxId,
     last: TxId,
@@ -50,12 +53,10 @@ pub(super) struct Applier<S> {
 
 impl<S: PageSink> Applier<S> {
     pub(super) fn new(sink: S, plan: &Plan, memory_bytes: usize, merging: bool) -> Self {
-        let forward = plan.start.txid() <= plan.target.position.txid;
-        let joint = match &plan.start {
-            _ if !forward => Some(plan.target.position),
-            Start::Empty => None,
-            Start::Image(image) => Some(image.position),
-            Start::Base(position) => Some(*position),
+        let mut ahead = VecDeque::from(plan.stretches());
+        let (joint, end) = match ahead.pop_front() {
+            Some((from, to)) => (from, Some(to)),
+            None => (None, None),
         };
         Self {
             sink,
@@ -63,6 +64,8 @@ impl<S: PageSink> Applier<S> {
             xors: HashMap::new(),
             pages_max: (memory_bytes / plan.page_size.bytes()).max(1),
             joint,
+            end,
+            ahead,
             first: TxId::ZERO,
             last: TxId::ZERO,
             database: DatabaseId::default(),
@@ -71,7 +74,7 @@ impl<S: PageSink> Applier<S> {
             current: None,
             elsewhere: Vec::new(),
             commits: 0,
-            backward: !forward,
+            backward: plan.direction == Direction::Backward,
             merging,
         }
     }
@@ -94,7 +97,12 @@ impl<S: PageSink> Applier<S> {
     }
 
     /// Refuses a record that does not go on where the one before ended.
-    fn check_joint(&self, txid: TxId) -> Result<(), RestoreError> {
+    fn check_joint(&mut self, txid: TxId) -> Result<(), RestoreError> {
+        if self.joint == self.end
+            && let Some((from, to)) = self.ahead.pop_front()
+        {
+            (self.joint, self.end) = (from, Some(to));
+        }
         let joins = match &self.joint {
             None => txid == TxId::FIRST && self.chain_before == chain::genesis(self.database),
             Some(before) => {
@@ -112,18 +120,11 @@ impl<S: PageSink> Applier<S> {
 
     /// Refuses records that ended elsewhere than they should.
     pub(super) fn check_end(&self, plan: &Plan) -> Result<(), RestoreError> {
-        let forward = plan.start.txid() <= plan.target.position.txid;
-        let expected = match &plan.start {
-            _ if forward => plan.target.position,
-            Start::Image(image) => image.position,
-            Start::Base(position) => *position,
-            Start::Empty => return Ok(()),
-        };
-        if self.joint == Some(expected) {
-            Ok(())
-        } else {
-            Err(self.broken("records do not lead to the target", expected.txid))
+        if self.joint == self.end && self.ahead.is_empty() {
+            return Ok(());
         }
+        let expected = self.end.unwrap_or(plan.target.position);
+        Err(self.broken("records do not lead to the target", expected.txid))
     }
 
     /// XORs a page of a delta into what is gathered.

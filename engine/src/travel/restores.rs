@@ -4,11 +4,16 @@
 //! Idempotency-Keys whose effects the restore took back: a late retry with one of them is told so.
 
 use rusqlite::{OptionalExtension as _, Row, params};
+use tidelog_archive::plan::Same;
 use tidelog_wal::{DatabaseId, NamespaceId, Position, Timestamp};
 
 use crate::database::idempotency::KEEP_MICROS;
 use crate::error::{Code, Error};
+use crate::rules::rule;
 use crate::system::{Noted, Page, PageOf, System, id16, micros, timestamp};
+
+/// Restores of one database that a plan looks at.
+const SAME_MAX: i64 = 1000;
 
 /// How a restore ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,6 +236,32 @@ impl System {
         let given = vec![database.as_bytes().to_vec().into(), before.into()];
         self.page(select, given, limit, record, |restore| restore.id.clone())
             .await
+    }
+
+    /// What the newest restores of a database went back to, and what they made of it: states that are the same.
+    pub(super) async fn restored_states(&self, database: DatabaseId) -> Result<Vec<Same>, Error> {
+        let old = if rule!("rewind.true_records") {
+            "target"
+        } else {
+            "previous"
+        };
+        self.read(move |c| {
+            let mut select = c.prepare(&format!(
+                "SELECT {old}, bookmark FROM restores WHERE database = ?1 AND outcome = 'succeeded' \
+                 AND bookmark IS NOT NULL AND bookmark <> target ORDER BY id DESC LIMIT ?2",
+            ))?;
+            let bad = || rusqlite::Error::InvalidQuery;
+            let position = |text: String| text.parse::<Position>().map_err(|_| bad());
+            select
+                .query_map(params![database.as_bytes(), SAME_MAX], |row| {
+                    Ok(Same {
+                        old: position(row.get(0)?)?,
+                        new: position(row.get(1)?)?,
+                    })
+                })?
+                .collect()
+        })
+        .await
     }
 
     /// When the restores of a database since `since` were asked for, oldest first.

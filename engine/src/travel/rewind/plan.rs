@@ -54,6 +54,15 @@ pub enum Origin {
     Archive(Box<Archive>),
 }
 
+/// How much of the log is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Log {
+    /// Not what restores took back, as they recorded it.
+    Shortest,
+    /// All of it.
+    Whole,
+}
+
 /// What a rewind will do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RewindPlan {
@@ -105,6 +114,14 @@ impl RewindPlan {
         }
     }
 
+    /// Whether it leaves out what earlier restores took back.
+    pub(super) fn is_shortened(&self) -> bool {
+        match &self.origin {
+            Origin::History(plan) => plan.legs.is_some(),
+            Origin::Archive(_) => false,
+        }
+    }
+
     /// The archive it is read from, if it is.
     pub fn archive(&self) -> Option<&Archive> {
         match &self.origin {
@@ -137,10 +154,10 @@ impl Database {
     /// Plans a rewind to what is asked for from where the database stands.
     pub(super) async fn rewind_plan(&self, target: &RestoreTarget) -> Result<RewindPlan, Error> {
         match target {
-            RestoreTarget::At(at) => self.plan_back(at.clone()).await,
+            RestoreTarget::At(at) => self.plan_back(at.clone(), Log::Shortest).await,
             RestoreTarget::Before(id) => {
                 let previous = self.restore(id).await?.previous;
-                self.plan_back(At::Bookmark(previous)).await
+                self.plan_back(At::Bookmark(previous), Log::Shortest).await
             }
             RestoreTarget::Archive(id) => self.plan_from_archive(id).await,
         }
@@ -179,13 +196,24 @@ impl Database {
     }
 
     /// Plans to go to a state of the history.
-    async fn plan_back(&self, at: At) -> Result<RewindPlan, Error> {
+    pub(super) async fn plan_back(&self, at: At, log: Log) -> Result<RewindPlan, Error> {
         let (lease, mut history, target) = self.resolve(at).await?;
         // Everything up to the newest stored commit, which is at least where the resolving began.
         let base = history.head().ok_or_else(|| {
             Error::new(Code::DatabaseCorrupt, "a database without a stored commit")
         })?;
-        let plan = history.plan(target, Some(base)).await.map_err(plan_error)?;
+        let same = match log {
+            Log::Shortest => {
+                self.engine()
+                    .inner
+                    .system
+                    .restored_states(self.row().id)
+                    .await?
+            }
+            Log::Whole => Vec::new(),
+        };
+        let plan = history.plan_past(target, Some(base), &same).await;
+        let plan = plan.map_err(plan_error)?;
         let page_size = lease.meta().page_size;
         if !matches!(plan.start, Start::Base(_)) {
             let bytes = target.n.bytes(page_size);

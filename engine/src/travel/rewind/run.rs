@@ -10,10 +10,10 @@ use tidelog_wal::record::{RestoreNote, tag};
 use tidelog_wal::{Position, Timestamp};
 
 use super::apply::Change;
-use super::plan::{Origin, RewindPlan};
+use super::plan::{Log, Origin, RewindPlan};
 use super::stage::{Source, Staged, Wanted};
 use super::xors::PageXors;
-use super::{Accepted, RestoreTarget, moved, stale};
+use super::{Accepted, moved, stale};
 use crate::bucket::At;
 use crate::capture::{CommitNote, Head};
 use crate::core::Core;
@@ -178,7 +178,18 @@ async fn prepared(
         // What was settled since the plan was made may have taken the place of objects it reads, or of the chunks
         // that go on from them.
         Err(error) if error.is_gone() && plan.archive().is_none() => {
-            let plan = replan(database, plan).await?;
+            let plan = replan(database, plan, Log::Shortest).await?;
+            let again = staged(lease, &plan, task).await?;
+            (plan, again)
+        }
+        // What earlier restores recorded is not what they did. The log alone tells; nothing was touched.
+        Err(error)
+            if matches!(error.code(), Code::DatabaseCorrupt | Code::ObjectCorrupt)
+                && plan.is_shortened()
+                && rule!("rewind.whole_log") =>
+        {
+            tracing::warn!(database = %database.row().id, %error, "the records of restores do not fit the log");
+            let plan = replan(database, plan, Log::Whole).await?;
             let again = staged(lease, &plan, task).await?;
             (plan, again)
         }
@@ -222,9 +233,9 @@ fn scratch(core: &Core) -> PathBuf {
 }
 
 /// The same plan over what is listed now.
-async fn replan(database: &Database, plan: RewindPlan) -> Result<RewindPlan, Error> {
-    let target = RestoreTarget::At(At::Bookmark(plan.target.position));
-    let anew = database.rewind_plan(&target).await?;
+async fn replan(database: &Database, plan: RewindPlan, log: Log) -> Result<RewindPlan, Error> {
+    let target = At::Bookmark(plan.target.position);
+    let anew = database.plan_back(target, log).await?;
     Ok(RewindPlan {
         id: plan.id,
         current: plan.current,
