@@ -16,12 +16,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidelog_archive::manifest::Manifest;
 use tidelog_archive::plan::{Resolved, Start, Target};
 use tidelog_archive::restore::{FileSink, PageSink, RestoreSettings, merge};
 use tidelog_wal::digest::PageHash;
 use tidelog_wal::page::{mask_page1, unmask_page1};
-use tidelog_wal::{DatabaseId, Digest, PageCount, PageNo, TxId};
+use tidelog_wal::{DatabaseId, Digest, NamespaceId, PageCount, PageNo, TxId};
 
 use crate::boxed;
 use crate::capture::Head;
@@ -34,7 +33,7 @@ use crate::executor::blocking;
 use crate::journal::hold::ChunkHold;
 use crate::operations::Task;
 use crate::places::For;
-use crate::rebuild::{history, plan_error, present, restore_error};
+use crate::rebuild::{Unsettled, history, plan_error, present, restore_error};
 use crate::registry::Registry;
 use crate::travel::rewind::PageXors;
 
@@ -322,14 +321,15 @@ impl Untouched {
 pub(crate) async fn fork_files(
     core: &Arc<Core>,
     registry: &Registry,
-    manifest: &Manifest,
+    (namespace, id): (NamespaceId, DatabaseId),
     path: PathBuf,
 ) -> Result<Option<Resolved>, Error> {
-    let (namespace, id) = (manifest.namespace, manifest.database);
+    let own = Unsettled::of(core, id).newest();
+    let manifest = core.remote.owned_manifest(namespace, id).await?.manifest;
     let Some(parent) = manifest.parent else {
         return Ok(None);
     };
-    if manifest.settled.is_some() || core.tails.newest(id).is_some() {
+    if manifest.settled.is_some() || own.is_some() {
         return Ok(None);
     }
     // One whose files would have to be made or proven first is no help.

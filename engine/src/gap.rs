@@ -113,22 +113,23 @@ impl Breaks {
         }
     }
 
-    /// Has a copy of a manifest tell of the breaks between settled history and `stored`, the newest stored commit.
-    pub(crate) fn tell(&self, manifest: &mut Manifest, stored: Option<TxId>) {
-        let settled = manifest.settled_position().map_or(TxId::ZERO, |at| at.txid);
-        let breaks = self.lock();
-        let Some(found) = breaks.get(&manifest.database) else {
-            return;
-        };
-        for found in found {
-            let at = found.image.position.txid;
-            let known = manifest
-                .images
-                .iter()
-                .any(|image| image.position.txid == at);
-            if at > settled && stored.is_some_and(|stored| at <= stored) && !known {
-                found.list(manifest);
-            }
+    /// Those of a database.
+    pub(crate) fn of(&self, id: DatabaseId) -> Vec<Break> {
+        self.lock().get(&id).cloned().unwrap_or_default()
+    }
+}
+
+/// Has a copy of a manifest tell of the `breaks` between settled history and `stored`, the newest stored commit.
+pub(crate) fn tell(breaks: &[Break], manifest: &mut Manifest, stored: Option<TxId>) {
+    let settled = manifest.settled_position().map_or(TxId::ZERO, |at| at.txid);
+    for found in breaks {
+        let at = found.image.position.txid;
+        let known = manifest
+            .images
+            .iter()
+            .any(|image| image.position.txid == at);
+        if at > settled && stored.is_some_and(|stored| at <= stored) && !known {
+            found.list(manifest);
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::database::state::{DbState, Stamp};
 use crate::database::{DbMeta, incarnation_name};
 use crate::error::{Code, Error};
 use crate::files::DbPaths;
+use crate::gap::{self, Break};
 use crate::registry::Registry;
 use crate::ship::ShippedSection;
 
@@ -65,16 +66,6 @@ impl Tails {
                 tails.remove(&id);
             }
         }
-    }
-
-    /// The newest commit of a database in them.
-    pub(crate) fn newest(&self, id: DatabaseId) -> Option<Position> {
-        let tails = self.lock();
-        let sections = tails.get(&id)?;
-        sections
-            .iter()
-            .map(|section| section.meta.end())
-            .max_by_key(|end| end.txid)
     }
 
     /// The sections of a database.
@@ -191,23 +182,56 @@ pub(crate) async fn history(
     namespace: NamespaceId,
     id: DatabaseId,
 ) -> Result<History, Error> {
-    // Before the manifest: what is settled between the two looks is then in both, else it would be in neither.
-    let tail = core.tails.of(id);
+    let unsettled = Unsettled::of(core, id);
     let loaded = core.remote.owned_manifest(namespace, id).await?;
-    history_of(core, tail, loaded.manifest).await
+    history_of(core, unsettled, loaded.manifest).await
 }
 
-/// The same of a manifest that was read after the tail was.
+/// What is stored of a database and not settled.
+///
+/// It is looked at before the manifest is: what is settled between the two looks is then in both, else it would be in
+/// neither, and a database would seem to end where its manifest once said.
+#[derive(Debug)]
+pub(crate) struct Unsettled {
+    tail: Vec<TailSection>,
+    breaks: Vec<Break>,
+}
+
+impl Unsettled {
+    pub(crate) fn of(core: &Core, id: DatabaseId) -> Self {
+        Self {
+            tail: core.tails.of(id),
+            breaks: core.breaks.of(id),
+        }
+    }
+
+    /// Its newest commit.
+    pub(crate) fn newest(&self) -> Option<Position> {
+        let ends = self.tail.iter().map(|section| section.meta.end());
+        ends.max_by_key(|end| end.txid)
+    }
+
+    /// The newest stored commit, by it and a manifest that was read later.
+    pub(crate) fn stored(&self, manifest: &Manifest) -> Option<Position> {
+        match (manifest.settled_position(), self.newest()) {
+            (Some(a), Some(b)) => Some(if a.txid >= b.txid { a } else { b }),
+            (one, other) => one.or(other),
+        }
+    }
+}
+
+/// The history by a manifest, and what was not settled before it was read.
 pub(crate) async fn history_of(
     core: &Core,
-    tail: Vec<TailSection>,
+    unsettled: Unsettled,
     manifest: Manifest,
 ) -> Result<History, Error> {
-    let (mut tail, mut manifest) = (tail, manifest);
+    let (mut unsettled, mut manifest) = (unsettled, manifest);
     let mut layers = Vec::new();
     loop {
+        let Unsettled { tail, breaks } = unsettled;
         let stored = tail.iter().map(|section| section.meta.last).max();
-        core.breaks.tell(&mut manifest, stored);
+        gap::tell(&breaks, &mut manifest, stored);
         let parent = manifest.parent;
         layers.push(Layer {
             manifests: core.remote.manifests(manifest.namespace, manifest.database),
@@ -215,7 +239,7 @@ pub(crate) async fn history_of(
             manifest,
         });
         let Some(parent) = parent else { break };
-        tail = core.tails.of(parent.database);
+        unsettled = Unsettled::of(core, parent.database);
         manifest = core
             .remote
             .owned_manifest(parent.namespace, parent.database)
@@ -262,7 +286,7 @@ pub(crate) async fn materialise(store: &Store, plan: &Plan, path: &Path) -> Resu
 async fn newest_files(
     core: &Arc<Core>,
     registry: Option<&Registry>,
-    manifest: &Manifest,
+    (namespace, id): (NamespaceId, DatabaseId),
     folder: &Path,
 ) -> Result<(String, Resolved), Error> {
     let incarnation = incarnation_name(core);
@@ -271,16 +295,14 @@ async fn newest_files(
     core.parts.disk.create_folder(&files).map_err(io)?;
     let path = DbPaths::in_folder(&files).database;
     if let Some(registry) = registry {
-        match copy::fork_files(core, registry, manifest, path.clone()).await {
+        match copy::fork_files(core, registry, (namespace, id), path.clone()).await {
             Ok(Some(state)) => return Ok((incarnation, state)),
             Ok(None) => {}
             Err(error) => {
-                let id = manifest.database;
                 tracing::warn!(database = %id, %error, "not copied from its parent's files; the store is asked");
             }
         }
     }
-    let (namespace, id) = (manifest.namespace, manifest.database);
     let mut history = history(core, namespace, id).await?;
     let store = &core.remote.store;
     let plan = plan(store, &mut history, Target::Head, present(core.term())).await?;
@@ -307,7 +329,7 @@ pub(crate) async fn restore_files(
     let folder = core.database_folder(id);
     let io = |e| Error::io("restore a database", e);
     core.parts.disk.create_folder(&folder).map_err(io)?;
-    let (incarnation, target) = replanned!(newest_files(core, registry, manifest, &folder))?;
+    let (incarnation, target) = replanned!(newest_files(core, registry, (namespace, id), &folder))?;
     let head = Head {
         term: target.position.term,
         txid: target.position.txid,

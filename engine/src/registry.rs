@@ -24,7 +24,7 @@ use crate::executor::blocking;
 use crate::gap;
 use crate::node::inherit::journaled_of;
 use crate::places::{Changes, For, Full, Place, Places};
-use crate::rebuild::restore_files;
+use crate::rebuild::{Unsettled, restore_files};
 use crate::streams::Streams;
 
 /// An open database and its place; the database is let go of first.
@@ -252,17 +252,17 @@ impl Registry {
             }
             slot.owned.store(true, Ordering::Release);
         } else if !opened_before {
-            let loaded = self.core.remote.owned_manifest(namespace, id).await?;
-            if let ManifestState::Purged(_) = loaded.manifest.state {
-                return Err(crate::system::lifecycle::purged(&id.to_string()));
-            }
-            let settled = loaded.manifest.settled_position();
             if state.is_none() && !journaled.is_empty() {
                 // The files were never finished; their commits are on their way to the store.
                 let journal = &self.core.journal;
                 journal.wait_shipped(journal.appended_lsn()).await?;
             }
-            let stored = newer(settled, self.core.tails.newest(id));
+            let unsettled = Unsettled::of(&self.core, id);
+            let loaded = self.core.remote.owned_manifest(namespace, id).await?;
+            if let ManifestState::Purged(_) = loaded.manifest.state {
+                return Err(crate::system::lifecycle::purged(&id.to_string()));
+            }
+            let stored = unsettled.stored(&loaded.manifest);
             // Without files the journal alone is no state to go on from; with them it may end before they do, since
             // chunks go in any order.
             let newest = journaled.last().map(|j| j.head);
@@ -484,13 +484,6 @@ impl Registry {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn newer(a: Option<Position>, b: Option<Position>) -> Option<Position> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(if a.txid >= b.txid { a } else { b }),
-        (one, other) => one.or(other),
-    }
 }
 
 /// Whether the store holds commits that this node lacks, or another history of the same length.

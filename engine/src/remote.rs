@@ -199,7 +199,8 @@ impl Remote {
         };
         crash_point!("manifest.after_owner");
         self.remember(id, owned.clone());
-        Ok(owned)
+        // Somebody else of this life may have changed it meanwhile.
+        Ok(self.remembered(id).unwrap_or(owned))
     }
 
     /// Whether a database was purged: its tombstone stands, or its keys are destroyed.

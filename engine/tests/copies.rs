@@ -24,7 +24,7 @@ use tidelog_engine::operations::{Handle, OperationState};
 use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::travel::verify::{Level, NewVerification};
-use tidelog_engine::{Database, Durability, Engine, Error, NewDatabase, Parts, Settings};
+use tidelog_engine::{Database, Durability, Engine, Error, NewDatabase, Parts, Settings, TakeOver};
 use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
 use tidelog_testkit::sealing::masters;
 use tidelog_wal::{PageSize, Position, TxId};
@@ -378,5 +378,70 @@ async fn a_parent_that_is_copied_is_no_open_database_of_its_tenant() {
         Vec::<String>::new(),
         "the newest state is in the parent's files"
     );
+    engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal (I1): whoever opens a database beside the node that settles what it inherited finds all of it, in the tail or in the
+/// manifest: else a fork would begin anew where its parent's history ends, and what was written to it were lost. Method: a
+/// fork is written, nothing is settled, the machine is lost; the answer to the one who takes the fork over is held up
+/// until its commits are settled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_whose_commits_are_just_settled_does_not_begin_anew() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let store = FaultStore::in_memory(script(|_| Fault::None));
+    let unsettled = Settings {
+        settle_bytes: 1 << 40,
+        settle_age: Duration::from_hours(1),
+        ..rig::settings(folder.path())
+    };
+    let engine = noted_with(unsettled.clone(), &store).await;
+    let parent = rig::orders(&engine).await;
+    let namespace = parent.row().namespace;
+    rig::run(&parent, "CREATE TABLE t(a)", Durability::Remote).await;
+    ended(parent.fork(Fork::named("fork")).await).await;
+    let fork = engine.database(namespace, "fork").await.expect("a fork");
+    let id = fork.row().id;
+    let written = rig::run(&fork, "INSERT INTO t VALUES(1)", Durability::Remote).await;
+    drop((parent, fork));
+    engine.shutdown().await.expect("shutdown");
+    std::fs::remove_dir_all(&unsettled.data).expect("a machine that is lost");
+
+    let shared = Arc::new(Shared(Arc::clone(&store)));
+    let own = Store::from_object_store(shared, "", StoreOptions::default()).expect("a store");
+    let own = own.with_keys(Keyring::new(masters()));
+    let manifests = ManifestStore::new(own, namespace, id, Arc::new(SystemEntropy));
+    let (first, taken) = (Arc::new(AtomicBool::new(true)), format!("{id}/manifest"));
+    store.set_plan(script(move |call| {
+        let takes = call.op == Op::Put && call.key.ends_with(&taken);
+        if takes && first.swap(false, Ordering::SeqCst) {
+            return Fault::HoldAnswer;
+        }
+        Fault::None
+    }));
+    let settings = Settings {
+        settle_age: Duration::from_secs(1),
+        take_over: TakeOver::All,
+        ..unsettled
+    };
+    let engine = noted_with(settings, &store).await;
+    // A fork is made from its parent's files where they are at hand.
+    let parent = rig::orders(&engine).await;
+    assert_eq!(rig::numbers(&parent, "SELECT count(*) FROM t").await, [0]);
+    let fork = engine.database(namespace, "fork").await.expect("a fork");
+    let opening = tokio::spawn(async move { rig::numbers(&fork, "SELECT a FROM t").await });
+    // Where the settler comes first, nobody is held up but the settler.
+    rig::until("the settle of what was inherited", async || {
+        let settled = manifests.load().await.expect("a manifest").manifest;
+        settled.settled_position() == Some(written) || opening.is_finished()
+    })
+    .await;
+    // The node forgets the tail right behind that.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    store.set_plan(script(|_| Fault::None));
+    store.let_go();
+    assert_eq!(opening.await.expect("it is opened"), [1]);
+    let fork = engine.database(namespace, "fork").await.expect("a fork");
+    let next = rig::run(&fork, "INSERT INTO t VALUES(2)", Durability::Remote).await;
+    assert_eq!(next.txid, written.txid.next());
     engine.shutdown().await.expect("shutdown");
 }

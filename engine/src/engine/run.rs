@@ -30,6 +30,7 @@ use crate::node::life::Life;
 use crate::node::start::{Started, open_store, start};
 use crate::node::terms::term_error;
 use crate::operations::{KEPT_MICROS, OperationType, Running, recover_all};
+use crate::rebuild::Unsettled;
 use crate::registry::Registry;
 use crate::scratch;
 use crate::settings::Settings;
@@ -184,15 +185,13 @@ impl Engine {
         let (namespace, id) = (root.system_namespace, root.system_database);
         let core = Arc::clone(&self.inner.core);
         if !fresh {
+            let unsettled = Unsettled::of(&core, id);
             match core.remote.owned_manifest(namespace, id).await {
                 Err(error) if error.code() == Code::DatabaseNotFound => {}
                 Err(error) => return Err(error),
                 Ok(loaded) => {
                     let state = DbState::read(core.parts.disk.as_ref(), &core.database_folder(id))?;
-                    let stored = loaded
-                        .manifest
-                        .settled_position()
-                        .or_else(|| core.tails.newest(id));
+                    let stored = unsettled.stored(&loaded.manifest);
                     let journaled = self.inner.registry.has_journaled(id);
                     if state.is_some() || stored.is_some() || journaled {
                         return Ok(());

@@ -14,6 +14,7 @@ use crate::boxed;
 use crate::bucket::At;
 use crate::engine::Database;
 use crate::error::{Code, Error};
+use crate::rebuild::Unsettled;
 use crate::system::{Page, PageOf};
 
 /// Labels of one database.
@@ -304,14 +305,9 @@ fn state(
 }
 
 impl Database {
-    /// Everything up to there is stored. Opens nothing.
-    fn stored_position(&self, manifest: &Manifest) -> Option<Position> {
-        let tail = self.engine.inner.core.tails.newest(self.row.id);
-        let settled = manifest.settled_position();
-        match (settled, tail) {
-            (Some(a), Some(b)) => Some(if a.txid >= b.txid { a } else { b }),
-            (one, other) => one.or(other),
-        }
+    /// What is stored and not settled; looked at before the manifest.
+    fn unsettled(&self) -> Unsettled {
+        Unsettled::of(&self.engine.inner.core, self.row.id)
     }
 
     /// Names a commit.
@@ -337,6 +333,7 @@ impl Database {
             expires: new.expires_at,
         };
         let remote = &self.engine.inner.core.remote;
+        let unsettled = self.unsettled();
         let loaded = remote
             .change_of(
                 self.row.namespace,
@@ -349,7 +346,7 @@ impl Database {
             self.engine.due_not_later(self.row.id, at).await?;
         }
         let manifest = &loaded.manifest;
-        let durable = self.stored_position(manifest);
+        let durable = unsettled.stored(manifest);
         let mut made = shown(manifest, &label, durable, now);
         made.database_bytes = Some(pages.bytes(manifest.page_size));
         Ok(made)
@@ -372,9 +369,10 @@ impl Database {
     /// The label of a name, with the size of its state if that can be read.
     #[boxed]
     pub async fn snapshot(&self, name: &str) -> Result<Snapshot, Error> {
+        let unsettled = self.unsettled();
         let loaded = self.manifest().await?;
         let manifest = &loaded.manifest;
-        let durable = self.stored_position(manifest);
+        let durable = unsettled.stored(manifest);
         let mut found = shown(manifest, find(manifest, name)?, durable, self.engine.now());
         if found.state == SnapshotState::Restorable {
             let resolved = self.state_at(At::Bookmark(found.bookmark)).await?;
@@ -386,9 +384,10 @@ impl Database {
     /// The labels of the database by name.
     #[boxed]
     pub async fn snapshots(&self, page: Page) -> Result<PageOf<Snapshot>, Error> {
+        let unsettled = self.unsettled();
         let loaded = self.manifest().await?;
         let manifest = &loaded.manifest;
-        let (durable, now) = (self.stored_position(manifest), self.engine.now());
+        let (durable, now) = (unsettled.stored(manifest), self.engine.now());
         let limit = page.limit();
         let after = page.cursor.unwrap_or_default();
         let labels = manifest.labels.iter().filter(|label| label.name > after);

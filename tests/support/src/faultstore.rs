@@ -71,6 +71,8 @@ pub enum Fault {
     Delay(Duration),
     /// It stands still until [`FaultStore::let_go`].
     Hold,
+    /// A PUT or a GET takes effect, and its answer stands still until then. Others: as [`Fault::None`].
+    HoldAnswer,
     /// An error, and no effect.
     Before,
     /// An error, and the effect.
@@ -316,14 +318,17 @@ impl FaultStore {
         let fault = lock(&self.plan).fault(&call);
         match fault {
             Fault::Delay(time) => tokio::time::sleep(time).await,
-            Fault::Hold => {
-                let mut going_on = self.going_on.subscribe();
-                // The sender lives as long as the store.
-                let _ = going_on.wait_for(|calls| *calls > call.number).await;
-            }
+            Fault::Hold => self.stand(call.number).await,
             _ => {}
         }
         (fault, call.number)
+    }
+
+    /// Stands still until that call may go on.
+    async fn stand(&self, number: u64) {
+        let mut going_on = self.going_on.subscribe();
+        // The sender lives as long as the store.
+        let _ = going_on.wait_for(|calls| *calls > number).await;
     }
 
     fn hold(&self, at: u64, pending: Pending) {
@@ -497,6 +502,10 @@ impl ObjectStore for Shared {
         match fault {
             // The answer is lost whatever it was.
             Fault::After => Err(error(fault, number)),
+            Fault::HoldAnswer => {
+                self.0.stand(number).await;
+                put
+            }
             _ => put,
         }
     }
@@ -531,6 +540,9 @@ impl ObjectStore for Shared {
         }
         let mut got = self.0.inner.get_opts(location, options).await?;
         got.meta = self.0.dated(got.meta);
+        if fault == Fault::HoldAnswer {
+            self.0.stand(number).await;
+        }
         if op == Op::Head || !matches!(fault, Fault::CutBody | Fault::BitRot) {
             return Ok(got);
         }

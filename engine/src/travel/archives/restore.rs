@@ -107,7 +107,7 @@ async fn is_begun(engine: &Engine, namespace: NamespaceId, id: DatabaseId) -> Re
     let inner = &engine.inner;
     let core = &inner.core;
     let state = DbState::read(core.parts.disk.as_ref(), &core.database_folder(id))?;
-    if state.is_some() || inner.registry.has_journaled(id) || core.tails.newest(id).is_some() {
+    if state.is_some() || inner.registry.has_journaled(id) || !core.tails.of(id).is_empty() {
         return Ok(true);
     }
     match core.remote.owned_manifest(namespace, id).await {

@@ -20,7 +20,7 @@ use crate::database::Lease;
 use crate::engine::Database;
 use crate::error::Error;
 use crate::operations::Task;
-use crate::rebuild::{history_of, plan_error, present};
+use crate::rebuild::{Unsettled, history_of, plan_error, present};
 use crate::remote::publish_error;
 use crate::scratch;
 use crate::settings::Durability;
@@ -202,10 +202,10 @@ impl Prover<'_> {
         let core = &self.database.engine().inner.core;
         let row = self.database.row();
         let manifests = core.remote.manifests(row.namespace, row.id);
-        let tail = core.tails.of(row.id);
+        let unsettled = Unsettled::of(core, row.id);
         let loaded = manifests.load().await;
         let loaded = loaded.map_err(|e| publish_error("read a manifest", e))?;
-        history_of(core, tail, loaded.manifest).await
+        history_of(core, unsettled, loaded.manifest).await
     }
 
     async fn look(&self, proof: &mut Proof) -> Result<(), Error> {
