@@ -33,13 +33,21 @@ pub(crate) struct Options {
     /// Commits onto it.
     #[arg(long, default_value_t = 100_000)]
     commits: u32,
+    /// MiB of page deltas gathered before they are applied; without it what a restore takes.
+    #[arg(long)]
+    gather_mib: Option<usize>,
 }
 
 /// Restores by a plan: milliseconds, and how much memory it took above what there was.
-async fn restore(bucket: &Bucket, plan: &Plan, out: &Path) -> (f64, f64) {
+async fn restore(
+    bucket: &Bucket,
+    plan: &Plan,
+    out: &Path,
+    settings: RestoreSettings,
+) -> (f64, f64) {
     made_anew(ROUNDS, out, async |out| {
         let sink = FileSink::create(out).expect("create");
-        let done = execute(bucket.store(), plan, sink, RestoreSettings::default()).await;
+        let done = execute(bucket.store(), plan, sink, settings).await;
         done.expect("restore");
     })
     .await
@@ -111,8 +119,12 @@ pub(crate) async fn run(options: Options) -> Value {
     // The image is a commit, too.
     assert!(plans[1].commits() >= u64::from(commits), "{}", plans[1]);
     let out = folder.path().join("restored.db");
-    let (image_ms, _) = restore(&bucket, &plans[0], &out).await;
-    let (all_ms, peak) = restore(&bucket, &plans[1], &out).await;
+    let mut restoring = RestoreSettings::default();
+    if let Some(mib) = options.gather_mib {
+        restoring.gather_bytes_max = mib << 20;
+    }
+    let (image_ms, _) = restore(&bucket, &plans[0], &out, restoring).await;
+    let (all_ms, peak) = restore(&bucket, &plans[1], &out, restoring).await;
     let log_bytes: u64 = plans[1].steps.iter().map(|step| step.bytes).sum();
     json!({
         "commits": commits,

@@ -124,8 +124,7 @@ pub(super) fn may_answer(route: &Route, code: Code) -> bool {
         // Whoever is known in a namespace may see what is not of single databases.
         Code::InsufficientPermissions => {
             let everybody = route.access == Access::Role(Role::Viewer);
-            let single = route.on_database() || within("{operation}");
-            known && (!everybody || single || route.whole_namespace)
+            known && (!everybody || route.on_database() || route.whole_namespace)
         }
         Code::NamespaceMismatch => tenants,
         // To delete what is deleted is refused, to purge it is not.
@@ -158,7 +157,8 @@ pub(super) fn may_answer(route: &Route, code: Code) -> bool {
                     &[("POST", "/archives"), ("PUT", "/members/{principal}")],
                 )
         }
-        Code::ForkParentPinned => is(route, DESTROYS),
+        // A namespace goes with all its forks.
+        Code::ForkParentPinned => is(route, &[("DELETE", "/databases/{db}")]),
         Code::DatabaseProtected => {
             is(route, DESTROYS) || is(route, &[("DELETE", "/branches/{ref}")])
         }
@@ -197,7 +197,9 @@ pub(super) fn may_answer(route: &Route, code: Code) -> bool {
         | Code::BookmarkLost
         | Code::BookmarkInFuture
         | Code::BookmarkForeign => by_bookmark,
-        Code::BookmarkExpired | Code::RecoveryGap => by_state,
+        Code::BookmarkExpired => by_state,
+        // No bookmark is of a commit that is missing.
+        Code::RecoveryGap => by_state && !is(route, &[("GET", "/history")]),
         Code::SnapshotNotFound => by_snapshot || within("{snapshot}"),
         Code::SnapshotExpired => by_snapshot,
         Code::SnapshotPinned => is(route, &[("DELETE", "/{snapshot}")]),

@@ -33,6 +33,10 @@ pub(super) async fn export(mut call: Call) -> Result<Answer, Problem> {
         .or(snapshot.map(At::Snapshot))
         .unwrap_or(At::Latest);
     let database = call.database().await?;
+    if database.row().block_reads {
+        let detail = format!("reads of database {:?} are blocked", database.row().name);
+        return Err(Problem::new(Code::DatabaseBlocked, detail));
+    }
     let folder = tempfile::Builder::new()
         .prefix("export-")
         .tempdir_in(&call.app.scratch)

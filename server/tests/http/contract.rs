@@ -282,54 +282,9 @@ const BENEATH: &[(&str, &str)] = &[
 /// a line here. Stale once one is seen, or nothing declares it any more.
 const OWED: &str = "\
 200 POST /v1/namespaces/{ns}/databases/{db}/archives
-200 GET /v1/namespaces/{ns}/databases/{db}/archives/{archive}/content
-200 POST /v1/namespaces/{ns}/databases/{db}/forks
-200 GET /v1/namespaces/{ns}/members/{principal}
-200 GET /v1/namespaces/{ns}/operations/{operation}/events
-206 GET /v1/namespaces/{ns}/databases/{db}/archives/{archive}/content
-archive-held DELETE /v1/namespaces/{ns}
-archive-held PATCH /v1/namespaces/{ns}/databases/{db}/archives/{archive}
-bookmark-expired POST /v1/namespaces/{db}/fork/{to}
-bookmark-expired GET /v1/namespaces/{ns}/databases/{db}/history
-bookmark-malformed POST /v1/namespaces/{ns}/databases/{db}/restores/{restore}/undo
-database-blocked GET /v1/namespaces/{ns}/databases/{db}/export
-database-not-found POST /v1/namespaces/{ns}/databases
-database-not-found GET /v1/namespaces/{ns}/databases/{db}/bookmarks
-database-not-found POST /v1/namespaces/{ns}/databases/{db}/time_travel/restore
-database-not-found POST /v1/retention
-database-protected DELETE /v1/namespaces/{ns}/databases/{db}/branches/{ref}
-database-read-only POST /v1/namespaces/{ns}/databases/{db}/import
-fork-parent-pinned DELETE /v1/namespaces/{ns}
-idempotency-result-rolled-back POST /v1/db/{ns}/{db}/batch
-idempotency-result-rolled-back POST /v1/db/{ns}/{db}/query
 idempotency-result-rolled-back POST /v1/namespaces/{ns}/databases/{db}/archives
-idempotency-result-rolled-back POST /v1/namespaces/{ns}/databases/{db}/batch
-import-invalid POST /v1/namespaces/{ns}/databases
-import-invalid POST /v1/namespaces/{ns}/databases/{db}/restores
-insufficient-permissions GET /v1/namespaces/{ns}/operations/{operation}
-insufficient-permissions GET /v1/namespaces/{ns}/operations/{operation}/events
-name-invalid POST /v1/namespaces
-name-invalid POST /v1/namespaces/{db}/fork/{to}
-name-invalid PUT /v1/namespaces/{ns}/databases/{db}/branches/{ref}
-name-invalid POST /v1/namespaces/{ns}/databases/{db}/import
-name-invalid POST /v1/namespaces/{ns}/databases/{db}/restores
-name-taken PUT /v1/namespaces/{ns}/databases/{db}/branches/{ref}
-name-taken POST /v1/namespaces/{ns}/databases/{db}/restores
-name-taken POST /v1/namespaces/{ns}/databases/{db}/undelete
 name-taken POST /v1/namespaces/{ns}/undelete
-quota-exceeded POST /v1/namespaces/{ns}/databases/{db}/import
 quota-exceeded POST /v1/namespaces/{ns}/databases/{db}/restores
-recovery-gap POST /v1/namespaces/{db}/fork/{to}
-recovery-gap GET /v1/namespaces/{ns}/databases/{db}/history
-refused POST /v1/namespaces/{ns}/databases/{db}/snapshots
-restore-rate-limited POST /v1/namespaces/{ns}/databases/{db}/restores/{restore}/undo
-restore-rate-limited POST /v1/namespaces/{ns}/databases/{db}/time_travel/restore
-snapshot-expired POST /v1/namespaces/{ns}/databases
-snapshot-expired POST /v1/namespaces/{ns}/databases/{db}/archives
-snapshot-expired PUT /v1/namespaces/{ns}/databases/{db}/branches/{ref}
-snapshot-expired GET /v1/namespaces/{ns}/databases/{db}/export
-snapshot-expired POST /v1/namespaces/{ns}/databases/{db}/forks
-snapshot-expired POST /v1/namespaces/{ns}/databases/{db}/verifications
 ";
 
 /// Goal: the document declares nothing that no call ever gets. Method: the whole program runs once more and takes every

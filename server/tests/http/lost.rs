@@ -52,7 +52,7 @@ async fn life(folder: &Arc<TempDir>, store: Store, take_over: TakeOver) -> World
 }
 
 /// Every call that takes a point in time, given this one: `name` is bookmark, timestamp or snapshot.
-async fn asked_for(world: &World, name: &str, value: &str) -> Vec<(&'static str, Got)> {
+pub(crate) async fn asked_for(world: &World, name: &str, value: &str) -> Vec<(&'static str, Got)> {
     let target = json!({ name: value });
     let with = |mut body: Json| {
         body["target"] = target.clone();
@@ -78,15 +78,15 @@ async fn asked_for(world: &World, name: &str, value: &str) -> Vec<(&'static str,
         ("seed", world.keyed(databases, seed).await),
         ("verifications", keyed("verifications", with(level)).await),
     ];
+    let asked = format!("{name}={value}");
+    let export = world.get(&format!("{ORDERS}/export?{asked}")).await;
+    answers.push(("export", export));
     if name == "snapshot" {
         return answers;
     }
     let mut snapshot = json!({ "name": "then" });
     snapshot[name] = json!(value);
     answers.push(("snapshots", keyed("snapshots", snapshot).await));
-    let asked = format!("{name}={value}");
-    let export = world.get(&format!("{ORDERS}/export?{asked}")).await;
-    answers.push(("export", export));
     let d1 = keyed(&format!("time_travel/restore?{asked}"), json!({})).await;
     answers.push(("time_travel", d1));
     match name {
@@ -99,6 +99,18 @@ async fn asked_for(world: &World, name: &str, value: &str) -> Vec<(&'static str,
                 let found = world.get(&format!("{ORDERS}/{path}?{asked}")).await;
                 answers.push(("bookmarks", found));
             }
+            // sqld's, whose times are texts.
+            let text: String = rusqlite::Connection::open_in_memory()
+                .and_then(|c| {
+                    let text = "select strftime('%Y-%m-%dT%H:%M:%f', ?1 / 1000.0, 'unixepoch')";
+                    c.query_row(text, [value.parse::<i64>().expect("milliseconds")], |row| {
+                        row.get(0)
+                    })
+                })
+                .expect("a time");
+            let fork = world.ask(Method::POST, "/v1/namespaces/orders/fork/then");
+            let forked = read(fork.json(&json!({ "timestamp": text }))).await;
+            answers.push(("sqld's fork", forked));
         }
     }
     answers

@@ -1,6 +1,7 @@
 //! The HTTP surface over a real listener: a server in this process, requests from outside of it.
 
 mod aliases;
+mod answers;
 mod archives;
 mod contract;
 mod credentials;

@@ -17,6 +17,7 @@ use tidelog_testkit::server::{PATIENCE, deadline};
 use tidelog_testkit::sim::ShiftedClock;
 use tokio::task::JoinHandle;
 
+use crate::lost::asked_for;
 use crate::world::{World, read};
 
 fn at(answer: &crate::world::Got) -> String {
@@ -611,6 +612,14 @@ async fn what_time_store_and_disk_refuse_is_told_apart() {
     assert!(oldest > days[0].as_str(), "{expired:?}");
     let expired = restore(json!({ "bookmark": days[0] })).await;
     assert_eq!((expired.status, expired.code()), (410, "bookmark-expired"));
+    for (name, value, code) in [
+        ("bookmark", days[0].as_str(), "bookmark-expired"),
+        ("snapshot", "mortal", "snapshot-expired"),
+    ] {
+        for (call, got) in asked_for(&world, name, value).await {
+            assert_eq!((got.status, got.code()), (410, code), "{call}: {got:?}");
+        }
+    }
     let back = restore(json!({ "bookmark": oldest })).await;
     assert_eq!(back.status, 200, "what is named can be had: {back:?}");
     world.stop().await;
