@@ -17,7 +17,7 @@ mod walk;
 pub use cut::RecordCutter;
 pub(crate) use run::RUN_LEN_MIN;
 pub use run::Run;
-pub use scan::{BodyHead, RecordHead, RecordScanner, RecordVisitor};
+pub use scan::{BodyHead, ChainList, KnownChains, RecordHead, RecordScanner, RecordVisitor};
 pub use walk::{ChainWalk, RawRecord, RecordReader};
 
 /// The longest record that is handled in one piece. Longer ones are streamed.

@@ -3,13 +3,14 @@
 //! The start (an image, a file, nothing) is put into a [`PageSink`]; then every record of the plan is read,
 //! in the order of history whichever way the state lies, and the XOR of all their deltas is gathered by
 //! page, in bounded memory: what does not fit is applied to the file early, which changes nothing, for XOR
-//! commutes. Objects are fetched and opened ahead by several tasks; one thread proves the chain and applies.
+//! commutes. Objects are fetched and opened ahead by several tasks; one thread hashes the chain, one compares it and applies.
 //!
 //! What is proven before a file gets its name: the chain over every record read, and that it joins start and
 //! target; the length; the digest of every page as it stands in the file. Then page 1 is unmasked, the file
 //! synced, renamed, and its folder synced. A missing or damaged object is an error with key and offset.
 
 mod apply;
+mod chains;
 mod error;
 mod fetch;
 mod run;

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use format_support::{Commit, DATABASE, Dice, History, NAMESPACE, SEED, refuses_all_damage};
 use tidelog_archive::envelope::{Finished, FormatError, WriteId};
 use tidelog_archive::key::{Key, KeyNonce};
-use tidelog_archive::records::{RecordHead, RecordVisitor};
+use tidelog_archive::records::{ChainList, ChainWalk, RecordHead, RecordScanner, RecordVisitor};
 use tidelog_archive::seal::{Keyring, Stamp};
 use tidelog_archive::segment::{Segment, SegmentMeta, SegmentWriter};
 use tidelog_wal::block::Compressor;
+use tidelog_wal::codec::put_varint;
 use tidelog_wal::delta::PageDelta;
 use tidelog_wal::record::{ObjectRef, RecordBody};
 use tidelog_wal::{Chain, DatabaseId, NamespaceId, Position, Timestamp, TxId};
@@ -255,6 +256,64 @@ fn a_record_of_many_blocks_streams_in_both_directions() {
     let mut replay = Replay::after(&history, span.walk.next.get() - 1);
     segment.scan(&span, &stored, &mut replay).expect("scan");
     assert!(replay.seen.contains(&history.at(2).position));
+}
+
+/// Goal: one thread may hash and another apply. Method: the same pieces of a stream, cut anywhere, records of many
+/// blocks too, to a scanner that hashes and to one that takes its chains; and chains that are too few or wrong.
+#[test]
+fn chains_hashed_ahead_show_the_same_records() {
+    for (history, most) in [
+        (History::random(512, 40, &mut Dice(4)), 700),
+        (wide(3, 3 << 20), 900_000),
+    ] {
+        let mut stream = Vec::new();
+        for commit in &history.commits {
+            put_varint(&mut stream, commit.bytes.len() as u64);
+            stream.extend_from_slice(&commit.bytes);
+        }
+        let first = &history.commits[0];
+        let walk = ChainWalk {
+            next: first.header.txid,
+            chain: first.chain_before,
+        };
+        let mut dice = Dice(5);
+        let mut pieces = Vec::new();
+        let mut rest = stream.as_slice();
+        while !rest.is_empty() {
+            let (piece, left) = rest.split_at((1 + dice.roll(most) as usize).min(rest.len()));
+            pieces.push(piece);
+            rest = left;
+        }
+        let mut ahead = RecordScanner::new(history.page_size, walk);
+        let mut behind = RecordScanner::new(history.page_size, walk);
+        let mut replay = Replay::after(&history, 0);
+        for piece in &pieces {
+            let mut chains = ChainList::default();
+            ahead.feed(piece, &mut chains).expect("hashed");
+            let mut chains = chains.0.into_iter();
+            behind
+                .feed_known(piece, &mut chains, &mut replay)
+                .expect("applied");
+            assert_eq!(chains.len(), 0, "one chain a record that ended");
+        }
+        assert_eq!(replay.seen.len(), history.commits.len());
+        let last = history.commits.last().expect("commits");
+        let end = (last.header.txid, last.position.chain);
+        for scanner in [&ahead, &behind] {
+            scanner.finish(end.0, end.1, 0).expect("whole");
+        }
+        // Only compared, never believed: the end is another one.
+        let mut believing = RecordScanner::new(history.page_size, walk);
+        let mut wrong = vec![Chain::default(); history.commits.len()].into_iter();
+        let mut seen = ChainList::default();
+        believing
+            .feed_known(&stream, &mut wrong, &mut seen)
+            .expect("taken");
+        assert!(believing.finish(end.0, end.1, 0).is_err());
+        let mut short = RecordScanner::new(history.page_size, walk);
+        let mut none = Vec::new().into_iter();
+        assert!(short.feed_known(&stream, &mut none, &mut seen).is_err());
+    }
 }
 
 #[test]

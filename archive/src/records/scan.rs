@@ -79,6 +79,9 @@ pub trait RecordVisitor {
     /// Why it stops.
     type Error: From<FormatError>;
 
+    /// Whether pages are shown. Pages that are not shown are not proven either, beyond what the chain proves.
+    const PAGES: bool = true;
+
     /// A record begins.
     fn begin(&mut self, head: &RecordHead) -> Result<(), Self::Error>;
 
@@ -87,6 +90,53 @@ pub trait RecordVisitor {
 
     /// All of its pages were seen.
     fn end(&mut self, position: &Position) -> Result<(), Self::Error>;
+}
+
+/// The chain after each record that ends in the bytes at hand, in order: what a [`ChainList`] was told of the same
+/// bytes.
+pub type KnownChains = std::vec::IntoIter<Chain>;
+
+/// Where the chain after a record comes from.
+enum Chains<'c> {
+    Hashed,
+    Known(&'c mut KnownChains),
+}
+
+impl Chains<'_> {
+    /// The chain after the next record that ends, if it need not be hashed.
+    fn known(&mut self) -> Result<Option<Chain>, FormatError> {
+        match self {
+            Self::Hashed => Ok(None),
+            Self::Known(chains) => {
+                let missing = FormatError::invalid(0, "end of the records");
+                chains.next().map(Some).ok_or(missing)
+            }
+        }
+    }
+}
+
+/// Hears the chain after every record: what [`RecordScanner::feed_known`] takes, so that one thread hashes and another
+/// one applies.
+#[derive(Debug, Default)]
+pub struct ChainList(pub Vec<Chain>);
+
+impl RecordVisitor for ChainList {
+    type Error = FormatError;
+
+    const PAGES: bool = false;
+
+    fn begin(&mut self, _: &RecordHead) -> Result<(), FormatError> {
+        Ok(())
+    }
+
+    fn page(&mut self, _: &PageDelta<'_>) -> Result<(), FormatError> {
+        Ok(())
+    }
+
+    fn end(&mut self, position: &Position) -> Result<(), FormatError> {
+        self.0.push(position.chain);
+        Ok(())
+    }
 }
 
 /// A record longer than what is held at once.
@@ -128,8 +178,28 @@ impl RecordScanner {
     /// Takes the next bytes of the stream. Offsets in errors are of no block in particular: callers shift
     /// them to where the bytes came from.
     pub fn feed<V: RecordVisitor>(&mut self, raw: &[u8], visitor: &mut V) -> Result<(), V::Error> {
+        self.feed_from(raw, &mut Chains::Hashed, visitor)
+    }
+
+    /// The same for bytes whose chains another scanner hashed: nothing is hashed, and each record that ends takes the
+    /// next of `chains`. Every scanner of one stream must be fed this way from its start, or none of its bytes.
+    pub fn feed_known<V: RecordVisitor>(
+        &mut self,
+        raw: &[u8],
+        chains: &mut KnownChains,
+        visitor: &mut V,
+    ) -> Result<(), V::Error> {
+        self.feed_from(raw, &mut Chains::Known(chains), visitor)
+    }
+
+    fn feed_from<V: RecordVisitor>(
+        &mut self,
+        raw: &[u8],
+        chains: &mut Chains<'_>,
+        visitor: &mut V,
+    ) -> Result<(), V::Error> {
         if self.carry.is_empty() {
-            let used = self.scan(raw, 0, visitor)?;
+            let used = self.scan(raw, 0, chains, visitor)?;
             self.carry
                 .extend_from_slice(raw.get(used..).unwrap_or_default());
             return Ok(());
@@ -137,7 +207,7 @@ impl RecordScanner {
         let held = self.carry.len();
         let mut bytes = std::mem::take(&mut self.carry);
         bytes.extend_from_slice(raw);
-        let used = self.scan(&bytes, held, visitor)?;
+        let used = self.scan(&bytes, held, chains, visitor)?;
         bytes.drain(..used);
         self.carry = bytes;
         Ok(())
@@ -169,6 +239,7 @@ impl RecordScanner {
         &mut self,
         bytes: &[u8],
         held: usize,
+        chains: &mut Chains<'_>,
         visitor: &mut V,
     ) -> Result<usize, V::Error> {
         let mut used = 0;
@@ -176,9 +247,9 @@ impl RecordScanner {
         loop {
             let rest = bytes.get(used..).unwrap_or_default();
             let now = if self.long.is_some() {
-                self.continue_long(rest, held, visitor)?
+                self.continue_long(rest, held, chains, visitor)?
             } else {
-                self.next_record(rest, visitor)?
+                self.next_record(rest, chains, visitor)?
             };
             // Of a long record, everything at hand was hashed by now.
             held = if self.long.is_some() {
@@ -197,6 +268,7 @@ impl RecordScanner {
     fn next_record<V: RecordVisitor>(
         &mut self,
         bytes: &[u8],
+        chains: &mut Chains<'_>,
         visitor: &mut V,
     ) -> Result<usize, V::Error> {
         let mut reader = Reader::new(bytes);
@@ -213,19 +285,28 @@ impl RecordScanner {
         if len <= have {
             let len = usize::try_from(len).unwrap_or(usize::MAX);
             let record = reader.take(len).map_err(FormatError::from)?;
-            self.whole(record, visitor)?;
+            self.whole(record, chains, visitor)?;
             return Ok(prefix + len);
         }
         if have < RECORD_WHOLE_MAX as u64 {
             return Ok(0);
         }
-        let used = self.begin_long(reader.rest(), len, visitor)?;
+        let used = self.begin_long(reader.rest(), len, chains, visitor)?;
         Ok(prefix + used)
     }
 
-    fn whole<V: RecordVisitor>(&mut self, bytes: &[u8], visitor: &mut V) -> Result<(), V::Error> {
-        let (record, position) = self.walk.step(bytes).map_err(FormatError::from)?;
-        let pages = record.pages(self.page_size);
+    fn whole<V: RecordVisitor>(
+        &mut self,
+        bytes: &[u8],
+        chains: &mut Chains<'_>,
+        visitor: &mut V,
+    ) -> Result<(), V::Error> {
+        let stepped = match chains.known()? {
+            None => self.walk.step(bytes),
+            Some(chain) => self.walk.step_known(bytes, chain),
+        };
+        let (record, position) = stepped.map_err(FormatError::from)?;
+        let pages = record.pages(self.page_size).filter(|_| V::PAGES);
         visitor.begin(&RecordHead::of(record))?;
         if let Some(mut pages) = pages {
             while let Some(page) = pages.next_page().map_err(FormatError::from)? {
@@ -239,6 +320,7 @@ impl RecordScanner {
         &mut self,
         bytes: &[u8],
         len: u64,
+        chains: &mut Chains<'_>,
         visitor: &mut V,
     ) -> Result<usize, V::Error> {
         let mut reader = Reader::new(bytes);
@@ -266,7 +348,9 @@ impl RecordScanner {
         };
         let used = reader.offset();
         let mut hasher = ChainHasher::after(self.walk.chain);
-        hasher.update(bytes);
+        if matches!(chains, Chains::Hashed) {
+            hasher.update(bytes);
+        }
         let head = RecordHead { header, body };
         visitor.begin(&head)?;
         let max = head.header.n_before.max(head.header.n_after);
@@ -279,7 +363,7 @@ impl RecordScanner {
         });
         // The bytes behind the head were hashed already: they count as held.
         let rest = bytes.get(used..).unwrap_or_default();
-        Ok(used + self.continue_long(rest, rest.len(), visitor)?)
+        Ok(used + self.continue_long(rest, rest.len(), chains, visitor)?)
     }
 
     /// Consumes pages of the long record from `bytes`, of which the first `held` were hashed already.
@@ -287,6 +371,7 @@ impl RecordScanner {
         &mut self,
         bytes: &[u8],
         held: usize,
+        chains: &mut Chains<'_>,
         visitor: &mut V,
     ) -> Result<usize, V::Error> {
         let Some(mut long) = self.long.take() else {
@@ -296,23 +381,33 @@ impl RecordScanner {
         let fresh_len = usize::try_from(long.missing)
             .unwrap_or(usize::MAX)
             .min(fresh.len());
-        long.hasher
-            .update(fresh.get(..fresh_len).unwrap_or_default());
+        if matches!(chains, Chains::Hashed) {
+            long.hasher
+                .update(fresh.get(..fresh_len).unwrap_or_default());
+        }
         long.missing -= fresh_len as u64;
         let ours = bytes.get(..held + fresh_len).unwrap_or_default();
-        let mut pages = PageReader::resume(ours, self.page_size, long.max, long.last_page);
-        loop {
-            match pages.next_page() {
-                Ok(Some(page)) => visitor.page(&page)?,
-                Ok(None) => break,
-                Err(DecodeError::Short { .. }) if long.missing > 0 => break,
-                Err(error) => return Err(FormatError::from(error).into()),
+        let used = if V::PAGES {
+            let mut pages = PageReader::resume(ours, self.page_size, long.max, long.last_page);
+            loop {
+                match pages.next_page() {
+                    Ok(Some(page)) => visitor.page(&page)?,
+                    Ok(None) => break,
+                    Err(DecodeError::Short { .. }) if long.missing > 0 => break,
+                    Err(error) => return Err(FormatError::from(error).into()),
+                }
             }
-        }
-        long.last_page = PageReader::last(&pages);
-        let used = pages.consumed();
+            long.last_page = PageReader::last(&pages);
+            pages.consumed()
+        } else {
+            ours.len()
+        };
         if long.missing == 0 {
-            let position = self.walk.advance(&long.head, long.hasher.finish());
+            let chain = match chains.known()? {
+                None => long.hasher.finish(),
+                Some(chain) => chain,
+            };
+            let position = self.walk.advance(&long.head, chain);
             visitor.end(&position)?;
         } else {
             self.long = Some(long);

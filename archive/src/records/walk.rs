@@ -30,6 +30,18 @@ impl ChainWalk {
         Ok((record, position))
     }
 
+    /// The same for a record whose chain was hashed elsewhere: `chain` is the one after it.
+    pub(super) fn step_known<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        chain: Chain,
+    ) -> Result<(CommitRecord<'a>, Position), DecodeError> {
+        let record = CommitRecord::decode(bytes)?;
+        self.expect(record.header.txid)?;
+        let position = self.advance(&record.header, chain);
+        Ok((record, position))
+    }
+
     /// Refuses a record that is not the next one.
     pub(super) fn expect(&self, txid: TxId) -> Result<(), DecodeError> {
         if txid == self.next && txid.get() != u64::MAX {

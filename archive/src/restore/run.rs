@@ -1,17 +1,20 @@
 //! Running a plan.
 
+use std::sync::Arc;
+
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tidelog_wal::{PageSize, Position};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::apply::{Applier, Elsewhere, PartApplier};
+use super::chains::{Hashed, Message, UNITS_AHEAD, hash_ahead};
 use super::error::RestoreError;
 use super::fetch::{Part, Unit, fetch, image_of_record, image_parts, step_parts};
 use super::sink::PageSink;
 use crate::image::Image;
 use crate::plan::{ImageSource, Plan, Start, Step, get_range, open_segment};
-use crate::records::{BodyHead, RecordScanner};
+use crate::records::{BodyHead, KnownChains, RecordScanner};
 use crate::segment::SegmentSpan;
 use crate::store::Store;
 
@@ -86,40 +89,45 @@ async fn run<S: PageSink + 'static>(
     settings: RestoreSettings,
     merging: Option<&(dyn Fn(u64) + Sync)>,
 ) -> Result<(S, Report), RestoreError> {
-    let (units, inbox) = mpsc::channel(2);
+    let (units, opened) = mpsc::channel(UNITS_AHEAD);
+    let (hashed, inbox) = mpsc::channel(UNITS_AHEAD);
     let fetched = merging.unwrap_or(&|_| {});
     let merging = merging.is_some();
+    let shared = Arc::new(plan.clone());
     let worker = Worker {
         applier: Applier::new(sink, plan, settings.gather_bytes_max, merging),
         merging,
-        plan: plan.clone(),
+        plan: Arc::clone(&shared),
         store: store.clone(),
         runtime: Handle::current(),
         scanner: None,
     };
+    // A thread of its own: were it one of the runtime's, which open the units too, half as many restores at once would
+    // use all of them up waiting.
+    let (told, chained) = oneshot::channel();
+    let hashing = move || told.send(hash_ahead(&shared, opened, &hashed));
+    let name = "tidelog-chain".to_owned();
+    std::thread::Builder::new().name(name).spawn(hashing)?;
     let applied = tokio::task::spawn_blocking(move || worker.run(inbox));
     let fetched = fetch_all(store, plan, settings.fetches.max(1), units, fetched).await;
-    // The worker ends when the channel closes: on success after the last unit, else without finishing.
+    // The threads end when their channels close: on success after the last unit, else without finishing.
+    let chained = chained.await.map_err(|_| RestoreError::Stopped)?;
     let applied = applied.await.map_err(|_| RestoreError::Stopped)?;
-    match (fetched, applied) {
-        // The applier's own failure closes the channel, which the fetcher sees as `Stopped`.
-        (Err(RestoreError::Stopped) | Ok(()), applied) => applied,
-        (Err(error), _) => Err(error),
+    // A failure closes the channels before it and behind it, which the others see as `Stopped`.
+    for earlier in [fetched, chained] {
+        match earlier {
+            Ok(()) | Err(RestoreError::Stopped) => {}
+            Err(error) => return Err(error),
+        }
     }
-}
-
-/// What the applying thread is told.
-enum Message {
-    Unit(Unit),
-    /// Everything of the plan was sent.
-    Complete,
+    applied
 }
 
 async fn fetch_all(
     store: &Store,
     plan: &Plan,
     fetches: usize,
-    units: mpsc::Sender<Message>,
+    units: mpsc::Sender<Message<Unit>>,
     fetched: &(dyn Fn(u64) + Sync),
 ) -> Result<(), RestoreError> {
     if let Start::Image(source) = &plan.start {
@@ -162,14 +170,17 @@ async fn fetch_all(
     send(&units, Message::Complete).await
 }
 
-async fn send(units: &mpsc::Sender<Message>, message: Message) -> Result<(), RestoreError> {
+async fn send(
+    units: &mpsc::Sender<Message<Unit>>,
+    message: Message<Unit>,
+) -> Result<(), RestoreError> {
     units.send(message).await.map_err(|_| RestoreError::Stopped)
 }
 
 /// The thread that proves and applies.
 struct Worker<S> {
     applier: Applier<S>,
-    plan: Plan,
+    plan: Arc<Plan>,
     merging: bool,
     store: Store,
     runtime: Handle,
@@ -177,7 +188,10 @@ struct Worker<S> {
 }
 
 impl<S: PageSink> Worker<S> {
-    fn run(mut self, mut inbox: mpsc::Receiver<Message>) -> Result<(S, Report), RestoreError> {
+    fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Message<Hashed>>,
+    ) -> Result<(S, Report), RestoreError> {
         if matches!(self.plan.start, Start::Base(_)) && !self.merging {
             self.applier.mask()?;
         }
@@ -202,7 +216,7 @@ impl<S: PageSink> Worker<S> {
         Ok((self.applier.sink, report))
     }
 
-    fn unit(&mut self, unit: Unit) -> Result<(), RestoreError> {
+    fn unit(&mut self, Hashed { unit, chains }: Hashed) -> Result<(), RestoreError> {
         match unit {
             Unit::Image(image, blocks) => {
                 for (block, raw) in blocks {
@@ -218,7 +232,7 @@ impl<S: PageSink> Worker<S> {
                     return Err(RestoreError::Stopped);
                 };
                 let key = step.piece.source.key();
-                let done = self.blocks(&step, &segment.1, blocks, &raws);
+                let done = self.blocks(&step, &segment.1, blocks, &raws, chains);
                 done.map_err(|error| error.in_object(key))?;
                 self.fetch_elsewhere(&step)
             }
@@ -251,6 +265,7 @@ impl<S: PageSink> Worker<S> {
         span: &SegmentSpan,
         blocks: std::ops::Range<usize>,
         raws: &[Vec<u8>],
+        mut chains: KnownChains,
     ) -> Result<(), RestoreError> {
         if blocks.start == span.blocks.start {
             self.scanner = Some(RecordScanner::new(self.plan.page_size, span.walk));
@@ -260,7 +275,7 @@ impl<S: PageSink> Worker<S> {
             return Err(RestoreError::Stopped);
         };
         for (block, raw) in blocks.clone().zip(raws) {
-            scanner.feed(span.piece(block, raw), &mut self.applier)?;
+            scanner.feed_known(span.piece(block, raw), &mut chains, &mut self.applier)?;
         }
         if blocks.end == span.blocks.end {
             scanner.finish(span.last, span.chain_after, span.range.start)?;
