@@ -33,6 +33,12 @@ const QUIET: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_mins(10);
 /// Rounds of each measurement; the median counts.
 const ROUNDS: usize = 3;
+/// Rounds of rewinds by up to so many commits, which take milliseconds, and of longer ones.
+const SHORT: u32 = 1000;
+const ROUNDS_SHORT: usize = 9;
+const ROUNDS_LONG: usize = 5;
+/// How often the writer asks whose waiting is measured: without a pause it would take one core for itself.
+const ASKS_EVERY: Duration = Duration::from_micros(100);
 
 /// What to run.
 #[derive(Debug, Args)]
@@ -164,6 +170,7 @@ struct Rewound {
 }
 
 /// Puts the database to `at`.
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 async fn rewind(loaded: &Loaded, at: Position) -> Rewound {
     let (stop, longest) = (
         Arc::new(AtomicBool::new(false)),
@@ -181,6 +188,7 @@ async fn rewind(loaded: &Loaded, at: Position) -> Rewound {
                 writer.transaction(|_| Ok(())).expect("a turn of its own");
                 let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                 longest.fetch_max(took, Ordering::Relaxed);
+                std::thread::sleep(ASKS_EVERY);
             }
         })
     };
@@ -464,12 +472,17 @@ pub(crate) async fn run(options: Options) -> Value {
     let mut rewinds = Vec::new();
     for (commits, at) in loaded.then.iter().rev() {
         let mut rounds = Vec::new();
-        for _ in 0..ROUNDS {
+        let count = if *commits <= SHORT {
+            ROUNDS_SHORT
+        } else {
+            ROUNDS_LONG
+        };
+        for _ in 0..count {
             rounds.push(rewind(&loaded, *at).await);
             rewind(&loaded, loaded.newest).await;
         }
         let pages = rounds[0].pages;
-        let sqlite = median((0..ROUNDS).map(|_| sqlite_commit(&out, pages)).collect());
+        let sqlite = median((0..count).map(|_| sqlite_commit(&out, pages)).collect());
         let waited = median(rounds.iter().map(|round| round.waited_ms).collect());
         rewinds.push(json!({
             "commits": commits,
