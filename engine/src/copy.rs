@@ -14,7 +14,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
 
 use tidelog_archive::plan::{Resolved, Start, Target};
 use tidelog_archive::restore::{FileSink, PageSink, RestoreSettings, merge};
@@ -40,6 +41,8 @@ use crate::travel::rewind::PageXors;
 /// Pages of a run, and its bytes where pages are large.
 const RUN_PAGES: usize = 1024;
 const RUN_BYTES: usize = 8 << 20;
+/// Runs that were read and wait to be written.
+const RUNS_AHEAD: usize = 1;
 /// Local log that is read rather than the store asked, beside twice the bytes of the state.
 const LOCAL_LOG: u64 = 64 << 20;
 /// States of untouched forks that are remembered.
@@ -185,22 +188,48 @@ impl Copy {
         Err(Error::new(Code::DatabaseCorrupt, what))
     }
 
-    /// Writes the state into a file at `path`, which must not exist; it has its name once it is proven and synced.
-    /// Blocks.
-    pub(crate) fn write_to(self, path: &Path, task: Option<&Task>) -> Result<(), Error> {
-        let io = |e| Error::io(format!("write {}", path.display()), e);
+    /// Writes the state into `sink`, which is finished once it is proven, and hands it back. A thread of its own
+    /// writes while the next run is read and hashed. Blocks.
+    pub(crate) fn write_to<S: PageSink>(
+        self,
+        mut sink: S,
+        task: Option<&Task>,
+    ) -> Result<S, Error> {
+        let io = |e| Error::io("write a copy", e);
         let (id, size, target) = (
             self.lease.meta().id,
             self.lease.meta().page_size,
             self.target,
         );
-        let mut sink = FileSink::create(path).map_err(io)?;
-        let digest = self.pages(task, |first, run| {
-            sink.write(first.offset(size), run).map_err(io)
-        })?;
-        Self::prove(id, &target, digest)?;
+        let (full, filled) = mpsc::sync_channel::<(u64, Vec<u8>)>(RUNS_AHEAD);
+        let (empty, emptied) = mpsc::channel::<Vec<u8>>();
+        let (read, written) = thread::scope(|scope| {
+            let sink = &mut sink;
+            let writing = scope.spawn(move || {
+                for (offset, run) in filled {
+                    sink.write(offset, &run)?;
+                    // Nobody takes the last ones.
+                    let _ = empty.send(run);
+                }
+                Ok(())
+            });
+            let read = self.pages(task, |first, run| {
+                let mut buffer = emptied.try_recv().unwrap_or_default();
+                buffer.clear();
+                buffer.extend_from_slice(run);
+                let sent = full.send((first.offset(size), buffer));
+                sent.map_err(|_| Error::internal("the copy is written no further"))
+            });
+            drop(full);
+            (read, writing.join())
+        });
+        let written = written.map_err(|_| Error::internal("write a copy"))?;
+        // Why the file could not be written comes before what that did to the reader.
+        written.map_err(io)?;
+        Self::prove(id, &target, read?)?;
         sink.set_len(target.n.bytes(size)).map_err(io)?;
-        sink.finish().map_err(io)
+        sink.finish().map_err(io)?;
+        Ok(sink)
     }
 }
 
@@ -261,24 +290,40 @@ async fn back_to(lease: &Lease, target: Resolved) -> Result<Option<Copy>, Error>
     if reached { copy(xors, now) } else { Ok(None) }
 }
 
-/// Writes a stored state of the database's history into a file at `path`, from the files on this node, where that is
-/// the cheaper way; answers whether it did. What fails here leaves no file, and is no reason not to ask the store.
+/// Writes a stored state of the database's history into a file at `path`, which must not exist, from the files on this
+/// node, where that is the cheaper way; answers whether it did. What fails here leaves no file, and is no reason not
+/// to ask the store.
 pub(crate) async fn into_file(
     lease: &Lease,
     target: Resolved,
     path: &Path,
     task: Option<&Task>,
 ) -> Result<bool, Error> {
-    let (at, watched) = (path.to_owned(), task.cloned());
+    let path = path.to_owned();
+    let make = move || {
+        let failed = |e| Error::io(format!("create {}", path.display()), e);
+        FileSink::create(&path).map_err(failed)
+    };
+    let copied = into_sink(lease, target, make, task).await?;
+    Ok(copied.is_some())
+}
+
+/// The same into the sink that `make` makes.
+pub(crate) async fn into_sink<S: PageSink + 'static>(
+    lease: &Lease,
+    target: Resolved,
+    make: impl FnOnce() -> Result<S, Error> + Send + 'static,
+    task: Option<&Task>,
+) -> Result<Option<S>, Error> {
+    let watched = task.cloned();
     let copied = async {
         let Some(copy) = back_to(lease, target).await? else {
-            return Ok(false);
+            return Ok(None);
         };
-        blocking(lease.core.executor(), move || {
-            copy.write_to(&at, watched.as_ref())
-        })
-        .await?;
-        Ok(true)
+        let writing = blocking(lease.core.executor(), move || {
+            copy.write_to(make()?, watched.as_ref())
+        });
+        writing.await.map(Some)
     }
     .await;
     if let Some(task) = task {
@@ -288,7 +333,7 @@ pub(crate) async fn into_file(
         Code::DiskFull => Err(error),
         _ => {
             tracing::warn!(database = %lease.meta().id, %error, "not copied from the files here; the store is asked");
-            Ok(false)
+            Ok(None)
         }
     })
 }

@@ -127,7 +127,12 @@ impl Disk for StdDisk {
         let mut files = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            let meta = entry.metadata()?;
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                // Removed since the folder was read: it is not there.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             if meta.is_file() {
                 files.push((entry.path(), meta.len()));
             }
@@ -166,6 +171,42 @@ mod tests {
         StdDisk
             .remove(&path)
             .expect("removing what is gone is no error");
+    }
+
+    #[test]
+    fn a_folder_is_listed_while_files_in_it_go() {
+        // Goal: what is removed between the reading of a folder and the look at a file is no failure. Method: many
+        // lists beside a thread that makes and removes; nearly every run meets it.
+        let folder = tempfile::tempdir().expect("tempdir");
+        let stays = folder.path().join("stays");
+        fs::write(&stays, b"x").expect("write");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let paths: Vec<_> = (0..64)
+            .map(|n| folder.path().join(format!("goes-{n}")))
+            .collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    for path in &paths {
+                        fs::write(path, b"y").expect("write");
+                    }
+                    for path in &paths {
+                        StdDisk.remove(path).expect("remove");
+                    }
+                }
+            });
+            for _ in 0..500 {
+                let listed = StdDisk.list(folder.path());
+                let found = listed
+                    .as_ref()
+                    .is_ok_and(|it| it.contains(&(stays.clone(), 1)));
+                if !found {
+                    done.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+                assert!(found, "{listed:?}");
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
     }
 
     #[test]

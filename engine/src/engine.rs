@@ -10,6 +10,7 @@
 //! clone is the same node.
 
 mod database;
+mod history_room;
 mod making;
 mod run;
 

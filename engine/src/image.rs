@@ -4,7 +4,6 @@
 //! database are read by a fuzzy copy ([`crate::copy`]): no read transaction is held and writers go on. The writer of the
 //! object proves the digest, so that what is stored is that commit or nothing.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tidelog_archive::envelope::Finished;
@@ -21,6 +20,7 @@ use crate::database::Lease;
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::remote::publish_error;
+use crate::scratch::ScratchPages;
 use crate::upload::{Pieces, upload};
 
 /// Bytes handed to the upload at once.
@@ -108,29 +108,24 @@ fn entry(meta: &ImageMeta, nonce: KeyNonce, finished: &Finished) -> ImageEntry {
     }
 }
 
-/// Writes an image of the state in `file`, a SQLite file that nobody has open. The writer of the object proves
-/// that it is the state that `meta` names.
-pub(crate) async fn write_file(
+/// Writes an image of the state in `pages`. The writer of the object proves that it is the state that `meta` names.
+pub(crate) async fn write_pages(
     core: &Arc<Core>,
     meta: ImageMeta,
-    file: PathBuf,
+    pages: ScratchPages,
 ) -> Result<ImageEntry, Error> {
-    use std::os::unix::fs::FileExt as _;
     let nonce = core.remote.nonces.next();
     let key = Key::image(meta.namespace, meta.database, meta.position.txid, nonce);
     let stamp = core.remote.stamp(meta.namespace, meta.database)?;
     let level = core.settings.settle_level;
     let write = move |pieces: &Pieces| {
-        let io = |e| Error::io("read a database file", e);
+        let io = |e| Error::io("read a scratch file", e);
         let format = |e| Error::new(Code::DatabaseCorrupt, "write an image").caused_by(e);
-        let opened = std::fs::File::open(&file).map_err(io)?;
         let mut writer = ImageWriter::new(meta, stamp, Compressor::new(level));
         let mut image = vec![0; meta.page_size.bytes()];
         let mut handed = 0;
         for page in meta.n.pages(meta.page_size) {
-            opened
-                .read_exact_at(&mut image, page.offset(meta.page_size))
-                .map_err(io)?;
+            pages.page(page, &mut image).map_err(io)?;
             writer.page(page, &image).map_err(format)?;
             if writer.stored_len() - handed >= PIECE_BYTES as u64 {
                 handed = writer.stored_len();

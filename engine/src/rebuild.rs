@@ -10,7 +10,7 @@ use tidelog_archive::ErrorKind;
 use tidelog_archive::key::{Key, Seq};
 use tidelog_archive::manifest::{Loaded, Manifest};
 use tidelog_archive::plan::{self, History, Layer, Plan, PlanError, Resolved, TailSection, Target};
-use tidelog_archive::restore::{FileSink, RestoreError, RestoreSettings, execute};
+use tidelog_archive::restore::{FileSink, PageSink, RestoreError, RestoreSettings, execute};
 use tidelog_archive::store::Store;
 use tidelog_wal::{DatabaseId, NamespaceId, Position, Term, TxId};
 
@@ -29,11 +29,17 @@ use crate::ship::ShippedSection;
 /// Stored, unsettled sections by database: what a restore reads beyond the manifest.
 #[derive(Debug, Default)]
 pub(crate) struct Tails {
-    by_database: Mutex<HashMap<DatabaseId, Vec<TailSection>>>,
+    by_database: Mutex<HashMap<DatabaseId, Vec<Tail>>>,
+}
+
+#[derive(Debug)]
+struct Tail {
+    section: TailSection,
+    part_bytes: u64,
 }
 
 impl Tails {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<DatabaseId, Vec<TailSection>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<DatabaseId, Vec<Tail>>> {
         self.by_database
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -44,16 +50,17 @@ impl Tails {
         let mut tails = self.lock();
         for section in sections {
             let (term, seq) = (section.object.0, Seq::new(section.object.1));
-            tails
-                .entry(section.meta.database)
-                .or_default()
-                .push(TailSection {
-                    key: Key::Journal(term, seq).to_string(),
-                    term,
-                    seq,
-                    meta: section.meta,
-                    bytes: section.stored_bytes,
-                });
+            let tail = TailSection {
+                key: Key::Journal(term, seq).to_string(),
+                term,
+                seq,
+                meta: section.meta,
+                bytes: section.stored_bytes,
+            };
+            tails.entry(section.meta.database).or_default().push(Tail {
+                section: tail,
+                part_bytes: section.part_bytes,
+            });
         }
     }
 
@@ -61,7 +68,7 @@ impl Tails {
     pub(crate) fn settled(&self, id: DatabaseId, txid: TxId) {
         let mut tails = self.lock();
         if let Some(sections) = tails.get_mut(&id) {
-            sections.retain(|section| section.meta.last > txid);
+            sections.retain(|tail| tail.section.meta.last > txid);
             if sections.is_empty() {
                 tails.remove(&id);
             }
@@ -70,7 +77,19 @@ impl Tails {
 
     /// The sections of a database.
     pub(crate) fn of(&self, id: DatabaseId) -> Vec<TailSection> {
-        self.lock().get(&id).cloned().unwrap_or_default()
+        let tails = self.lock();
+        let sections = tails.get(&id).into_iter().flatten();
+        sections.map(|tail| tail.section.clone()).collect()
+    }
+
+    /// What those beyond `settled` take in the store, with the segment parts that they name; roughly.
+    pub(crate) fn bytes_after(&self, id: DatabaseId, settled: TxId) -> u64 {
+        let tails = self.lock();
+        let sections = tails.get(&id).into_iter().flatten();
+        let beyond = sections.filter(|tail| tail.section.meta.last > settled);
+        beyond.fold(0, |bytes, tail| {
+            bytes.saturating_add(tail.section.bytes.saturating_add(tail.part_bytes))
+        })
     }
 }
 
@@ -275,10 +294,17 @@ pub(crate) async fn plan(
 pub(crate) async fn materialise(store: &Store, plan: &Plan, path: &Path) -> Result<(), Error> {
     let sink =
         FileSink::create(path).map_err(|e| Error::io(format!("create {}", path.display()), e))?;
-    execute(store, plan, sink, RestoreSettings::default())
-        .await
-        .map_err(restore_error)?;
-    Ok(())
+    materialise_into(store, plan, sink).await.map(drop)
+}
+
+/// Executes a plan into a sink, which is handed back.
+pub(crate) async fn materialise_into<S: PageSink + 'static>(
+    store: &Store,
+    plan: &Plan,
+    sink: S,
+) -> Result<S, Error> {
+    let done = execute(store, plan, sink, RestoreSettings::default()).await;
+    done.map(|(sink, _)| sink).map_err(restore_error)
 }
 
 /// The files of a database at the newest stored commit, in a new incarnation of its folder, and that commit. Those of

@@ -3,7 +3,7 @@
 //! A manifest is read once and kept while it is in use; every change goes through
 //! [`ManifestStore::publish`], which applies it again to a newer version or says that another life owns it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -33,6 +33,8 @@ pub(crate) struct Remote {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     kept: Mutex<HashMap<DatabaseId, Loaded>>,
+    /// The databases whose manifests are being read for nobody in particular.
+    reading: Mutex<HashSet<DatabaseId>>,
     /// The store keeps old versions of what is replaced or deleted.
     pub(crate) keeps_versions: bool,
 }
@@ -52,6 +54,7 @@ impl Remote {
             clock,
             entropy,
             kept: Mutex::new(HashMap::new()),
+            reading: Mutex::default(),
             keeps_versions: false,
         }
     }
@@ -104,6 +107,28 @@ impl Remote {
             base.map_or(manifest.created, |image| image.time).micros()
         };
         kept.values().map(reach).min()
+    }
+
+    /// Bytes that a database's manifest lists, and up to which commit, if it is in memory.
+    pub(crate) fn listed(&self, id: DatabaseId) -> Option<(u64, TxId)> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let manifest = &kept.get(&id)?.manifest;
+        let settled = manifest.settled_position();
+        let settled = settled.map_or(TxId::ZERO, |position| position.txid);
+        Some((manifest.listed_bytes(), settled))
+    }
+
+    /// Whether nobody reads the manifest of a database for its own sake; from now on somebody does, until
+    /// [`Remote::end_reading`].
+    pub(crate) fn begin_reading(&self, id: DatabaseId) -> bool {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        reading.insert(id)
+    }
+
+    /// The manifest was read, or could not be.
+    pub(crate) fn end_reading(&self, id: DatabaseId) {
+        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        reading.remove(&id);
     }
 
     /// Forgets what is known of a manifest: it is read again when it is needed.

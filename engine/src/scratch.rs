@@ -1,5 +1,8 @@
-//! Scratch files of long work: folders below `work` in the data folder, and states of which images are made below
-//! `retention`, that go away with their owner, and with the process life. Work that would not fit the disk is refused before it begins, with both figures.
+//! Scratch files of long work, below `work` in the data folder, that go away with their owner, and with the process life:
+//! folders for what SQLite reads, sealed files without a name for what this program alone reads. Work that would not
+//! fit the disk is refused before it begins, with both figures.
+
+mod pages;
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +11,8 @@ use tempfile::TempDir;
 use crate::core::Core;
 use crate::error::{Code, Error};
 
+pub(crate) use pages::{PageWriter, ScratchPages};
+
 /// Left free of what the disk has, for everything else that writes: journal, WALs.
 const KEPT_FREE: u64 = 64 << 20;
 
@@ -15,7 +20,7 @@ fn root(core: &Core) -> PathBuf {
     core.settings.data.join("work")
 }
 
-/// Removes what an earlier process life left.
+/// Removes what an earlier process life left; older programs had a folder of their own for images.
 pub(crate) fn empty(core: &Core) -> Result<(), Error> {
     for folder in [root(core), core.settings.data.join("retention")] {
         match std::fs::remove_dir_all(folder) {

@@ -52,6 +52,8 @@ pub(crate) struct ShippedSection {
     pub(crate) stored_bytes: u64,
     /// Some of its records stand in segment parts.
     pub(crate) has_parts: bool,
+    /// Stored bytes of those parts; 0 where they are not known.
+    pub(crate) part_bytes: u64,
 }
 
 /// An object ready to be stored.
@@ -270,6 +272,7 @@ struct Run<'a> {
     database: ChunkDatabase,
     records: Vec<(EntryAt, Cow<'a, [u8]>)>,
     has_parts: bool,
+    part_bytes: u64,
 }
 
 /// Builds the journal object of a sealed chunk.
@@ -296,6 +299,7 @@ pub(crate) fn build(core: &Core, sealed: &SealedChunk, parts: &Parts) -> Result<
             object: sealed.id,
             meta,
             stored_bytes: 0,
+            part_bytes: run.part_bytes,
             has_parts: run.has_parts,
         });
     }
@@ -321,6 +325,7 @@ pub(crate) fn sections_of_chunk(
             object,
             meta: section_meta(run)?,
             stored_bytes: raw_len(run) / 4,
+            part_bytes: run.part_bytes,
             has_parts: run.has_parts,
         })
     };
@@ -353,6 +358,7 @@ fn group(file: &[u8], part: impl Fn(u64) -> Option<ObjectRef>) -> Result<Vec<Run
                     database,
                     records: Vec::new(),
                     has_parts: false,
+                    part_bytes: 0,
                 });
             }
             Entry::Record { at, record } => {
@@ -364,9 +370,10 @@ fn group(file: &[u8], part: impl Fn(u64) -> Option<ObjectRef>) -> Result<Vec<Run
             Entry::Spooled { at, header, .. } => {
                 let object = part(at.lsn)
                     .ok_or_else(|| Error::internal("a spooled record without a part"))?;
-                let record = part::reference(header, object, at.chain)?;
                 let run = runs.get_mut(at.slot as usize).ok_or_else(unnamed)?;
                 run.has_parts = true;
+                run.part_bytes += object.len;
+                let record = part::reference(header, object, at.chain)?;
                 run.records.push((at, Cow::Owned(record)));
             }
         }

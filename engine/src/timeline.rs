@@ -4,6 +4,7 @@
 //! timeout, before it is looked up.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidelog_archive::manifest::Loaded;
@@ -17,8 +18,8 @@ use crate::core::Core;
 use crate::database::Lease;
 use crate::engine::Database;
 use crate::error::{Code, Error};
-use crate::rebuild::{history, materialise, plan_error, present, replanned};
-use crate::scratch;
+use crate::rebuild::{history, materialise, materialise_into, plan_error, present, replanned};
+use crate::scratch::{self, ScratchPages};
 use crate::settings::Durability;
 use crate::system::{Page, PageOf};
 use crate::travel::labels;
@@ -52,11 +53,42 @@ pub struct RecoveryWindow {
     pub gaps: Vec<(TxId, TxId)>,
 }
 
+/// Bytes of an export that are read at once.
+const EXPORT_PIECE: u64 = 256 << 10;
+
+/// A plain SQLite file that is read piece by piece.
+#[derive(Debug)]
+pub struct Exported {
+    position: Position,
+    bytes: u64,
+    pages: ScratchPages,
+}
+
+impl Exported {
+    /// The state it holds.
+    pub const fn position(&self) -> Position {
+        self.position
+    }
+
+    /// How long the file is, in bytes.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The next bytes from `offset` on, where the piece before ended; none at the end. Blocks.
+    pub fn piece(&self, offset: u64) -> std::io::Result<Vec<u8>> {
+        let len = self.bytes.saturating_sub(offset).min(EXPORT_PIECE);
+        let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
+        self.pages.read_at(offset, &mut piece)?;
+        Ok(piece)
+    }
+}
+
 impl Database {
     /// The history of the database as it is stored, with everything up to now.
     async fn stored_history(&self) -> Result<(Lease, History), Error> {
         let lease = self.lease().await?;
-        let capturing = std::sync::Arc::clone(&lease);
+        let capturing = Arc::clone(&lease);
         crate::executor::blocking(lease.core.executor(), move || capturing.capture_now()).await?;
         lease
             .wait_durable(lease.last_lsn(), Durability::Remote)
@@ -187,10 +219,10 @@ impl Database {
     }
 
     /// The plan to a state, with what executes it.
-    pub(crate) async fn plan_at(&self, at: At) -> Result<(std::sync::Arc<Core>, Plan), Error> {
+    pub(crate) async fn plan_at(&self, at: At) -> Result<(Arc<Core>, Plan), Error> {
         let (lease, mut history, resolved) = self.resolve(at).await?;
         let plan = history.plan(resolved, None).await.map_err(plan_error)?;
-        Ok((std::sync::Arc::clone(&lease.core), plan))
+        Ok((Arc::clone(&lease.core), plan))
     }
 
     /// Keeps from being marked what the database's states are made of, in its own history and in those it began in,
@@ -218,6 +250,33 @@ impl Database {
             _ => Path::new("."),
         };
         replanned!(self.export_once(at.clone(), folder, out))
+    }
+
+    /// A state as a plain SQLite file to be sent, proven; on this machine it stands sealed, without a name.
+    #[boxed]
+    pub async fn export_to_send(&self, at: At) -> Result<Exported, Error> {
+        let _hold = self.hold().await?;
+        replanned!(self.export_sealed_once(at.clone()))
+    }
+
+    async fn export_sealed_once(&self, at: At) -> Result<Exported, Error> {
+        let (lease, mut history, target) = self.resolve(at).await?;
+        let (core, size) = (Arc::clone(&lease.core), lease.meta().page_size);
+        let bytes = target.n.bytes(size);
+        let of = Arc::clone(&core);
+        let make = move || ScratchPages::create(&of, "an export", size, bytes);
+        let pages = match copy::into_sink(&lease, target, make.clone(), None).await? {
+            Some(pages) => pages,
+            None => {
+                let plan = history.plan(target, None).await.map_err(plan_error)?;
+                materialise_into(&core.remote.store, &plan, make()?).await?
+            }
+        };
+        Ok(Exported {
+            position: target.position,
+            bytes,
+            pages,
+        })
     }
 
     async fn export_once(&self, at: At, folder: &Path, out: &Path) -> Result<Position, Error> {

@@ -83,6 +83,23 @@ impl Fields {
         self.left.remove(name).filter(|value| !value.is_null())
     }
 
+    /// Takes a field if it is `null`: a setting that is taken back.
+    pub fn cleared(&mut self, name: &str) -> bool {
+        let is_null = self.left.get(name).is_some_and(Json::is_null);
+        if is_null {
+            self.left.remove(name);
+        }
+        is_null
+    }
+
+    /// Takes a limit: a whole number that is not negative, or `null`, which lifts it.
+    pub fn limit(&mut self, name: &str) -> Result<Option<Option<u64>>, Problem> {
+        if self.cleared(name) {
+            return Ok(Some(None));
+        }
+        Ok(self.number(name)?.map(Some))
+    }
+
     /// Takes a text.
     pub fn text(&mut self, name: &str) -> Result<Option<String>, Problem> {
         match self.take(name) {

@@ -172,6 +172,21 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Bytes of every object that it lists, itself left out: what its history takes in the store. What is marked for
+    /// deletion counts no more.
+    pub fn listed_bytes(&self) -> u64 {
+        let segments = self.segments.iter().map(|segment| segment.len);
+        let images = self.images.iter().map(|image| image.len);
+        let index = self
+            .index
+            .iter()
+            .map(|index| index.bytes.saturating_add(index.len));
+        segments
+            .chain(images)
+            .chain(index)
+            .fold(0, u64::saturating_add)
+    }
+
     /// Its key.
     pub const fn key(&self) -> Key {
         Key::manifest(self.namespace, self.database)

@@ -36,20 +36,21 @@ enum Attempt {
 }
 
 /// What the settings of a database allow a request.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Why it takes no writes, if so.
-    pub(crate) writes: Result<(), Error>,
     /// The most bytes it may have.
     pub(crate) size_max: Option<u64>,
+    /// Whether foreign keys are enforced.
+    pub(crate) foreign_keys: bool,
 }
 
-/// Runs a request. `durability` is what holds if the request does not say.
+/// Runs a request. `durability` is what holds if the request does not say; `writes` is why the database takes no
+/// writes, if so.
 pub(crate) async fn execute(
     lease: Lease,
     request: Request,
     durability: Durability,
-    bounds: Bounds,
+    (writes, bounds): (Result<(), Error>, Bounds),
     database: &Database,
 ) -> Result<Response, Error> {
     if request.statements.is_empty() || request.statements.len() > STATEMENTS_MAX {
@@ -64,14 +65,15 @@ pub(crate) async fn execute(
     if request.idempotency.is_none()
         && !is_known_to_write(&lease, &request)
         && let Attempt::Read(results, head) =
-            try_reading(&lease, &request, database.worker().await?).await?
+            try_reading(&lease, &request, bounds, database.worker().await?).await?
     {
         return Ok(answer(&lease, results, head.position(), (false, false)));
     }
-    bounds.writes?;
+    writes?;
+    database.history_pause().await;
     let durability = request.durability.unwrap_or(durability);
     let ((results, ticket, (replayed, schema_changed)), captured) =
-        write(&lease, &request, bounds.size_max, database).await?;
+        write(&lease, &request, bounds, database).await?;
     let position = match ticket {
         None => {
             let head = captured?;
@@ -138,7 +140,12 @@ fn is_known_to_write(database: &OpenDb, request: &Request) -> bool {
             .any(|statement| database.write_texts.holds(&statement.sql))
 }
 
-async fn try_reading(lease: &Lease, request: &Arc<Request>, job: Job) -> Result<Attempt, Error> {
+async fn try_reading(
+    lease: &Lease,
+    request: &Arc<Request>,
+    bounds: Bounds,
+    job: Job,
+) -> Result<Attempt, Error> {
     let reader = lease.reader().await?;
     let request = Arc::clone(request);
     let (turns, tenant) = (Arc::clone(&lease.core.turns), lease.meta.namespace);
@@ -147,6 +154,8 @@ async fn try_reading(lease: &Lease, request: &Arc<Request>, job: Job) -> Result<
     blocking(lease.core.executor(), move || {
         let permission = request.access.permission();
         let results = reader.transaction(permission, Some(deadline), |sqlite| {
+            let set = sqlite.enforce_foreign_keys(bounds.foreign_keys);
+            set.map_err(|error| sql_error(sqlite, error))?;
             if !all_read_only(sqlite, &request, &database)? {
                 return Ok(None);
             }
@@ -193,26 +202,30 @@ type Done = (Vec<StatementResult>, Option<Ticket>, (bool, bool));
 async fn write(
     lease: &Lease,
     request: &Arc<Request>,
-    size_max: Option<u64>,
+    bounds: Bounds,
     database: &Database,
 ) -> Result<(Done, Result<Head, Error>), Error> {
     // No worker is held while the gate is waited for: whoever holds the gate may need one to go on.
     let mut gate = lease.gate().await?;
     let owed = gate.owing();
     let job = database.worker().await?;
-    let pages_max = size_max.map(|bytes| bytes / u64::from(lease.meta.page_size.get()));
+    let page_size = u64::from(lease.meta.page_size.get());
+    let pages_max = bounds.size_max.map(|bytes| bytes / page_size);
     let deadline = lease.core.deadline(request.limits.deadline);
     let (request, id) = (Arc::clone(request), lease.meta.id);
     let now = lease.core.parts.clock.wall();
     let core = Arc::clone(&lease.core);
     let tenant = lease.meta.namespace;
+    let of = database.clone();
     blocking(lease.core.executor(), move || {
         let begin = || core.turns.begin(tenant, deadline);
+        let room = of.admit_history();
+        gate.enforce_foreign_keys(bounds.foreign_keys)?;
         let done = write_behind(
             &gate,
             &request,
             deadline,
-            pages_max,
+            (pages_max, room),
             (&core, id, now),
             &begin,
         );
@@ -229,12 +242,13 @@ fn write_behind(
     gate: &super::write::Gate,
     request: &Request,
     deadline: u64,
-    pages_max: Option<u64>,
+    (pages_max, room): (Option<u64>, Result<(), Error>),
     (core, id, now): (&Core, DatabaseId, Timestamp),
     begin: &dyn Fn() -> Pace,
 ) -> Result<Done, Error> {
     let mut budget = request.limits.result_bytes_max;
     if !request.transaction && request.idempotency.is_none() {
+        room?;
         return one_by_one(gate, request, deadline, &mut budget, pages_max, begin);
     }
     let permission = request.access.permission();
@@ -249,6 +263,7 @@ fn write_behind(
                 }
                 core.rolled_back.check(id, &idempotency::row_key(key))?;
             }
+            room?;
             let growth = Growth::begin(sqlite, pages_max, request.limits.tables_max)?;
             sqlite.permit(permission);
             let paced = sqlite.paced(begin());

@@ -56,6 +56,14 @@ impl Drop for Owed {
 }
 
 impl OpenDb {
+    /// A connection for [`Gate::raw_transaction`]. It is opened before the gate is taken, so that nobody waits for that.
+    /// Blocks.
+    pub(crate) fn raw_connection(&self) -> Result<Sqlite, Error> {
+        let clock = &self.core.parts.clock;
+        let failed = |e| Error::new(Code::Internal, "open a connection for raw pages").caused_by(e);
+        open(&self.database_file, Purpose::RawPages, clock).map_err(failed)
+    }
+
     /// Waits for the write gate, first come first served.
     pub(crate) async fn gate(self: &Arc<Self>) -> Result<Gate, Error> {
         self.core.admit()?;
@@ -121,6 +129,14 @@ impl Gate {
             database: Arc::clone(&self.database),
             paid: false,
         }
+    }
+
+    /// Has foreign keys enforced, or not, in the transactions that follow.
+    pub(crate) fn enforce_foreign_keys(&self, on: bool) -> Result<(), Error> {
+        self.database.with_writer(|sqlite| {
+            let set = sqlite.enforce_foreign_keys(on);
+            set.map_err(|error| sql_error(sqlite, error))
+        })
     }
 
     /// Runs `work` in one IMMEDIATE transaction and commits it. An error of `work` rolls back. Blocks.
@@ -251,20 +267,17 @@ impl Gate {
         &self.database
     }
 
-    /// Runs `work` in one IMMEDIATE transaction on a connection of its own that may write raw pages, and commits
-    /// it. An error of `work` rolls back. The connection is closed afterwards: its caches are not to be trusted
-    /// (HAZARDS W0c). Blocks.
+    /// Runs `work` in one IMMEDIATE transaction on `sqlite`, a connection of its own that may write raw pages
+    /// ([`OpenDb::raw_connection`]), and commits it. An error of `work` rolls back. The connection is closed
+    /// afterwards: its caches are not to be trusted (HAZARDS W0c). Blocks.
     pub(crate) fn raw_transaction<T>(
         &self,
+        sqlite: Sqlite,
         note: CommitNote,
         work: impl FnOnce(&rusqlite::Connection) -> Result<T, Error>,
     ) -> Result<Written<T>, Error> {
         let database = &self.database;
         database.check()?;
-        let clock = &database.core.parts.clock;
-        let sqlite = open(&database.database_file, Purpose::RawPages, clock).map_err(|e| {
-            Error::new(Code::Internal, "open a connection for raw pages").caused_by(e)
-        })?;
         let before = database.header()?;
         let txid = database.committed_txid(&before).next();
         let ran = (|| {

@@ -61,9 +61,10 @@ impl Database {
             .durability
             .unwrap_or(inner.core.settings.durability);
         let bounds = Bounds {
-            writes: self.admit_write(),
             size_max: self.row.size_limit,
+            foreign_keys: self.row.foreign_keys,
         };
+        let bounds = (self.admit_write(), bounds);
         execute::execute(lease, request, durability, bounds, self).await
     }
 
@@ -156,7 +157,10 @@ impl Writer {
         use crate::sql::policy::Permission;
         use crate::sql::run::sql_error;
         let lease = self.lease()?;
+        self.runtime.block_on(self.database.history_pause());
         let gate = self.runtime.block_on(lease.gate())?;
+        self.database.admit_history()?;
+        gate.enforce_foreign_keys(self.database.row.foreign_keys)?;
         let written = gate.transaction(Permission::DDL, None, Vec::new(), |sqlite| {
             work(sqlite.raw()).map_err(|error| sql_error(sqlite, error))
         })?;

@@ -59,6 +59,7 @@ async fn sections(
             object: (term, seq),
             meta: section.meta,
             stored_bytes: section.range().end - section.range().start,
+            part_bytes: 0,
             has_parts: false,
         })
         .collect())

@@ -298,6 +298,15 @@ impl Sqlite {
             .store(until.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// Has foreign keys enforced, or not, from the next statement on.
+    pub(crate) fn enforce_foreign_keys(&self, on: bool) -> rusqlite::Result<()> {
+        let config = DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY;
+        if self.connection.db_config(config)? != on {
+            self.connection.set_db_config(config, on)?;
+        }
+        Ok(())
+    }
+
     /// Has the statements of a tenant's request take turns with other long ones until the guard goes.
     pub(crate) fn paced(&self, pace: Pace) -> Paced<'_> {
         *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);

@@ -134,11 +134,12 @@ impl Rows for Held {
 }
 
 impl Session {
-    /// Opens the connection. Blocks.
-    pub(crate) fn open(lease: Lease) -> Result<Self, Error> {
+    /// Opens the connection, which enforces foreign keys or not until its client says otherwise. Blocks.
+    pub(crate) fn open(lease: Lease, foreign_keys: bool) -> Result<Self, Error> {
         let failed = |e| Error::new(Code::Internal, "open a client's connection").caused_by(e);
         let clock = &lease.core.parts.clock;
         let sqlite = open(lease.file(), Purpose::Writer, clock).map_err(failed)?;
+        sqlite.enforce_foreign_keys(foreign_keys).map_err(failed)?;
         sqlite
             .as_engine(|c| c.query_row(own::TEMP_PAGES, [], |row| row.get::<_, i64>(0)))
             .map_err(failed)?;

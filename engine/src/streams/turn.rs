@@ -167,7 +167,11 @@ impl Turn {
             return Ok(session);
         }
         let lease = self.terms.database.lease().await?;
-        let session = blocking(lease.core.executor(), move || Session::open(lease)).await?;
+        let foreign_keys = self.terms.database.row().foreign_keys;
+        let session = blocking(lease.core.executor(), move || {
+            Session::open(lease, foreign_keys)
+        })
+        .await?;
         *lock(&self.stream.0.running) = Some(Running {
             interrupt: session.interrupt_handle(),
             database: Arc::downgrade(session.lease()),
@@ -270,7 +274,14 @@ impl Turn {
                 }
                 Pause::NeedsGate => {
                     let database = Arc::clone(run.session.lease());
-                    let gate = database.gate().await;
+                    if run.session.is_autocommit() {
+                        // Inside a transaction its snapshot would grow old meanwhile.
+                        self.terms.database.history_pause().await;
+                    }
+                    let gate = match self.terms.database.admit_history() {
+                        Ok(()) => database.gate().await,
+                        Err(error) => Err(error),
+                    };
                     let taken = gate.and_then(|gate| run.session.take_gate(gate));
                     if let Err(error) = taken {
                         run.fail(error)?;

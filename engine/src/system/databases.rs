@@ -55,6 +55,10 @@ pub struct DatabaseRow {
     pub delete_protection: bool,
     /// The most bytes it may have.
     pub size_limit: Option<u64>,
+    /// The most bytes its history may take in the store.
+    pub history_limit: Option<u64>,
+    /// Foreign keys are enforced.
+    pub foreign_keys: bool,
     /// Where it begins in another's history.
     pub parent: Option<ParentRow>,
     /// The name it has as a branch.
@@ -89,6 +93,8 @@ impl DatabaseRow {
             block_writes: false,
             delete_protection: false,
             size_limit: None,
+            history_limit: None,
+            foreign_keys: true,
             parent: None,
             branch: None,
             branch_of: None,
@@ -121,6 +127,10 @@ pub struct DatabasePatch {
     pub delete_protection: Option<bool>,
     /// The most bytes it may have; `Some(None)` lifts it.
     pub size_limit: Option<Option<u64>>,
+    /// The most bytes its history may take in the store; `Some(None)` lifts it.
+    pub history_limit: Option<Option<u64>>,
+    /// Enforce foreign keys.
+    pub foreign_keys: Option<bool>,
     /// How long every commit is kept.
     pub retention_micros: Option<u64>,
 }
@@ -158,7 +168,7 @@ impl Cache {
 
 pub(super) const COLUMNS: &str = "id, namespace, name, page_size, created, deleted, durability, \
                        block_reads, block_writes, delete_protection, size_limit, parent, parent_at, \
-                       branch, expires, retention, purging, branch_of";
+                       branch, expires, retention, purging, branch_of, history_limit, foreign_keys";
 
 pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
     let durability: Option<String> = row.get(6)?;
@@ -187,6 +197,10 @@ pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<DatabaseRow> {
             .get::<_, Option<Vec<u8>>>(17)?
             .map(|id| id16(&id).map(DatabaseId::from_bytes))
             .transpose()?,
+        history_limit: row
+            .get::<_, Option<i64>>(18)?
+            .and_then(|n| u64::try_from(n).ok()),
+        foreign_keys: row.get(19)?,
     })
 }
 
@@ -333,7 +347,8 @@ impl System {
             // Nothing begins in a namespace that is deleted: it would be left behind.
             let rows = c.execute(
                 "INSERT INTO databases(id, namespace, name, page_size, created, parent, parent_at, \
-                 branch, expires, due, branch_of) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10 \
+                 branch, expires, due, branch_of, foreign_keys) \
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10, ?11 \
                  WHERE NOT EXISTS(SELECT 1 FROM namespaces WHERE id = ?2 AND deleted IS NOT NULL)",
                 params![
                     row.id.as_bytes(),
@@ -346,6 +361,7 @@ impl System {
                     row.branch,
                     row.expires_at.map(micros),
                     row.branch_of.map(|id| id.as_bytes().to_vec()),
+                    row.foreign_keys,
                 ],
             )?;
             some_row(rows)
@@ -508,12 +524,15 @@ impl System {
         changed.block_writes = patch.block_writes.unwrap_or(changed.block_writes);
         changed.delete_protection = patch.delete_protection.unwrap_or(changed.delete_protection);
         changed.size_limit = patch.size_limit.unwrap_or(changed.size_limit);
+        changed.history_limit = patch.history_limit.unwrap_or(changed.history_limit);
+        changed.foreign_keys = patch.foreign_keys.unwrap_or(changed.foreign_keys);
         changed.retention_micros = patch.retention_micros.or(changed.retention_micros);
         let row = changed.clone();
         self.write(move |c| {
             c.execute(
                 "UPDATE databases SET durability = ?2, block_reads = ?3, block_writes = ?4, \
-                 delete_protection = ?5, size_limit = ?6, retention = ?7 WHERE id = ?1",
+                 delete_protection = ?5, size_limit = ?6, retention = ?7, history_limit = ?8, \
+                 foreign_keys = ?9 WHERE id = ?1",
                 params![
                     row.id.as_bytes(),
                     row.durability.map(Durability::as_str),
@@ -522,6 +541,8 @@ impl System {
                     row.delete_protection,
                     row.size_limit.and_then(|n| i64::try_from(n).ok()),
                     row.retention_micros.and_then(|n| i64::try_from(n).ok()),
+                    row.history_limit.and_then(|n| i64::try_from(n).ok()),
+                    row.foreign_keys,
                 ],
             )
         })

@@ -87,6 +87,11 @@ DROP INDEX databases_branch;
 CREATE UNIQUE INDEX databases_branch ON databases(branch_of, branch)
   WHERE branch IS NOT NULL AND deleted IS NULL;
 ",
+    // What a history may take in the store, and whether foreign keys are enforced.
+    "
+ALTER TABLE databases ADD COLUMN history_limit INTEGER;
+ALTER TABLE databases ADD COLUMN foreign_keys INTEGER NOT NULL DEFAULT 1;
+",
 ];
 
 /// Answers to repeat, rates and owners of tokens, members, audit lines, insights, maintenance.

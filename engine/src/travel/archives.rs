@@ -64,7 +64,7 @@ pub(crate) use document::rfc3339;
 pub use document::{Archive, Document, Format};
 use document::{document_key, object_key};
 pub use read::Content;
-pub(crate) use read::{Wrong, digest_of_file, unpack};
+pub(crate) use read::{Wrong, digest_of_file, unpack_into};
 use record::Begun;
 pub(crate) use record::{held, refuse_held};
 pub(crate) use recover::{end_interrupted, sweep};

@@ -35,7 +35,6 @@ use super::detach::detach_forks;
 use super::forks;
 use super::old_versions::{copies, old_versions};
 use super::retention::garbage::{keys_below, keys_under};
-use super::retention::image::scratch;
 use super::retention::run::trusted;
 use crate::boxed;
 use crate::crash_point;
@@ -524,7 +523,7 @@ impl Engine {
                     disk.remove(&path).map_err(io)?;
                 }
             }
-            disk.remove(&scratch(&collecting, id)).map_err(io)
+            Ok(())
         })
         .await
     }

@@ -2,15 +2,16 @@
 //!
 //! Its bookmarks stay; those of the parent before it began name nothing on it from then on.
 
+use std::sync::Arc;
+
 use serde_json::{Value as Json, json};
-use tempfile::TempDir;
 use tidelog_archive::image::ImageMeta;
 use tidelog_archive::manifest::{ImageEntry, Parent, Settled};
 use tidelog_archive::plan::{Plan, Target};
 use tidelog_wal::Position;
 
 use super::forks::unpin;
-use super::watched::materialise_raw;
+use super::watched::materialise_into;
 use crate::boxed;
 use crate::copy;
 use crate::crash_point;
@@ -22,12 +23,9 @@ use crate::operations::{
     Begins, Handle, NewOperation, Operation, OperationState, OperationType, Task,
 };
 use crate::rebuild::{history, plan, present, replanned, restore_error};
-use crate::scratch;
+use crate::scratch::ScratchPages;
 use crate::settings::Durability;
 use crate::system::databases::DatabaseRow;
-
-/// The scratch file that is copied from.
-const FILE: &str = "database";
 
 impl Database {
     /// Begins making this database independent of the one it was forked from. One that is, stays as it is.
@@ -75,25 +73,26 @@ pub(super) async fn detach_forks(
     Ok(())
 }
 
-/// The state that the fork begins with, as a [`FILE`] in a scratch folder.
-async fn state(lease: &Lease, task: &Task, at: Position) -> Result<(Plan, TempDir), Error> {
+/// The state that the fork begins with, in a scratch file.
+async fn state(lease: &Lease, task: &Task, at: Position) -> Result<(Plan, ScratchPages), Error> {
     let (core, meta) = (&lease.core, lease.meta());
     let mut history = history(core, meta.namespace, meta.id).await?;
     let store = &core.remote.store;
     let target = Target::Position(at);
     let plan = plan(store, &mut history, target, present(core.term())).await?;
     let bytes = plan.target.n.bytes(plan.page_size);
-    let scratch = scratch::folder(core, "detaching", bytes)?;
-    let file = scratch.path().join(FILE);
     task.phase("copy", bytes)?;
-    if !copy::into_file(lease, plan.target, &file, Some(task)).await? {
-        let restored = async {
-            let done = materialise_raw(store, &plan, &file, task).await;
-            done.map_err(restore_error)
-        };
-        task.unless_stopped(restored).await?;
+    let (of, size) = (Arc::clone(core), plan.page_size);
+    let make = move || ScratchPages::create(&of, "detaching", size, bytes);
+    if let Some(pages) = copy::into_sink(lease, plan.target, make.clone(), Some(task)).await? {
+        return Ok((plan, pages));
     }
-    Ok((plan, scratch))
+    let restored = async {
+        let done = materialise_into(store, &plan, make()?, task).await;
+        done.map_err(restore_error)
+    };
+    let (pages, _) = task.unless_stopped(restored).await?;
+    Ok((plan, pages))
 }
 
 async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
@@ -109,7 +108,7 @@ async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
     let Some(parent) = loaded.manifest.parent else {
         return Ok(json!({ "detached": false }));
     };
-    let (plan, scratch) = replanned!(state(&lease, task, parent.at))?;
+    let (plan, pages) = replanned!(state(&lease, task, parent.at))?;
     task.phase("store", plan.target.n.bytes(plan.page_size))?;
     let state = plan.target;
     let meta = ImageMeta {
@@ -122,7 +121,7 @@ async fn detach(database: &Database, task: &Task) -> Result<Json, Error> {
         n: state.n,
         digest: state.digest,
     };
-    let entry = image::write_file(core, meta, scratch.path().join(FILE)).await?;
+    let entry = image::write_pages(core, meta, pages).await?;
     crash_point!("detach.after_image");
     task.point_of_no_return()?;
     let settled = Settled {

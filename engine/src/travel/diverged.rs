@@ -233,7 +233,8 @@ async fn apply(child: &Database, folder: &Path, remainder: Remainder) -> Result<
             let source = Source::Xors(xors, None);
             let mut staged = Staged::make(&database, source, wanted, hold, &|_, _| Ok(()))?;
             let note = CommitNote::default();
-            let done = put_in_place(&gate, head, &mut staged, note, &|_, _| {})?;
+            let raw = database.raw_connection()?;
+            let done = put_in_place((&gate, raw), head, &mut staged, note, &|_, _| {})?;
             Ok(done.1)
         })
         .await?;

@@ -163,6 +163,8 @@ pub(super) fn row_of(
         block_writes: false,
         delete_protection: false,
         size_limit: None,
+        history_limit: None,
+        foreign_keys: database.row().foreign_keys,
         parent,
         branch: fork.branch.clone(),
         branch_of: fork.branch.as_ref().map(|_| database.row().id),

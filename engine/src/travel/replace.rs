@@ -63,6 +63,8 @@ impl Database {
             let what = format!("writes to database {:?} are blocked", row.name);
             return Err(Error::new(Code::DatabaseReadOnly, what));
         }
+        self.history_pause().await;
+        self.admit_history()?;
         let lease = self.lease().await?;
         let fitting = self.fitting(&lease, file).await?;
         let previous = lease.head().position();
@@ -205,9 +207,9 @@ async fn run(
         };
         let source = Source::open(&fitting.file)?;
         let staged = Staged::make(&open, source, fitting.to, hold, &progress)?;
-        Ok((staged, fitting.folder))
+        Ok((staged, open.raw_connection()?, fitting.folder))
     });
-    let (mut staged, folder) = compared.await?;
+    let (mut staged, raw, folder) = compared.await?;
     task.phase("wait_for_writers", 0)?;
     let gate = task.unless_stopped(lease.gate()).await?;
     task.phase("apply", 0)?;
@@ -222,7 +224,7 @@ async fn run(
         let head = open.capture_now()?;
         check_place(only_at, head.position())?;
         let progress = |pages: u64, of: u64| progressing.progress_of(pages * size, of * size);
-        let done = put_in_place(&gate, head, &mut staged, note, &progress)?;
+        let done = put_in_place((&gate, raw), head, &mut staged, note, &progress)?;
         drop(folder);
         Ok(done)
     });

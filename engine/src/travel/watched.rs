@@ -86,7 +86,19 @@ pub(crate) async fn materialise_raw(
     path: &Path,
     task: &Task,
 ) -> Result<Report, RestoreError> {
-    let sink = Watched::new(FileSink::create(path)?, task.clone());
-    let (_, report) = execute(store, plan, sink, RestoreSettings::default()).await?;
+    let sink = FileSink::create(path)?;
+    let (_, report) = materialise_into(store, plan, sink, task).await?;
     Ok(report)
+}
+
+/// The same into any sink, which is handed back.
+pub(crate) async fn materialise_into<S: PageSink + 'static>(
+    store: &Store,
+    plan: &Plan,
+    sink: S,
+    task: &Task,
+) -> Result<(S, Report), RestoreError> {
+    let sink = Watched::new(sink, task.clone());
+    let (watched, report) = execute(store, plan, sink, RestoreSettings::default()).await?;
+    Ok((watched.sink, report))
 }

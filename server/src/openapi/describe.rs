@@ -223,8 +223,22 @@ const ROWS: &[Row] = &[
                 may("block_reads", "boolean", "Refuse reads."),
                 may("block_writes", "boolean", "Refuse writes."),
                 may("delete_protection", "boolean", "Refuse deletion."),
-                may("durability", "text", "memory, local or remote."),
-                may("size_limit", "integer", "The most bytes it may have."),
+                may(
+                    "durability",
+                    "text or null",
+                    "memory, local or remote; null goes back to the server's.",
+                ),
+                may(
+                    "size_limit",
+                    "integer or null",
+                    "The most bytes it may have; null lifts it.",
+                ),
+                may(
+                    "history_limit_bytes",
+                    "integer or null",
+                    "The most bytes its history may take in the store: near it writes are slowed, at it refused; null lifts it.",
+                ),
+                may("foreign_keys", "boolean", "Enforce foreign keys; the default."),
                 may("retention", "object", "How long history is kept."),
                 may("region", "text", "Refused: it does not change."),
             ],
@@ -543,7 +557,7 @@ const ROWS: &[Row] = &[
     (
         "POST",
         "/v1/namespaces/{ns}/databases/{db}/archives",
-        told("Make a self-contained export", &[200, 201, 202]).body(
+        told("Make a self-contained export", &[201, 202]).body(
             &[
                 may(
                     "target",

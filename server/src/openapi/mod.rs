@@ -203,6 +203,8 @@ fn parameters(route: &Route, told: &Description) -> Vec<Json> {
 fn schema(kind: &str) -> Json {
     match kind {
         "integer" => json!({ "type": "integer", "minimum": 0 }),
+        "integer or null" => json!({ "type": ["integer", "null"], "minimum": 0 }),
+        "text or null" => json!({ "type": ["string", "null"] }),
         "boolean" => json!({ "type": "boolean" }),
         "texts" => json!({ "type": "array", "items": { "type": "string" } }),
         "object" => json!({ "type": "object" }),

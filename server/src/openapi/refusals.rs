@@ -144,12 +144,11 @@ pub(super) fn may_answer(route: &Route, code: Code) -> bool {
         ),
         Code::IdempotencyKeyRequired => route.key_required,
         Code::IdempotencyInProgress | Code::IdempotencyKeyReused => posts,
-        Code::IdempotencyResultRolledBack => route.is_sql() || route.keyed_by_handler,
         Code::OperationInProgress | Code::OperationCancelled | Code::OperationInterrupted => {
             is_operation(route)
         }
         Code::Maintenance => route.pauses() || route.is_sql(),
-        Code::NameTaken => is(route, NAMES) || is(route, &[("POST", "/undelete")]),
+        Code::NameTaken => is(route, NAMES) || is(route, &[("POST", "/{db}/undelete")]),
         Code::NameInvalid => {
             is(route, NAMES)
                 || is(
@@ -175,7 +174,8 @@ pub(super) fn may_answer(route: &Route, code: Code) -> bool {
             ];
             route.is_sql() || is(route, others)
         }
-        Code::SqlError
+        Code::IdempotencyResultRolledBack
+        | Code::SqlError
         | Code::QueryTimeout
         | Code::SqlTooLong
         | Code::ResultTooLarge

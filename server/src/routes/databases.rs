@@ -26,6 +26,7 @@ async fn described(call: &Call, database: &Database) -> Result<(Json, Answer), P
     document["bookmark"] = shape::position(Some(at.bookmark));
     document["durable_bookmark"] = shape::position(at.durable_bookmark);
     document["size_bytes"] = json!(at.size_bytes);
+    document["history_bytes"] = json!(database.history_bytes());
     document["lag_commits"] = json!(at.lag_commits);
     document["lag_bytes"] = json!(at.lag_bytes);
     document["lag_ms"] = json!(shape::millis(at.lag));
@@ -200,15 +201,20 @@ pub(super) async fn change(mut call: Call) -> Result<Answer, Problem> {
         let detail = "a database stays where it was made; fork it to have it elsewhere";
         return Err(Problem::new(Code::RegionFixed, detail).with("region", call.app.region.clone()));
     }
+    let durability = if call.body.cleared("durability") {
+        Some(None)
+    } else {
+        let named = call.body.word("durability", str::parse::<Durability>)?;
+        named.map(Some)
+    };
     let patch = DatabasePatch {
         block_reads: call.body.boolean("block_reads")?,
         block_writes: call.body.boolean("block_writes")?,
         delete_protection: call.body.boolean("delete_protection")?,
-        durability: call
-            .body
-            .word("durability", str::parse::<Durability>)?
-            .map(Some),
-        size_limit: call.body.number("size_limit")?.map(Some),
+        durability,
+        size_limit: call.body.limit("size_limit")?,
+        history_limit: call.body.limit("history_limit_bytes")?,
+        foreign_keys: call.body.boolean("foreign_keys")?,
         retention_micros: retention(&mut call)?,
     };
     call.finish()?;

@@ -35,6 +35,8 @@ pub(crate) fn database(row: &DatabaseRow, region: &str) -> Json {
         "block_writes": row.block_writes,
         "delete_protection": row.delete_protection,
         "size_limit": row.size_limit,
+        "history_limit_bytes": row.history_limit,
+        "foreign_keys": row.foreign_keys,
         "retention": { "days": row.retention_micros.unwrap_or(WINDOW_MICROS) / DAY_MICROS },
         "parent": row.parent.map(|parent| json!({
             "id": parent.database.to_string(),

@@ -1,20 +1,16 @@
 //! Whole databases in and out, as plain SQLite files.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
-use futures::TryStreamExt;
 use tidelog_engine::bucket::At;
 use tidelog_engine::system::tokens::token_id_text;
-use tokio_util::io::ReaderStream;
 
 use super::operations::outcome;
 use super::{databases, time};
-use crate::http::staging::disk;
 use crate::http::{Answer, Call};
 use crate::problem::{Code, Problem};
-
-/// Bytes read from the file at a time.
-const PIECE: usize = 1 << 18;
 
 /// `GET export`: the database at a bookmark or a time, or as it stands. No reader is held while it streams.
 pub(super) async fn export(mut call: Call) -> Result<Answer, Problem> {
@@ -37,19 +33,16 @@ pub(super) async fn export(mut call: Call) -> Result<Answer, Problem> {
         let detail = format!("reads of database {:?} are blocked", database.row().name);
         return Err(Problem::new(Code::DatabaseBlocked, detail));
     }
-    let folder = tempfile::Builder::new()
-        .prefix("export-")
-        .tempdir_in(&call.app.scratch)
-        .map_err(|error| disk(&error))?;
-    let path = folder.path().join("database");
-    let position = database.export(at, &path).await?;
-    let file = tokio::fs::File::open(&path)
-        .await
-        .map_err(|error| disk(&error))?;
-    let length = file.metadata().await.map_err(|error| disk(&error))?.len();
-    // The folder lives as long as the stream that reads from it.
-    let stream = ReaderStream::with_capacity(file, PIECE).inspect_ok(move |_| {
-        let _ = &folder;
+    let exported = Arc::new(database.export_to_send(at).await?);
+    let (position, length) = (exported.position(), exported.bytes());
+    let stream = futures::stream::try_unfold(0, move |offset| {
+        let exported = Arc::clone(&exported);
+        async move {
+            let read = tokio::task::spawn_blocking(move || exported.piece(offset));
+            let piece = read.await.map_err(std::io::Error::other)??;
+            let next = offset + piece.len() as u64;
+            Ok::<_, std::io::Error>((!piece.is_empty()).then_some((piece, next)))
+        }
     });
     let durable = database.bookmark().await?.durable_bookmark;
     Ok(

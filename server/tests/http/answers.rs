@@ -3,6 +3,7 @@
 
 use reqwest::Method;
 use serde_json::{Value as Json, json};
+use tidelog_engine::travel::labels::LABELS_MAX;
 
 use crate::tenants::tenant;
 use crate::world::{Got, World, read};
@@ -270,6 +271,26 @@ async fn a_namespace_goes_and_comes_as_its_archives_and_its_name_allow() {
     is(&end("?purge=true").await, 409, "archive-held");
     let gone = end("").await;
     assert!(matches!(gone.status, 200 | 202 | 204), "{gone:?}");
+    world.stop().await;
+}
+
+/// Goal: a restore that is to keep what it replaces under a name is refused where no name is left, before it acts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_cannot_keep_the_present_does_not_begin() {
+    let world = World::start().await;
+    let db = world.database("orders").await;
+    let here = bookmark(&world.run(&db, "create table t(a)").await);
+    let now = bookmark(&world.run(&db, "insert into t values(1)").await);
+    for number in 0..LABELS_MAX {
+        let label = json!({ "name": format!("l{number}"), "bookmark": here });
+        let made = world.post(&format!("{db}/snapshots"), label).await;
+        assert_eq!(made.status, 201, "{made:?}");
+    }
+    let body = json!({ "target": { "bookmark": here }, "preserve_as": "then" });
+    let refused = world.keyed(&format!("{db}/restores"), body).await;
+    is(&refused, 507, "quota-exceeded");
+    let stands = world.get(&db).await;
+    assert_eq!(bookmark(&stands), now);
     world.stop().await;
 }
 

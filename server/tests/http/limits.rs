@@ -188,6 +188,90 @@ async fn a_database_at_its_size_takes_what_does_not_grow_it() {
     world.stop().await;
 }
 
+/// Goal: a history at its limit takes no write, says so with figures, still reads and rewinds, and takes writes again
+/// once the limit is lifted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_at_its_limit_takes_no_write() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world.run(&database, "create table t(a)").await;
+    let insert = async || {
+        let call = world.ask(Method::POST, &format!("{database}/query"));
+        let call = call.header("idempotency-key", "first");
+        read(call.json(&json!({ "sql": "insert into t values(1)" }))).await
+    };
+    let first = insert().await;
+    assert_eq!(first.status, 200, "{first:?}");
+    let shown = world.get(&database).await;
+    let used = shown.body["history_bytes"].as_u64().expect("bytes");
+    assert!(used > 0, "{shown:?}");
+    assert_eq!(shown.body["history_limit_bytes"], Json::Null);
+    let limited = patch(&world, &database, json!({ "history_limit_bytes": used })).await;
+    assert_eq!(limited.status, 200, "{limited:?}");
+    assert_eq!(limited.body["history_limit_bytes"], used);
+    let refused = query(&world, &database, "insert into t values(2)").await;
+    assert_eq!((refused.status, refused.code()), (507, "quota-exceeded"));
+    assert_eq!(refused.body["resource"], "history", "{refused:?}");
+    assert_eq!(refused.body["limit"], used);
+    assert!(refused.body["used"].as_u64() >= Some(used), "{refused:?}");
+    let counted = query(&world, &database, "select count(*) from t").await;
+    assert_eq!(counted.body["rows"][0][0], 1, "{counted:?}");
+    // Whoever asks again hears what was done, and not that there is no room to do it.
+    assert_eq!(insert().await.status, 200);
+    let export = world.ask(Method::GET, &format!("{database}/export"));
+    let file = export.send().await.expect("sent").bytes().await;
+    let file = file.expect("a file").to_vec();
+    let import = world.ask_keyed(&format!("{database}/import?replace=true"));
+    let refused = read(import.body(file)).await;
+    assert_eq!((refused.status, refused.code()), (507, "quota-exceeded"));
+    let begin = json!({ "requests": [{ "type": "execute", "stmt": { "sql": "insert into t values(2)" } }] });
+    let stream = world.post("/default/orders/v2/pipeline", begin).await;
+    assert_eq!(stream.body["results"][0]["type"], "error", "{stream:?}");
+    let to = json!({ "target": { "bookmark": first.body["bookmark"] } });
+    let rewound = world.keyed(&format!("{database}/restores"), to).await;
+    assert!(matches!(rewound.status, 200 | 202), "{rewound:?}");
+    for (value, status) in [(json!("much"), 400), (json!(-1), 400), (Json::Null, 200)] {
+        let body = json!({ "history_limit_bytes": value });
+        assert_eq!(patch(&world, &database, body).await.status, status);
+    }
+    world.run(&database, "insert into t values(2)").await;
+    world.stop().await;
+}
+
+/// Goal: foreign keys are enforced where a database says so, by every way to write.
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_keys_are_enforced_as_the_database_says() {
+    let world = World::start().await;
+    let database = world.database("orders").await;
+    world
+        .run(&database, "create table p(id integer primary key)")
+        .await;
+    world
+        .run(&database, "create table c(p integer references p)")
+        .await;
+    let orphan = "insert into c values(7)";
+    let of = async |on: bool| {
+        let set = patch(&world, &database, json!({ "foreign_keys": on })).await;
+        assert_eq!((set.status, &set.body["foreign_keys"]), (200, &json!(on)));
+        let read = query(&world, &database, "pragma foreign_keys").await;
+        assert_eq!(read.body["rows"][0][0], json!(i32::from(on)), "{read:?}");
+        let status = if on { 422 } else { 200 };
+        let got = query(&world, &database, orphan).await;
+        assert_eq!(got.status, status, "{got:?}");
+        let batch = json!({ "statements": [{ "sql": orphan }, { "sql": "select 1" }] });
+        let got = world.post(&format!("{database}/batch"), batch).await;
+        assert_eq!(got.status, status, "{got:?}");
+        let step = json!({ "requests": [{ "type": "execute", "stmt": { "sql": orphan } }] });
+        let got = world.post("/default/orders/v2/pipeline", step).await;
+        let outcome = if on { "error" } else { "ok" };
+        assert_eq!(got.body["results"][0]["type"], outcome, "{got:?}");
+    };
+    of(true).await;
+    of(false).await;
+    of(true).await;
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_are_bounded_where_the_configuration_says_so() {
     let mut config = Preset::Development.config();

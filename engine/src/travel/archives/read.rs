@@ -2,7 +2,7 @@
 //! and opened block by block: a range costs its own blocks and the index.
 
 use std::fs::File;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
@@ -176,14 +176,32 @@ impl<R: Read> Read for Hashing<R> {
 #[derive(Debug)]
 pub(crate) struct Wrong(pub(crate) String);
 
-/// Fetches an archive, decompresses it into `file` and proves length and SHA-256 of both sides. The inner error
-/// says what is wrong with the archive; the outer one, why that cannot be told.
+/// Fetches an archive, decompresses it into a new file at `path`, synced, and proves length and SHA-256 of both sides.
+/// The inner error says what is wrong with the archive; the outer one, why that cannot be told.
 pub(crate) async fn unpack(
     core: &std::sync::Arc<Core>,
     archive: &Archive,
-    file: &Path,
+    path: &Path,
     task: &Task,
 ) -> Result<Result<(), Wrong>, Error> {
+    let io = |e| Error::io("unpack an archive", e);
+    let file = File::create_new(path).map_err(io)?;
+    match unpack_into(core, archive, file, task).await? {
+        Ok(file) => {
+            let synced = move || file.sync_all().map_err(io);
+            blocking(core.executor(), synced).await.map(Ok)
+        }
+        Err(wrong) => Ok(Err(wrong)),
+    }
+}
+
+/// The same into something to write to, which is handed back.
+pub(crate) async fn unpack_into<W: io::Write + Send + 'static>(
+    core: &std::sync::Arc<Core>,
+    archive: &Archive,
+    out: W,
+    task: &Task,
+) -> Result<Result<W, Wrong>, Error> {
     let document = archive.document.clone();
     let key = archive.key().to_string();
     let head = match core.remote.store.head(&key).await {
@@ -209,12 +227,12 @@ pub(crate) async fn unpack(
             }
         }
     };
-    let (file, watched) = (file.to_owned(), task.clone());
+    let watched = task.clone();
     let reader = Pieces {
         taken,
         at: Bytes::new(),
     };
-    let writing = piped(move || Ok(write_plain(reader, &document, &file, &watched)));
+    let writing = piped(move || Ok(write_plain(reader, &document, out, &watched)));
     let ((), unpacked) = futures::join!(fetching, writing);
     task.check()?;
     match unpacked? {
@@ -258,13 +276,12 @@ impl Read for Pieces {
     }
 }
 
-fn write_plain(
+fn write_plain<W: io::Write>(
     reader: impl Read,
     document: &super::Document,
-    file: &Path,
+    mut out: W,
     task: &Task,
-) -> io::Result<Result<(), Wrong>> {
-    let mut out = File::create_new(file)?;
+) -> io::Result<Result<W, Wrong>> {
     let mut stored = Hashing::new(reader);
     let (mut bytes, mut hash) = (0_u64, Sha256::new());
     let mut piece = vec![0; PIECE];
@@ -295,13 +312,12 @@ fn write_plain(
             out.write_all(plain)?;
             task.progress(bytes);
             if task.check().is_err() {
-                return Ok(Ok(()));
+                return Ok(Ok(out));
             }
         }
     }
     // Bytes behind the compressed frame are part of what was recorded, too.
     io::copy(&mut stored, &mut io::sink())?;
-    out.sync_all()?;
     let sums = [
         (
             "stored bytes",
@@ -316,7 +332,7 @@ fn write_plain(
             return Ok(Err(Wrong(what)));
         }
     }
-    Ok(Ok(()))
+    Ok(Ok(out))
 }
 
 /// The state digest of a finished file.

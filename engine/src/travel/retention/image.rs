@@ -1,10 +1,7 @@
-//! An image of a state that only the store holds: restored into a scratch file, written from there.
+//! An image of a state that only the store holds: restored into a sealed scratch file, written from there.
 //!
-//! The restore proves the state's digest, and the writer of the image proves it again. The scratch file stands
-//! in the data folder, `retention/{database}`, and is removed whatever happens; one that a crash left is
-//! removed by the next start.
+//! The restore proves the state's digest, and the writer of the image proves it again.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_archive::image::ImageMeta;
@@ -15,11 +12,24 @@ use tidelog_wal::{DatabaseId, NamespaceId, TxId};
 use crate::core::Core;
 use crate::crash_point;
 use crate::error::Error;
-use crate::rebuild::{history, materialise, plan, present, replanned};
+use crate::rebuild::{history, materialise_into, plan, present, replanned};
+use crate::scratch::ScratchPages;
 
-/// Where the state of a database is restored to.
-pub(crate) fn scratch(core: &Core, id: DatabaseId) -> PathBuf {
-    core.settings.data.join("retention").join(id.to_string())
+/// The state in a scratch file.
+async fn copy(
+    core: &Core,
+    namespace: NamespaceId,
+    id: DatabaseId,
+    txid: TxId,
+) -> Result<(Plan, ScratchPages), Error> {
+    let mut known = history(core, namespace, id).await?;
+    let store = &core.remote.store;
+    let terms = present(core.term());
+    let plan = plan(store, &mut known, Target::TxId(txid), terms).await?;
+    let bytes = plan.target.n.bytes(plan.page_size);
+    let pages = ScratchPages::create(core, "an image of an older state", plan.page_size, bytes)?;
+    let pages = materialise_into(store, &plan, pages).await?;
+    Ok((plan, pages))
 }
 
 /// Stores an image of the state `txid` of a database. It exists once a manifest lists it.
@@ -28,47 +38,8 @@ pub(crate) async fn write_at(
     loaded: &Loaded,
     txid: TxId,
 ) -> Result<ImageEntry, Error> {
-    let path = scratch(core, loaded.manifest.database);
-    let io = |e| Error::io("make a scratch file", e);
-    let disk = &core.parts.disk;
-    disk.create_folder(&core.settings.data.join("retention"))
-        .map_err(io)?;
-    disk.remove(&path).map_err(io)?;
-    let written = write_through(core, loaded, txid, path.clone()).await;
-    disk.remove(&path).map_err(io)?;
-    written
-}
-
-/// The state in a file.
-async fn copy(
-    core: &Core,
-    namespace: NamespaceId,
-    id: DatabaseId,
-    txid: TxId,
-    path: &Path,
-) -> Result<Plan, Error> {
-    let mut known = history(core, namespace, id).await?;
-    let store = &core.remote.store;
-    let terms = present(core.term());
-    let plan = plan(store, &mut known, Target::TxId(txid), terms).await?;
-    materialise(store, &plan, path).await?;
-    Ok(plan)
-}
-
-async fn write_through(
-    core: &Arc<Core>,
-    loaded: &Loaded,
-    txid: TxId,
-    path: PathBuf,
-) -> Result<ImageEntry, Error> {
     let manifest = &loaded.manifest;
-    let plan = replanned!(copy(
-        core,
-        manifest.namespace,
-        manifest.database,
-        txid,
-        &path
-    ))?;
+    let (plan, pages) = replanned!(copy(core, manifest.namespace, manifest.database, txid))?;
     let target = plan.target;
     let meta = ImageMeta {
         namespace: manifest.namespace,
@@ -81,7 +52,7 @@ async fn write_through(
         digest: target.digest,
     };
     crash_point!("retention.before_image");
-    let written = crate::image::write_file(core, meta, path).await;
+    let written = crate::image::write_pages(core, meta, pages).await;
     crash_point!("retention.after_image");
     written
 }

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use tidelog_archive::plan::Start;
 use tidelog_archive::restore::{RestoreSettings, merge_watched};
 use tidelog_wal::record::{RestoreNote, tag};
-use tidelog_wal::{Position, Timestamp};
+use tidelog_wal::{PageSize, Position, Timestamp};
 
 use super::apply::Change;
 use super::plan::{Log, Origin, RewindPlan};
@@ -28,12 +28,14 @@ use crate::journal::hold::ChunkHold;
 use crate::operations::Task;
 use crate::rebuild::restore_error;
 use crate::rules::rule;
+use crate::scratch::{PageWriter, ScratchPages};
 use crate::settings::Durability;
+use crate::sql::connection::Sqlite;
 use crate::sql::policy::Permission;
-use crate::travel::archives::{Archive, Wrong, unpack};
+use crate::travel::archives::{Archive, Wrong, unpack_into};
 use crate::travel::labels::NewSnapshot;
 use crate::travel::restores::{Outcome, RestoreRecord, RolledBackKey};
-use crate::travel::watched::materialise_raw;
+use crate::travel::watched::materialise_into;
 
 /// Commits that may be left for the gate: catching up before it goes on until so few are missing.
 const LEFT_FOR_GATE: u64 = 64;
@@ -48,8 +50,6 @@ struct Gathered {
     source: Source,
     /// Keeps what was committed since.
     hold: ChunkHold,
-    /// Lives as long as the file in it.
-    scratch: Option<tempfile::TempDir>,
 }
 
 /// What the change came to.
@@ -102,7 +102,7 @@ pub(super) async fn run(
     crash_point!("restore.before_record");
     let staging = prepared(database, &lease, task, plan);
     let (noted, staged) = tokio::join!(system.restore_put(&record, Vec::new()), staging);
-    let (plan, staged, scratch) = match noted.and(staged) {
+    let (plan, staged) = match noted.and(staged) {
         Ok(staged) => staged,
         Err(error) => {
             if let Err(left) = system.restore_forget(&id).await {
@@ -121,7 +121,6 @@ pub(super) async fn run(
         Ok(()) => change(&lease, task, staged, &plan, &accepted).await,
         Err(error) => Err(error),
     };
-    drop(scratch);
     crash_point!("restore.after_commit");
     if let Some(name) = &accepted.rewind.preserve_as {
         let from = changed.as_ref().ok().map(|changed| changed.from);
@@ -173,8 +172,8 @@ async fn prepared(
     lease: &Lease,
     task: &Task,
     plan: RewindPlan,
-) -> Result<(RewindPlan, Staged, Option<tempfile::TempDir>), Error> {
-    let (plan, (mut staged, scratch)) = match staged(lease, &plan, task).await {
+) -> Result<(RewindPlan, Staged), Error> {
+    let (plan, mut staged) = match staged(lease, &plan, task).await {
         // What was settled since the plan was made may have taken the place of objects it reads, or of the chunks
         // that go on from them.
         Err(error) if error.is_gone() && plan.archive().is_none() => {
@@ -203,7 +202,7 @@ async fn prepared(
             break;
         }
     }
-    Ok((plan, staged, scratch))
+    Ok((plan, staged))
 }
 
 fn result(record: &RestoreRecord, plan: &RewindPlan, quick_check: Option<&str>) -> Json {
@@ -245,11 +244,7 @@ async fn replan(database: &Database, plan: RewindPlan, log: Log) -> Result<Rewin
 }
 
 /// Reads the state to come and makes its pages.
-async fn staged(
-    lease: &Lease,
-    plan: &RewindPlan,
-    task: &Task,
-) -> Result<(Staged, Option<tempfile::TempDir>), Error> {
+async fn staged(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Staged, Error> {
     task.phase("read_log", plan.bytes_to_fetch())?;
     let gathered = task.unless_stopped(gather(lease, plan, task)).await?;
     let page = u64::from(plan.page_size.get());
@@ -260,17 +255,12 @@ async fn staged(
     };
     let (database, comparing) = (Arc::clone(lease), task.clone());
     blocking(lease.core.executor(), move || {
-        let Gathered {
-            source,
-            hold,
-            scratch,
-        } = gathered;
+        let Gathered { source, hold } = gathered;
         let progress = |pages: u64, of: u64| {
             comparing.progress_of(pages * page, of * page);
             comparing.check()
         };
-        let staged = Staged::make(&database, source, wanted, hold, &progress)?;
-        Ok((staged, scratch))
+        Staged::make(&database, source, wanted, hold, &progress)
     })
     .await
 }
@@ -285,7 +275,7 @@ async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathere
         Origin::History(history) => history,
         Origin::Archive(archive) => {
             let hold = core.journal.hold(id, now);
-            return unpacked(core, archive, hold, task).await;
+            return unpacked(core, archive, plan.page_size, hold, task).await;
         }
     };
     if let Start::Base(base) = &history.start {
@@ -298,43 +288,48 @@ async fn gather(lease: &Lease, plan: &RewindPlan, task: &Task) -> Result<Gathere
         return Ok(Gathered {
             source: Source::Xors(xors, Some(base.txid)),
             hold,
-            scratch: None,
         });
     }
     let hold = core.journal.hold(id, now);
     let bytes = plan.target.n.bytes(plan.page_size);
-    let folder = crate::scratch::folder(core, "a restore", bytes)?;
-    let path = folder.path().join("target");
+    let pages = ScratchPages::create(core, "a restore", plan.page_size, bytes)?;
     task.phase("read_log", bytes)?;
-    if let Err(error) = materialise_raw(store, history, &path, task).await {
-        task.check()?;
-        return Err(restore_error(error));
+    match materialise_into(store, history, pages, task).await {
+        Ok((pages, _)) => Ok(Gathered {
+            source: Source::Pages(pages),
+            hold,
+        }),
+        Err(error) => {
+            task.check()?;
+            Err(restore_error(error))
+        }
     }
-    Ok(Gathered {
-        source: Source::open(&path)?,
-        hold,
-        scratch: Some(folder),
-    })
 }
 
-/// The state of an archive as a file, proven by its SHA-256; its digest is proven when it is applied.
+/// The state of an archive, proven by its SHA-256; its digest is proven when it is applied.
 async fn unpacked(
     core: &Arc<Core>,
     archive: &Archive,
+    size: PageSize,
     hold: ChunkHold,
     task: &Task,
 ) -> Result<Gathered, Error> {
-    let folder = crate::scratch::folder(core, "a restore", archive.document.bytes)?;
-    let path = folder.path().join("target");
-    if let Err(Wrong(what)) = unpack(core, archive, &path, task).await? {
-        let what = format!("archive {} is damaged: {what}", archive.id);
-        return Err(Error::new(Code::ObjectCorrupt, what));
+    let pages = ScratchPages::create(core, "a restore", size, archive.document.bytes)?;
+    let unpacked = unpack_into(core, archive, PageWriter::new(pages), task).await?;
+    let whole = unpacked.and_then(|writer| {
+        let part = |_| Wrong("it does not end with a page".to_owned());
+        writer.finish().map_err(part)
+    });
+    match whole {
+        Ok(pages) => Ok(Gathered {
+            source: Source::Pages(pages),
+            hold,
+        }),
+        Err(Wrong(what)) => {
+            let what = format!("archive {} is damaged: {what}", archive.id);
+            Err(Error::new(Code::ObjectCorrupt, what))
+        }
     }
-    Ok(Gathered {
-        source: Source::open(&path)?,
-        hold,
-        scratch: Some(folder),
-    })
 }
 
 /// Sees to it that the snapshot names the state the restore began at, and that none stays of one that failed. What was
@@ -392,6 +387,8 @@ async fn change(
     accepted: &Accepted,
 ) -> Result<Changed, Error> {
     task.phase("wait_for_writers", 0)?;
+    let database = Arc::clone(lease);
+    let raw = blocking(lease.core.executor(), move || database.raw_connection()).await?;
     // A writer may hold it for long: whoever cancels meanwhile does not wait for them.
     let gate = task.unless_stopped(lease.gate()).await?;
     task.phase("apply", 0)?;
@@ -420,7 +417,7 @@ async fn change(
         };
         let page = u64::from(database.meta().page_size.get());
         let progress = |pages: u64, of: u64| progressing.progress_of(pages * page, of * page);
-        put_in_place(&gate, head, &mut staged, note, &progress)
+        put_in_place((&gate, raw), head, &mut staged, note, &progress)
     })
     .await
     .map(|(from, ticket, pages, rolled_back)| Changed {
@@ -431,10 +428,11 @@ async fn change(
     })
 }
 
-/// Puts a database whose write gate is held from `head`, where it stands, to the state that is staged: one commit.
+/// Puts a database whose write gate is held from `head`, where it stands, to the state that is staged: one commit on
+/// `raw`, a connection for it.
 /// Answers where it was, the commit's ticket, the pages changed, and the Idempotency-Keys whose effects are gone.
 pub(crate) fn put_in_place(
-    gate: &Gate,
+    (gate, raw): (&Gate, Sqlite),
     head: Head,
     staged: &mut Staged,
     note: CommitNote,
@@ -444,7 +442,7 @@ pub(crate) fn put_in_place(
     let (size, seed) = (database.meta().page_size, database.meta().seed);
     staged.catch_up(database, &head)?;
     let (staged, to) = (&*staged, staged.to());
-    let written = gate.raw_transaction(note, |connection| {
+    let written = gate.raw_transaction(raw, note, |connection| {
         let keys = request_keys(connection, database.meta().id)?;
         let change = Change {
             connection,
@@ -461,8 +459,12 @@ pub(crate) fn put_in_place(
     let proven = prove(gate, &ticket, to);
     proven.map_err(after_commit)?;
     // Behind the commit, on a connection that never saw the pages before.
-    let left = gate.fresh_read(|connection| request_keys(connection, database.meta().id));
-    let left = left.map_err(after_commit)?;
+    let left = if keys.is_empty() {
+        Vec::new()
+    } else {
+        let left = gate.fresh_read(|connection| request_keys(connection, database.meta().id));
+        left.map_err(after_commit)?
+    };
     let gone = keys.into_iter().filter(|key| !left.contains(key));
     Ok((head.position(), ticket, pages, gone.collect()))
 }

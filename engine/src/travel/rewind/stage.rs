@@ -21,10 +21,13 @@ use crate::database::OpenDb;
 use crate::error::{Code, Error};
 use crate::journal::hold::ChunkHold;
 use crate::rules::rule;
+use crate::scratch::ScratchPages;
 
 /// Pages of a run, and its bytes where pages are large.
 const RUN_PAGES: usize = 256;
 const RUN_BYTES: usize = 1 << 20;
+/// Pages between two reports of progress: each may wake whoever watches, which costs more than a run does.
+const PROGRESS_EVERY: u64 = 1024;
 
 /// Where the pages of the target come from.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(crate) enum Source {
     Xors(PageXors, Option<TxId>),
     /// A file that holds the whole target.
     File(File),
+    /// A sealed one that does.
+    Pages(ScratchPages),
 }
 
 impl Source {
@@ -71,8 +76,24 @@ pub(crate) struct Staged {
 enum Images {
     /// Those of the base, and these.
     Xors(PageXors),
-    /// The file alone.
+    /// What holds all of them.
+    Whole(Whole),
+}
+
+/// A whole target.
+#[derive(Debug)]
+enum Whole {
     File(File),
+    Pages(ScratchPages),
+}
+
+impl Whole {
+    fn read(&self, page: PageNo, size: PageSize, image: &mut [u8]) -> std::io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(image, page.offset(size)),
+            Self::Pages(pages) => pages.page(page, image),
+        }
+    }
 }
 
 fn io(error: std::io::Error) -> Error {
@@ -131,7 +152,11 @@ impl Staged {
                 add_journaled(database, &mut xors, from.unwrap_or(base.txid), base.txid)?;
                 (xors.pages(), Images::Xors(xors))
             }
-            Source::File(file) => (low.pages(size).collect(), Images::File(file)),
+            Source::File(file) => (low.pages(size).collect(), Images::Whole(Whole::File(file))),
+            Source::Pages(pages) => {
+                let whole = Images::Whole(Whole::Pages(pages));
+                (low.pages(size).collect(), whole)
+            }
         };
         touched.extend(low.grown_to(high, size));
         touched.sort_unstable();
@@ -166,7 +191,7 @@ impl Staged {
         let mut target = vec![0; size.bytes()];
         let (base, to) = (self.base, self.to);
         let mut digest = base.digest.resize(base.pages, to.n, size);
-        let mut seen = 0;
+        let (mut seen, mut reported) = (0, 0);
         for (first, count) in runs(touched, most) {
             let run = buffer.get_mut(..count * size.bytes()).unwrap_or_default();
             let at = database.read_run(first, run)?;
@@ -187,8 +212,12 @@ impl Staged {
                 }
             }
             seen += count as u64;
-            progress(seen, touched.len() as u64)?;
+            if seen - reported >= PROGRESS_EVERY {
+                reported = seen;
+                progress(seen, touched.len() as u64)?;
+            }
         }
+        progress(seen, touched.len() as u64)?;
         Ok(digest)
     }
 
@@ -196,13 +225,13 @@ impl Staged {
     pub(super) fn lead(&self, page: PageNo, size: PageSize, image: &mut [u8]) -> Result<(), Error> {
         match &self.images {
             Images::Xors(xors) => drop(xors.apply(page, image).map_err(io)?),
-            Images::File(file) if self.to.n.contains(page) => {
-                file.read_exact_at(image, page.offset(size)).map_err(io)?;
+            Images::Whole(whole) if self.to.n.contains(page) => {
+                whole.read(page, size, image).map_err(io)?;
                 if page == PageNo::ONE {
                     mask_page1(image);
                 }
             }
-            Images::File(_) => image.fill(0),
+            Images::Whole(_) => image.fill(0),
         }
         if !rule!("rewind.sound_source")
             && let Some(byte) = image.last_mut()
