@@ -235,6 +235,22 @@ mod tests {
     }
 
     #[test]
+    fn no_number_seals_twice() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut pages = empty(folder.path());
+        let slot = ScratchPages::slot_len(pages.size);
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..3 {
+            pages.write(0, &[7; 3 * 512]).expect("written");
+            let mut stored = vec![0; 3 * slot];
+            pages.file.read_exact_at(&mut stored, 0).expect("stored");
+            for slot in stored.chunks_exact(slot) {
+                assert!(seen.insert(slot[..NUMBER_LEN].to_vec()), "used before");
+            }
+        }
+    }
+
+    #[test]
     fn a_stream_becomes_pages_however_it_is_cut() {
         use std::io::Write as _;
         let folder = tempfile::tempdir().expect("a folder");
