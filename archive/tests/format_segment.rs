@@ -3,12 +3,14 @@
 
 mod format_support;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use format_support::{Commit, DATABASE, Dice, History, NAMESPACE, SEED, refuses_all_damage};
-use tidelog_archive::envelope::{Finished, FormatError, WriteId};
+use tidelog_archive::envelope::{Finished, FormatError, KeyId, ObjectNonce, WriteId};
 use tidelog_archive::key::{Key, KeyNonce};
 use tidelog_archive::records::{ChainList, ChainWalk, RecordHead, RecordScanner, RecordVisitor};
-use tidelog_archive::seal::{Keyring, Stamp};
+use tidelog_archive::seal::{DataKey, Keyring, SealKey, Stamp};
 use tidelog_archive::segment::{Segment, SegmentMeta, SegmentWriter};
 use tidelog_wal::block::Compressor;
 use tidelog_wal::codec::put_varint;
@@ -256,6 +258,48 @@ fn a_record_of_many_blocks_streams_in_both_directions() {
     let mut replay = Replay::after(&history, span.walk.next.get() - 1);
     segment.scan(&span, &stored, &mut replay).expect("scan");
     assert!(replay.seen.contains(&history.at(2).position));
+}
+
+/// Goal: however a record comes, and however many of its blocks are compressed at once, the object is the same. Method:
+/// records of many blocks, half of them noise, in pieces of every kind, plain and sealed.
+#[test]
+fn a_record_is_written_the_same_whatever_its_pieces() {
+    let mut history = History::new(4096);
+    let mut dice = Dice(6);
+    for _ in 0..2 {
+        let pages = (0..700).map(|page| match page % 128 {
+            0..64 => dice.bytes(4096),
+            _ => dice.bytes(64).repeat(64),
+        });
+        history.commit(pages.collect());
+    }
+    let key = Arc::new(SealKey {
+        id: KeyId([1; 16]),
+        key: DataKey::from_bytes([2; 32]),
+        created: Timestamp::from_micros(1),
+    });
+    for key in [None, Some(key)] {
+        let written = [1, 9, 1 << 18, 300_000, 1 << 20, usize::MAX].map(|piece| {
+            let ids = (NAMESPACE, history.database);
+            let stamp = Stamp::fixed(WriteId([7; 16]), ObjectNonce([3; 16]), key.clone());
+            let (size, compressor) = (history.page_size, Compressor::new(3));
+            let mut writer = SegmentWriter::new(ids, size, SEED, history.start, stamp, compressor);
+            for Commit { bytes, header, .. } in &history.commits {
+                let kind = tidelog_wal::RecordKind::Delta;
+                writer
+                    .begin(header, kind, bytes.len() as u64)
+                    .expect("begin");
+                for piece in bytes.chunks(piece.min(bytes.len())) {
+                    writer.part(piece).expect("part");
+                }
+            }
+            writer.finish().expect("finish").0
+        });
+        assert!(written[0].len > 5 << 18, "{} bytes", written[0].len);
+        for other in &written {
+            assert!(written[0] == *other, "{} bytes", other.len);
+        }
+    }
 }
 
 /// Goal: one thread may hash and another apply. Method: the same pieces of a stream, cut anywhere, records of many

@@ -44,6 +44,7 @@ impl Codec {
 
 /// Compresses blocks, keeping its context between them.
 pub struct Compressor {
+    level: i32,
     zstd: zstd::bulk::Compressor<'static>,
 }
 
@@ -62,7 +63,17 @@ impl Compressor {
     pub fn new(level: i32) -> Self {
         let zstd =
             zstd::bulk::Compressor::new(level).expect("zstd accepts every level of its range");
-        Self { zstd }
+        Self { level, zstd }
+    }
+
+    /// Another of the same level: from both come the same bytes.
+    ///
+    /// # Panics
+    ///
+    /// As [`Compressor::new`].
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::new(self.level)
     }
 
     /// Appends the stored form of `raw` to `out` and says how it is stored.

@@ -75,6 +75,27 @@ impl DeltaEncoder {
         self.last = 0;
     }
 
+    /// Appends what `later` has encoded since it was reset, `encoded`, to what this one has: the pages of the same delta
+    /// that follow its own. The bytes are those of one encoder that saw them all.
+    ///
+    /// # Panics
+    ///
+    /// If its pages do not follow, or `encoded` is not what it encoded.
+    pub fn join(&mut self, later: &Self, encoded: &[u8], out: &mut Vec<u8>) {
+        if encoded.is_empty() {
+            return;
+        }
+        let mut reader = Reader::new(encoded);
+        let first = reader.varint_u32("page").expect("what was encoded");
+        assert!(
+            first > self.last && later.last >= first,
+            "pages of a delta ascend"
+        );
+        put_varint(out, u64::from(first - self.last));
+        out.extend_from_slice(&encoded[encoded.len() - reader.remaining()..]);
+        self.last = later.last;
+    }
+
     /// Appends the change of `page` from `old` to `new`; answers whether there was any. Both must be one
     /// page long; page 1 must be masked already ([`mask_page1`]).
     ///

@@ -14,6 +14,7 @@
 //! | [`record`] | the commit record, its canonical encoding |
 //! | [`chain`] | the hash chain over commit records |
 //! | [`block`] | compressed blocks of at most 256 KiB raw |
+//! | [`parallel`] | two halves of one large piece of work at once |
 #![forbid(unsafe_code)]
 
 pub mod block;
@@ -27,6 +28,7 @@ pub mod frame;
 pub mod header;
 pub mod ids;
 pub mod page;
+pub mod parallel;
 pub mod record;
 pub mod shm;
 

@@ -2,7 +2,7 @@
 //! and the digest moves with every application (DESIGN section 2).
 
 use proptest::prelude::*;
-use tidelog_wal::delta::{Delta, Merge};
+use tidelog_wal::delta::{Delta, DeltaEncoder, Merge};
 use tidelog_wal::page::mask_page1;
 use tidelog_wal::{Digest, DigestSeed, PageCount, PageNo, PageSize};
 
@@ -119,6 +119,35 @@ proptest! {
             moved = moved.replace(hash(&a), hash(&b));
         }
         prop_assert_eq!(moved, digest(&b));
+    }
+
+    #[test]
+    fn what_two_encoders_share_is_what_one_writes(a in state(), b in state(), cut in 0..9_usize) {
+        let zeros = vec![0; SIZE.bytes()];
+        let longest = a.len().max(b.len());
+        let encode = |encoder: &mut DeltaEncoder, range: std::ops::Range<usize>| {
+            let mut out = Vec::new();
+            for at in range {
+                let (old, new) = (a.get(at).unwrap_or(&zeros), b.get(at).unwrap_or(&zeros));
+                let page = PageNo::new(u32::try_from(at + 1).expect("few pages")).expect("not 0");
+                encoder.page(page, old, new, &mut out);
+            }
+            out
+        };
+        let (mut first, mut second) = (DeltaEncoder::new(SIZE), DeltaEncoder::new(SIZE));
+        let cut = cut.min(longest);
+        let mut joined = encode(&mut first, 0..cut);
+        let later = encode(&mut second, cut..longest);
+        first.join(&second, &later, &mut joined);
+        prop_assert_eq!(&joined, &between(&a, &b).pages);
+        // And the first one goes on from there.
+        let page = PageNo::new(100).expect("not 0");
+        let (mut on, mut whole) = (Vec::new(), Vec::new());
+        first.page(page, &zeros, &[1; 512], &mut on);
+        let mut alone = DeltaEncoder::new(SIZE);
+        encode(&mut alone, 0..longest);
+        alone.page(page, &zeros, &[1; 512], &mut whole);
+        prop_assert_eq!(on, whole);
     }
 
     #[test]

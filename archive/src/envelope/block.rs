@@ -13,6 +13,7 @@ use std::ops::Range;
 use tidelog_wal::DecodeError;
 use tidelog_wal::block::{BLOCK_RAW_MAX, Codec, Compressor, decompress};
 use tidelog_wal::codec::{Reader, put_varint};
+use tidelog_wal::parallel::both;
 
 use super::error::{FormatError, at};
 use super::writer::ObjectWriter;
@@ -155,7 +156,9 @@ impl BlockTable {
 #[derive(Debug)]
 pub struct BlockWriter {
     compressor: Compressor,
-    stored: Vec<u8>,
+    /// Compresses every other block where many are written at once.
+    helper: Option<Compressor>,
+    stored: [Vec<u8>; 2],
     next: u64,
 }
 
@@ -164,7 +167,8 @@ impl BlockWriter {
     pub const fn new(compressor: Compressor) -> Self {
         Self {
             compressor,
-            stored: Vec::new(),
+            helper: None,
+            stored: [Vec::new(), Vec::new()],
             next: 0,
         }
     }
@@ -176,26 +180,73 @@ impl BlockWriter {
     ///
     /// If `raw` is longer than a block may be.
     pub fn write(&mut self, object: &mut ObjectWriter, raw: &[u8]) -> BlockEntry {
-        self.stored.clear();
-        let codec = self.compressor.compress(raw, &mut self.stored);
-        if let Some(sealer) = object.sealer() {
-            sealer.seal(self.next, &mut self.stored);
-        }
+        let [stored, _] = &mut self.stored;
+        stored.clear();
+        let codec = self.compressor.compress(raw, stored);
+        let entry = append(object, self.next, codec, raw.len(), stored);
         self.next += 1;
-        let length = |len: usize| u32::try_from(len).expect("a block is at most 256 KiB and a bit");
-        let entry = BlockEntry {
-            offset: object.offset(),
-            stored_len: length(self.stored.len()),
-            raw_len: length(raw.len()),
-            codec,
-            crc: crc32fast::hash(&self.stored),
-        };
-        object.append(&self.stored);
         entry
+    }
+
+    /// Appends several blocks, as [`BlockWriter::write`] does one after the other; two at a time are compressed at
+    /// once.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is longer than a block may be.
+    pub fn write_each(
+        &mut self,
+        object: &mut ObjectWriter,
+        raws: &[&[u8]],
+        written: &mut impl FnMut(BlockEntry),
+    ) {
+        for raws in raws.chunks(2) {
+            let [first, second] = *raws else {
+                for raw in raws {
+                    written(self.write(object, raw));
+                }
+                continue;
+            };
+            let compressor = &mut self.compressor;
+            let helper = self.helper.get_or_insert_with(|| compressor.another());
+            let [here, there] = &mut self.stored;
+            here.clear();
+            there.clear();
+            let codecs = both(
+                || compressor.compress(first, here),
+                || helper.compress(second, there),
+            );
+            written(append(object, self.next, codecs.0, first.len(), here));
+            written(append(object, self.next + 1, codecs.1, second.len(), there));
+            self.next += 2;
+        }
     }
 
     /// The compressor, for the next object.
     pub fn into_compressor(self) -> Compressor {
         self.compressor
     }
+}
+
+/// Seals what block `number` of `object` came to, `raw` bytes before it was compressed, and appends it.
+fn append(
+    object: &mut ObjectWriter,
+    number: u64,
+    codec: Codec,
+    raw: usize,
+    stored: &mut Vec<u8>,
+) -> BlockEntry {
+    if let Some(sealer) = object.sealer() {
+        sealer.seal(number, stored);
+    }
+    let length = |len: usize| u32::try_from(len).expect("a block is at most 256 KiB and a bit");
+    let entry = BlockEntry {
+        offset: object.offset(),
+        stored_len: length(stored.len()),
+        raw_len: length(raw),
+        codec,
+        crc: crc32fast::hash(stored),
+    };
+    object.append(stored);
+    entry
 }

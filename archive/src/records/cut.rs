@@ -1,5 +1,7 @@
 //! Cuts a stream of records into blocks.
 
+use std::iter;
+
 use tidelog_wal::block::BLOCK_RAW_MAX;
 use tidelog_wal::codec::put_varint;
 
@@ -45,24 +47,26 @@ impl RecordCutter {
         self.part(&prefix, object, blocks, written);
     }
 
-    /// Adds bytes of the record that was begun.
+    /// Adds bytes of the record that was begun; the more at once, the more of it is compressed side by side.
     pub fn part(
         &mut self,
-        mut bytes: &[u8],
+        bytes: &[u8],
         object: &mut ObjectWriter,
         blocks: &mut BlockWriter,
         written: &mut impl FnMut(BlockEntry),
     ) {
         self.raw_len += bytes.len() as u64;
-        while !bytes.is_empty() {
-            let room = BLOCK_RAW_MAX - self.raw.len();
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.raw.extend_from_slice(now);
-            bytes = later;
-            if self.raw.len() == BLOCK_RAW_MAX {
-                self.flush(object, blocks, written);
-            }
+        let room = BLOCK_RAW_MAX - self.raw.len();
+        let (now, later) = bytes.split_at(room.min(bytes.len()));
+        self.raw.extend_from_slice(now);
+        if self.raw.len() < BLOCK_RAW_MAX {
+            return;
         }
+        let (whole, rest) = later.as_chunks::<BLOCK_RAW_MAX>();
+        let full = iter::once(self.raw.as_slice()).chain(whole.iter().map(<[u8; _]>::as_slice));
+        blocks.write_each(object, &full.collect::<Vec<_>>(), written);
+        self.raw.clear();
+        self.raw.extend_from_slice(rest);
     }
 
     /// Writes what is left as the last, shorter block.
