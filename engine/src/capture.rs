@@ -15,6 +15,7 @@
 //! forgets pages above the size after each commit, so that a later growth cannot resurrect them. A backfill
 //! that runs beside a capture only copies captured frames, and those pages are found in the index.
 
+mod encode;
 mod present;
 
 use std::collections::{HashMap, VecDeque};
@@ -23,11 +24,9 @@ use std::sync::{Mutex, PoisonError};
 
 use tidelog_wal::chain;
 use tidelog_wal::cursor::{Commit, PublishedCursor, WalError};
-use tidelog_wal::delta::DeltaEncoder;
 use tidelog_wal::digest::PageHash;
 use tidelog_wal::frame::FrameNo;
 use tidelog_wal::header::Salts;
-use tidelog_wal::page::mask_page1;
 use tidelog_wal::record::{Annotation, RecordHeader, RecordKind, RestoreNote, TimeFlag};
 use tidelog_wal::shm::WalIndexHeader;
 use tidelog_wal::{
@@ -37,6 +36,7 @@ use tidelog_wal::{
 use crate::files::DbFiles;
 use crate::journal::chunk::WalPosition;
 use crate::spool::{Spool, Spooled, Spools, chain_after};
+use encode::Encoding;
 
 /// Bytes of frames read at once.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -115,25 +115,19 @@ pub struct Batch {
 #[derive(Debug)]
 pub struct Scratch {
     cursor: PublishedCursor,
-    encoder: DeltaEncoder,
-    encoder_size: PageSize,
-    old: Vec<u8>,
-    new: Vec<u8>,
-    body: Vec<u8>,
+    pages: Encoding,
+    /// The thread beside encodes into this one, where a commit is large.
+    beside: Option<Box<Encoding>>,
     /// What the pass made.
     pub batch: Batch,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        let size = PageSize::DEFAULT;
         Self {
             cursor: PublishedCursor::new(WINDOW_BYTES),
-            encoder: DeltaEncoder::new(size),
-            encoder_size: size,
-            old: vec![0; size.bytes()],
-            new: vec![0; size.bytes()],
-            body: Vec::new(),
+            pages: Encoding::new(PageSize::DEFAULT),
+            beside: None,
             batch: Batch::default(),
         }
     }
@@ -141,12 +135,10 @@ impl Default for Scratch {
 
 impl Scratch {
     fn prepare(&mut self, size: PageSize) {
-        if self.encoder_size != size {
-            self.encoder = DeltaEncoder::new(size);
-            self.encoder_size = size;
-            self.old = vec![0; size.bytes()];
-            self.new = vec![0; size.bytes()];
+        if self.pages.size != size {
+            self.pages = Encoding::new(size);
         }
+        self.beside = None;
         self.batch.bytes.clear();
         self.batch.commits.clear();
     }
@@ -317,10 +309,11 @@ impl Capture {
             newest.extend(commit.pages.iter().map(|found| (found.page, found.frame)));
             newest.retain(|page, _| commit.n_after.contains(*page));
         }
+        let image = &mut scratch.pages.old;
         for (page, frame) in newest {
-            files.frame(frame, self.page_size, &mut scratch.old)?;
+            files.frame(frame, self.page_size, image)?;
             self.index
-                .insert(page, (frame, self.seed.page(page, &scratch.old)));
+                .insert(page, (frame, self.seed.page(page, image)));
         }
         Ok(())
     }
@@ -336,8 +329,9 @@ impl Capture {
             if let Some((_, hash)) = self.index.get(&page) {
                 return Ok(*hash);
             }
-            files.page(page, self.page_size, &mut scratch.old)?;
-            Ok(self.seed.page(page, &scratch.old))
+            let image = &mut scratch.pages.old;
+            files.page(page, self.page_size, image)?;
+            Ok(self.seed.page(page, image))
         })
     }
 
@@ -422,42 +416,21 @@ impl Capture {
     ) -> Result<(), CaptureError> {
         let (n_before, n_after) = (self.head.pages, commit.n_after);
         let mut digest = self.head.digest.resize(n_before, n_after, self.page_size);
-        scratch.body.clear();
-        scratch.encoder.reset();
-        let mut spool = None;
-        let mut grown = 0;
-        for changed in commit.pages {
-            let page = changed.page;
-            let new = commit.image(files.wal(), changed.frame, &mut scratch.new)?;
-            let new_hash = self.seed.page(page, new);
-            let old_hash = if n_before.contains(page) {
-                self.old_image(files, commit, page, &mut scratch.old)?
-            } else {
-                grown += 1;
-                scratch.old.fill(0);
-                PageHash::ABSENT
-            };
-            digest = digest.replace(old_hash, new_hash);
-            if page == PageNo::ONE {
-                let mut masked = new.to_vec();
-                mask_page1(&mut masked);
-                mask_page1(&mut scratch.old);
-                scratch
-                    .encoder
-                    .page(page, &scratch.old, &masked, &mut scratch.body);
-            } else {
-                scratch
-                    .encoder
-                    .page(page, &scratch.old, new, &mut scratch.body);
+        let (txid, mut spool) = (self.head.txid.next(), None);
+        scratch.pages.begin();
+        let mut left = commit.pages;
+        while !left.is_empty() {
+            self.encode_some(files, commit, &mut left, scratch)?;
+            for (changed, old, new) in &scratch.pages.changed {
+                digest = digest.replace(*old, *new);
+                self.index.insert(changed.page, (changed.frame, *new));
             }
-            self.index.insert(page, (changed.frame, new_hash));
-            spill(
-                &mut scratch.body,
-                &mut spool,
-                self.head.txid.next(),
-                pass.spools,
-            )?;
+            spill(&mut scratch.pages.body, &mut spool, txid, pass.spools)?;
         }
+        let pages = commit.pages.iter();
+        let grown = pages
+            .filter(|changed| !n_before.contains(changed.page))
+            .count();
         let expected = n_before.grown_to(n_after, self.page_size).count();
         if grown != expected {
             return Err(CaptureError::Discontinuity(format!(
@@ -465,19 +438,19 @@ impl Capture {
             )));
         }
         for page in n_after.grown_to(n_before, self.page_size) {
-            let old_hash = self.old_image(files, commit, page, &mut scratch.old)?;
+            let Encoding {
+                encoder,
+                old,
+                new,
+                body,
+                ..
+            } = &mut scratch.pages;
+            let old_hash = self.old_image(files, commit, page, old)?;
             digest = digest.replace(old_hash, PageHash::ABSENT);
-            scratch.new.fill(0);
-            scratch
-                .encoder
-                .page(page, &scratch.old, &scratch.new, &mut scratch.body);
+            new.fill(0);
+            encoder.page(page, old, new, body);
             self.index.remove(&page);
-            spill(
-                &mut scratch.body,
-                &mut spool,
-                self.head.txid.next(),
-                pass.spools,
-            )?;
+            spill(body, &mut spool, txid, pass.spools)?;
         }
         self.record(n_after, digest, wal, spool, scratch, pass)
     }
@@ -534,11 +507,11 @@ impl Capture {
         }
         let (chain, spooled) = match spool {
             None => {
-                batch.bytes.extend_from_slice(&scratch.body);
+                batch.bytes.extend_from_slice(&scratch.pages.body);
                 (chain::step(self.head.chain, &batch.bytes[start..]), None)
             }
             Some(mut spool) => {
-                spool.append(&mut scratch.body)?;
+                spool.append(&mut scratch.pages.body)?;
                 let spooled = spool.finish()?;
                 let (disk, head) = (pass.spools.disk.as_ref(), &batch.bytes[start..]);
                 (
