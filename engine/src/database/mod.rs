@@ -396,6 +396,24 @@ impl OpenDb {
         Ok(slot.capture.head().txid)
     }
 
+    /// The same of any pages, ascending, one behind the other in `images`.
+    pub(crate) fn read_pages(&self, pages: &[PageNo], images: &mut [u8]) -> Result<TxId, Error> {
+        self.check()?;
+        let slot = self.lock_capture();
+        let io = |e| Error::io("read a live database", e);
+        self.with_files(|files| {
+            let mut left = images;
+            for run in pages.chunk_by(|page, next| page.get() + 1 == next.get()) {
+                let bytes = run.len() * self.meta.page_size.bytes();
+                let images = left.split_off_mut(..bytes).unwrap_or_default();
+                let first = run.first().copied().unwrap_or(PageNo::ONE);
+                slot.capture.present(files, first, images).map_err(io)?;
+            }
+            Ok(())
+        })?;
+        Ok(slot.capture.head().txid)
+    }
+
     /// How long the WAL is; 0 where that cannot be told.
     pub(crate) fn wal_bytes(&self) -> u64 {
         let frames = self.header().map_or(0, |header| header.max_frame.get());

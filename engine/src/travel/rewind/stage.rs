@@ -1,10 +1,11 @@
 //! What a change of state writes, made before the write gate is taken, so that writers wait for one transaction
 //! and no more.
 //!
-//! The pages that differ are read from the live files as a fuzzy copy reads them, a run at a time under the capture
-//! lock, and led back to one captured commit, the base, by the deltas since; with what the source says they become
-//! the pages of the target. From their hashes and the digest of the base follows the digest of the target, before a
-//! writer waits. Behind the gate only what was committed meanwhile is left to be proven: those pages alone.
+//! The pages that differ are read from the live files as a fuzzy copy reads them, a batch at a time under the capture
+//! lock, and led back to one captured commit, the base, by the deltas since. With what the source says they become
+//! the pages of the target, on a thread beside the one that reads the next batch. From their hashes and the digest of
+//! the base follows the digest of the target, before a writer waits. Behind the gate only what was committed meanwhile
+//! is left to be proven: those pages alone.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use tidelog_wal::digest::PageHash;
 use tidelog_wal::page::mask_page1;
+use tidelog_wal::parallel::both;
 use tidelog_wal::{Digest, DigestSeed, PageCount, PageNo, PageSize, TxId};
 
 use super::xors::PageXors;
@@ -23,11 +25,9 @@ use crate::journal::hold::ChunkHold;
 use crate::rules::rule;
 use crate::scratch::ScratchPages;
 
-/// Pages of a run, and its bytes where pages are large.
-const RUN_PAGES: usize = 256;
-const RUN_BYTES: usize = 1 << 20;
-/// Pages between two reports of progress: each may wake whoever watches, which costs more than a run does.
-const PROGRESS_EVERY: u64 = 1024;
+/// Pages of a batch, and its bytes where pages are large.
+const BATCH_PAGES: usize = 1024;
+const BATCH_BYTES: usize = 4 << 20;
 
 /// Where the pages of the target come from.
 #[derive(Debug)]
@@ -80,6 +80,33 @@ enum Images {
     Whole(Whole),
 }
 
+impl Images {
+    fn lead(
+        &self,
+        page: PageNo,
+        to: Wanted,
+        size: PageSize,
+        image: &mut [u8],
+    ) -> Result<(), Error> {
+        match self {
+            Self::Xors(xors) => drop(xors.apply(page, image).map_err(io)?),
+            Self::Whole(whole) if to.n.contains(page) => {
+                whole.read(page, size, image).map_err(io)?;
+                if page == PageNo::ONE {
+                    mask_page1(image);
+                }
+            }
+            Self::Whole(_) => image.fill(0),
+        }
+        if !rule!("rewind.sound_source")
+            && let Some(byte) = image.last_mut()
+        {
+            *byte ^= 1;
+        }
+        Ok(())
+    }
+}
+
 /// A whole target.
 #[derive(Debug)]
 enum Whole {
@@ -113,23 +140,6 @@ fn add_journaled(
     }
     let what = format!("the journal folder does not hold the commits from {after} to {through}");
     Err(Error::new(Code::StorageUnavailable, what).because_gone(true))
-}
-
-/// Consecutive pages, first and how many, at most `most` at a time.
-fn runs(pages: &[PageNo], most: usize) -> Vec<(PageNo, usize)> {
-    let mut runs: Vec<(PageNo, usize)> = Vec::new();
-    for page in pages {
-        match runs.last_mut() {
-            Some((first, count))
-                if *count < most
-                    && u64::from(first.get()) + *count as u64 == u64::from(page.get()) =>
-            {
-                *count += 1;
-            }
-            _ => runs.push((*page, 1)),
-        }
-    }
-    runs
 }
 
 impl Staged {
@@ -186,59 +196,66 @@ impl Staged {
         (size, seed): (PageSize, DigestSeed),
         progress: &dyn Fn(u64, u64) -> Result<(), Error>,
     ) -> Result<Digest, Error> {
-        let most = RUN_PAGES.min(RUN_BYTES / size.bytes()).max(1);
-        let mut buffer = vec![0; most * size.bytes()];
-        let mut target = vec![0; size.bytes()];
-        let (base, to) = (self.base, self.to);
+        let Self {
+            to,
+            base,
+            since,
+            upto,
+            pages,
+            images,
+            ..
+        } = self;
         let mut digest = base.digest.resize(base.pages, to.n, size);
-        let (mut seen, mut reported) = (0, 0);
-        for (first, count) in runs(touched, most) {
-            let run = buffer.get_mut(..count * size.bytes()).unwrap_or_default();
-            let at = database.read_run(first, run)?;
-            add_journaled(database, &mut self.since, self.upto, at)?;
-            self.upto = at;
-            let numbers = (first.get()..).filter_map(PageNo::new);
-            for (page, image) in numbers.zip(run.chunks_exact_mut(size.bytes())) {
-                if page == PageNo::ONE {
+        let mut target = vec![0; size.bytes()];
+        // Fills `read` with these pages as they are in the base.
+        let mut read = |batch: &[PageNo], read: &mut Vec<u8>| -> Result<(), Error> {
+            read.resize(batch.len() * size.bytes(), 0);
+            let at = database.read_pages(batch, read)?;
+            add_journaled(database, since, *upto, at)?;
+            *upto = at;
+            for (page, image) in batch.iter().zip(read.chunks_exact_mut(size.bytes())) {
+                if *page == PageNo::ONE {
                     mask_page1(image);
                 }
-                self.since.apply(page, image).map_err(io)?;
-                let old = hash(seed, page, image, base.pages);
+                since.apply(*page, image).map_err(io)?;
+            }
+            Ok(())
+        };
+        let mut lead = |batch: &[PageNo], read: &[u8]| -> Result<(), Error> {
+            for (page, image) in batch.iter().zip(read.chunks_exact(size.bytes())) {
                 target.copy_from_slice(image);
-                self.lead(page, size, &mut target)?;
-                digest = digest.replace(old, hash(seed, page, &target, to.n));
-                if to.n.contains(page) && (!base.pages.contains(page) || *image != *target) {
-                    self.pages.push(page);
+                images.lead(*page, *to, size, &mut target)?;
+                let old = hash(seed, *page, image, base.pages);
+                digest = digest.replace(old, hash(seed, *page, &target, to.n));
+                if to.n.contains(*page) && (!base.pages.contains(*page) || *image != *target) {
+                    pages.push(*page);
                 }
             }
-            seen += count as u64;
-            if seen - reported >= PROGRESS_EVERY {
-                reported = seen;
-                progress(seen, touched.len() as u64)?;
+            Ok(())
+        };
+        let mut batches = touched.chunks(BATCH_PAGES.min(BATCH_BYTES / size.bytes()).max(1));
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        let mut next = batches.next().unwrap_or_default();
+        read(next, &mut here)?;
+        let mut seen = 0;
+        while !next.is_empty() {
+            let batch = std::mem::replace(&mut next, batches.next().unwrap_or_default());
+            std::mem::swap(&mut here, &mut there);
+            if next.is_empty() {
+                lead(batch, &there)?;
+            } else {
+                let (read, led) = both(|| read(next, &mut here), || lead(batch, &there));
+                led.and(read)?;
             }
+            seen += batch.len() as u64;
+            progress(seen, touched.len() as u64)?;
         }
-        progress(seen, touched.len() as u64)?;
         Ok(digest)
     }
 
     /// Makes the image of a page in the base, where that is needed, that in the target.
     pub(super) fn lead(&self, page: PageNo, size: PageSize, image: &mut [u8]) -> Result<(), Error> {
-        match &self.images {
-            Images::Xors(xors) => drop(xors.apply(page, image).map_err(io)?),
-            Images::Whole(whole) if self.to.n.contains(page) => {
-                whole.read(page, size, image).map_err(io)?;
-                if page == PageNo::ONE {
-                    mask_page1(image);
-                }
-            }
-            Images::Whole(_) => image.fill(0),
-        }
-        if !rule!("rewind.sound_source")
-            && let Some(byte) = image.last_mut()
-        {
-            *byte ^= 1;
-        }
-        Ok(())
+        self.images.lead(page, self.to, size, image)
     }
 
     /// What is to come.

@@ -17,6 +17,7 @@ use tidelog_archive::env::Entropy as _;
 use tidelog_archive::restore::PageSink;
 use tidelog_archive::seal::{DataKey, FileSealer};
 use tidelog_wal::delta::{DeltaEncoder, PageDelta, PageReader, apply_encoded};
+use tidelog_wal::parallel::both;
 use tidelog_wal::{PageCount, PageNo, PageSize};
 
 /// Bytes of deltas held in memory.
@@ -85,22 +86,41 @@ impl Chains {
 
     /// Of each page, in order, what all of its deltas come to; pages that come to nothing are left out.
     fn folded(&self, size: PageSize) -> Self {
+        let pages = self.pages();
+        let (first, second) = pages.split_at(pages.len() / 2);
+        let (mut folded, second) = both(
+            || self.folded_of(first, size),
+            || self.folded_of(second, size),
+        );
+        folded.append(&second);
+        folded
+    }
+
+    fn folded_of(&self, pages: &[PageNo], size: PageSize) -> Self {
         let mut folded = Self::default();
         let mut encoder = DeltaEncoder::new(size);
         let (mut xor, mut encoded) = (vec![0; size.bytes()], Vec::new());
-        for page in self.pages() {
+        for page in pages {
             xor.fill(0);
-            self.apply(page, &mut xor);
+            self.apply(*page, &mut xor);
             encoder.reset();
             encoded.clear();
-            if encoder.xor_page(page, &xor, &mut encoded) {
+            if encoder.xor_page(*page, &xor, &mut encoded) {
                 let n = PageCount::new(page.get());
                 let delta = PageReader::new(&encoded, size, n, n).next_page();
                 let delta = delta.ok().flatten().expect("what was just encoded");
-                folded.push(page, delta.encoded());
+                folded.push(*page, delta.encoded());
             }
         }
         folded
+    }
+
+    /// Adds what was folded of other pages: of each there is one delta, which names none before it.
+    fn append(&mut self, folded: &Self) {
+        let moved = u32::try_from(self.bytes.len()).expect("bounded far below");
+        let newest = folded.newest.iter().map(|(page, at)| (*page, moved + at));
+        self.newest.extend(newest);
+        self.bytes.extend_from_slice(&folded.bytes);
     }
 }
 
