@@ -10,13 +10,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
+use tidelog_engine::bucket::At;
 use tidelog_engine::disk::{AppendFile, Disk, StdDisk};
+use tidelog_engine::operations::OperationState;
 use tidelog_engine::streams::{Results, Step, Stream};
+use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::travel::verify::{Level, NewVerification};
 use tidelog_engine::{
     Access, Code, Database, Durability, Engine, Limits, Params, Parts, Settings, Statement,
     TakeOver,
 };
+use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 
 /// A disk whose chunks cannot be synced while it is shut: whoever tries waits.
 #[derive(Debug, Clone, Default)]
@@ -358,5 +363,81 @@ async fn an_old_query_ends_when_the_wal_is_long() {
     .await;
     // Beside a short WAL a reader is let be.
     rig::numbers(&database, count).await;
+    engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: what a rewind leaves in the WAL is copied once the rewind is stored, and after a while where it cannot be.
+/// Method: the store holds what the rewind's commit is uploaded as; no frame is copied while it is looked, then all of
+/// them, and the second time though the store goes on holding it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_waits_for_a_rewind_to_be_stored_but_not_for_ever() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let settings = Settings {
+        wal_backfill_bytes: 64 << 10,
+        wal_soft_bytes: 1 << 30,
+        spool_bytes: 4 << 10,
+        settle_bytes: 1 << 30,
+        checkpoint_age: Duration::from_hours(1),
+        idle_close: Duration::from_hours(1),
+        ..rig::settings(folder.path())
+    };
+    let faults = FaultStore::in_memory(script(|_| Fault::None));
+    let options = StoreOptions {
+        settings: StoreSettings {
+            // What stands still goes on when the test says so.
+            request_timeout: Duration::from_mins(10),
+            call_time_max: Duration::from_mins(10),
+            ..StoreSettings::default()
+        },
+        ..StoreOptions::default()
+    };
+    let shared = Arc::new(Shared(Arc::clone(&faults)));
+    let store = Store::from_object_store(shared, "", options).expect("a store");
+    let engine = Engine::start_on(settings.clone(), Parts::production(), store);
+    let engine = engine.await.expect("start");
+    let database = rig::orders(&engine).await;
+    let create = "CREATE TABLE t(a INTEGER PRIMARY KEY, b)";
+    rig::run(&database, create, Durability::Remote).await;
+    let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)
+                INSERT INTO t(b) SELECT randomblob(2000) FROM n";
+    let filled = rig::run(&database, fill, Durability::Remote).await;
+    let change = "UPDATE t SET b = randomblob(2000)";
+    let changed = rig::run(&database, change, Durability::Remote).await;
+    for (state, let_go) in [(filled, true), (changed, false)] {
+        rig::until("everything in the file", || async {
+            let (written, backfilled) = frames(&settings, &database);
+            written == backfilled
+        })
+        .await;
+        faults.set_plan(script(|call| {
+            let part = call.op == Op::Put && call.key.contains("/segments/");
+            if part { Fault::Hold } else { Fault::None }
+        }));
+        let to = Rewind::to(RestoreTarget::At(At::Bookmark(state)));
+        let mut rewind = database.rewind(to).await.expect("begun");
+        rig::until("a commit that is not stored", || async {
+            rewind.current().phase == "store"
+        })
+        .await;
+        for _ in 0..50 {
+            let (written, backfilled) = frames(&settings, &database);
+            assert!(backfilled < written, "{backfilled} of {written} frames");
+        }
+        faults.set_plan(script(|_| Fault::None));
+        if let_go {
+            faults.let_go();
+        }
+        rig::until("everything in the file", || async {
+            let (written, backfilled) = frames(&settings, &database);
+            written == backfilled
+        })
+        .await;
+        if !let_go {
+            assert_eq!(rewind.current().phase, "store");
+            faults.let_go();
+        }
+        let ended = rewind.wait(rig::PATIENCE).await;
+        assert_eq!(ended.state, OperationState::Succeeded, "{ended:?}");
+    }
     engine.shutdown().await.expect("shutdown");
 }

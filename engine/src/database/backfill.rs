@@ -13,24 +13,32 @@
 //! synced as far as it was captured and the state file says so: file and WAL together are a durable copy, whatever
 //! a reader keeps from being backfilled. So no chunk waits for a reader.
 //!
+//! Copying and syncing what one large commit left in the WAL takes the disk that its way to the store needs. Nobody waits
+//! for the first: where somebody waits for the second, it is put off ([`PutOff`]).
+//!
 //! No note goes to the journal: opening proves where files are by their digest (decision 0001), and frames that a
 //! dead backfill had copied in part stand in the WAL, which SQLite recovers first.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tidelog_wal::shm::WalIndexHeader;
 
-use super::checkpoint::{checkpoint_pragma, grown_since, wal_position};
-use super::{Made, OpenDb};
+use super::checkpoint::{WalMark, checkpoint_pragma, wal_position};
+use super::{Made, OpenDb, Ticket};
 use crate::capture::Scratch;
 use crate::crash_point;
 use crate::error::{Code, Error};
+use crate::settings::Durability;
 use crate::sql::connection::{Purpose, Sqlite, open};
 
 /// A close copies what is left of a WAL itself where that is no more than this share of what makes a backfill.
 const LEFT_FOR_CLOSE: u64 = 8;
+
+/// Nothing is put off for longer, whether the store takes the commit or not.
+const PUT_OFF_MAX: Duration = Duration::from_secs(5);
 
 /// The connections that move frames.
 #[derive(Debug)]
@@ -51,12 +59,44 @@ impl Checkpointing {
 #[derive(Debug, Default)]
 pub(super) struct Backfilled {
     queued: AtomicBool,
-    /// The last frame of the WAL after the last attempt.
-    frame: AtomicU64,
+    /// Where the WAL stood after the last attempt.
+    last: WalMark,
     /// Bytes of the last transaction that was larger than `wal_soft_bytes`.
     large: AtomicU64,
     /// Up to this frame writers go on while it is copied.
     outrun_at: AtomicU64,
+    /// Those who put it off.
+    put_off: AtomicUsize,
+    /// It was due meanwhile.
+    due: AtomicBool,
+}
+
+/// While it lives the WAL is not backfilled beside the writers for having grown.
+#[derive(Debug)]
+pub(crate) struct PutOff {
+    database: Arc<OpenDb>,
+}
+
+impl PutOff {
+    /// Ends once the commit is stored, or after a while.
+    pub(crate) fn until_stored(self, commit: Ticket) {
+        tokio::spawn(async move {
+            // One that cannot be stored will be waited for elsewhere.
+            let stored = commit.wait(Durability::Remote);
+            let _ = tokio::time::timeout(PUT_OFF_MAX, stored).await;
+            drop(self);
+        });
+    }
+}
+
+impl Drop for PutOff {
+    fn drop(&mut self) {
+        let state = &self.database.backfilled;
+        let last = state.put_off.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last && state.due.swap(false, Ordering::AcqRel) {
+            self.database.queue_backfill();
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -78,8 +118,12 @@ impl Backfills {
     }
 
     fn push(&self, database: Arc<OpenDb>) {
-        self.lock().waiting.push_back(database);
-        self.wake.notify_one();
+        let mut queue = self.lock();
+        // What was put off may become due when there is no thread any more.
+        if !queue.closed {
+            queue.waiting.push_back(database);
+            self.wake.notify_one();
+        }
     }
 
     /// Ends the thread once the queue is empty.
@@ -111,13 +155,31 @@ impl Backfills {
 }
 
 impl OpenDb {
-    /// Has the WAL backfilled beside the writers if it has grown enough since the last time.
+    /// Puts off what a large commit to come would have backfilled.
+    pub(crate) fn put_off_backfill(self: &Arc<Self>) -> PutOff {
+        self.backfilled.put_off.fetch_add(1, Ordering::AcqRel);
+        PutOff {
+            database: Arc::clone(self),
+        }
+    }
+
+    /// Has the WAL backfilled beside the writers if it has grown enough since the last time, unless that is put off.
     pub(super) fn backfill_if_grown(self: &Arc<Self>, header: &WalIndexHeader) {
-        let last = self.backfilled.frame.load(Ordering::Relaxed);
-        let grown = grown_since(header.max_frame, last, self.meta.page_size);
-        if grown >= self.core.settings.wal_backfill_bytes
-            && !self.backfilled.queued.swap(true, Ordering::AcqRel)
-        {
+        let state = &self.backfilled;
+        let grown = state.last.grown(header, self.meta.page_size);
+        if grown < self.core.settings.wal_backfill_bytes {
+            return;
+        }
+        // Where that ends in this moment, the next commit sees to it.
+        if state.put_off.load(Ordering::Acquire) > 0 {
+            state.due.store(true, Ordering::Release);
+        } else {
+            self.queue_backfill();
+        }
+    }
+
+    fn queue_backfill(self: &Arc<Self>) {
+        if !self.backfilled.queued.swap(true, Ordering::AcqRel) {
             self.core.backfills.push(Arc::clone(self));
         }
     }
@@ -210,8 +272,7 @@ impl OpenDb {
             (after, ended.map_err(|e| self.passed_capture(&e))?)
         };
         copied.map_err(|e| Error::new(Code::Internal, "backfill a WAL").caused_by(e))?;
-        let frame = u64::from(after.max_frame.get());
-        self.backfilled.frame.store(frame, Ordering::Relaxed);
+        self.backfilled.last.set(&after);
         if !self.core.journal.waits_for_checkpoint(self.meta.id) {
             return Ok(());
         }

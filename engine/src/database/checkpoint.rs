@@ -8,10 +8,9 @@
 //! TRUNCATE happens only when a database is closed and one connection is left.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidelog_wal::PageSize;
-use tidelog_wal::frame::FrameNo;
 use tidelog_wal::shm::WalIndexHeader;
 
 use std::sync::{MutexGuard, PoisonError, TryLockError};
@@ -32,10 +31,29 @@ pub(super) fn checkpoint_pragma(sqlite: &Sqlite, mode: &str) -> rusqlite::Result
         .map(|busy| busy == 0)
 }
 
-/// Bytes by which a WAL has grown whose last frame was `last` and is `frame`; a shorter one began anew.
-pub(super) fn grown_since(frame: FrameNo, last: u64, size: PageSize) -> u64 {
-    let frames = u64::from(frame.get());
-    frames.checked_sub(last).unwrap_or(frames) * u64::from(size.get())
+/// Where the WAL stood when something was done about it: its life, told by its first salt, which SQLite counts up with
+/// every one, and its last frame. It says when to look again and proves nothing.
+#[derive(Debug, Default)]
+pub(super) struct WalMark(AtomicU64);
+
+impl WalMark {
+    pub(super) fn set(&self, header: &WalIndexHeader) {
+        let [life, _] = header.salts.get();
+        let mark = u64::from(life) << 32 | u64::from(header.max_frame.get());
+        self.0.store(mark, Ordering::Relaxed);
+    }
+
+    /// Bytes by which the WAL has grown since: one that began anew by all it has, however long the one before was.
+    pub(super) fn grown(&self, header: &WalIndexHeader, size: PageSize) -> u64 {
+        let (mark, [life, _]) = (self.0.load(Ordering::Relaxed), header.salts.get());
+        let before = if mark >> 32 == u64::from(life) {
+            mark & u64::from(u32::MAX)
+        } else {
+            0
+        };
+        let frames = u64::from(header.max_frame.get()).saturating_sub(before);
+        frames * u64::from(size.get())
+    }
 }
 
 impl OpenDb {
@@ -46,14 +64,13 @@ impl OpenDb {
     }
 
     /// Bytes by which the WAL has grown since it was last tried to restart it.
-    fn since_restart(&self, frame: FrameNo) -> u64 {
-        let last = self.last_restart_frame.load(Ordering::Relaxed);
-        grown_since(frame, last, self.meta.page_size)
+    fn since_restart(&self, header: &WalIndexHeader) -> u64 {
+        self.last_restart.grown(header, self.meta.page_size)
     }
 
     /// Whether the WAL has grown enough since the last attempt for the gate's holder to restart it.
-    pub(crate) fn wants_restart(&self, frame: FrameNo) -> bool {
-        self.since_restart(frame) >= self.core.settings.wal_soft_bytes
+    pub(crate) fn wants_restart(&self, header: &WalIndexHeader) -> bool {
+        self.since_restart(header) >= self.core.settings.wal_soft_bytes
     }
 
     /// Checkpoints everything, unless it is better done beside the writers: where one transaction alone is larger than
@@ -65,7 +82,7 @@ impl OpenDb {
         scratch: &mut Scratch,
     ) -> Result<bool, Error> {
         self.backfill_if_grown(header);
-        let since_restart = self.since_restart(header.max_frame);
+        let since_restart = self.since_restart(header);
         if self.copies_large(header, since_restart) {
             return Ok(false);
         }
@@ -111,8 +128,7 @@ impl OpenDb {
             .checkpointed(&header)
             .map_err(|e| self.passed_capture(&e))?;
         drop(slot);
-        let frame = u64::from(header.max_frame.get());
-        self.last_restart_frame.store(frame, Ordering::Relaxed);
+        self.last_restart.set(&header);
         if ended {
             crash_point!("checkpoint.before_state");
             self.write_state(head, Some(wal_position(&header)))?;
@@ -214,4 +230,42 @@ pub(super) fn wal_position(header: &WalIndexHeader) -> WalPosition {
 
 fn closed() -> Error {
     Error::internal("the database is closed")
+}
+
+#[cfg(test)]
+mod tests {
+    use tidelog_wal::PageCount;
+    use tidelog_wal::checksum::{ByteOrder, Checksum};
+    use tidelog_wal::frame::FrameNo;
+    use tidelog_wal::header::Salts;
+
+    use super::*;
+
+    #[test]
+    fn a_wal_that_began_anew_has_grown_by_all_of_it() {
+        let size = PageSize::DEFAULT;
+        let header = |life, frames| WalIndexHeader {
+            change: 1,
+            order: ByteOrder::Little,
+            page_size: Some(size),
+            max_frame: FrameNo::new(frames),
+            n_pages: PageCount::new(1),
+            checksum: Checksum::default(),
+            salts: Salts::new([life, 9]),
+            backfilled: FrameNo::ZERO,
+            backfill_attempted: FrameNo::ZERO,
+        };
+        let mark = WalMark::default();
+        assert_eq!(mark.grown(&header(7, 3), size), 3 * 4096);
+        mark.set(&header(7, 3));
+        assert_eq!(mark.grown(&header(7, 3), size), 0);
+        assert_eq!(mark.grown(&header(7, 5), size), 2 * 4096);
+        // Shorter than the one before, as long, and longer.
+        for frames in [2, 3, 5] {
+            assert_eq!(
+                mark.grown(&header(8, frames), size),
+                u64::from(frames) * 4096
+            );
+        }
+    }
 }

@@ -45,6 +45,7 @@ use crate::spool::Spooled;
 use crate::sql::connection::Sqlite;
 
 use backfill::{Backfilled, Checkpointing};
+use checkpoint::WalMark;
 use reads::Reads;
 use texts::WriteTexts;
 use ticket::Pending;
@@ -210,7 +211,7 @@ pub struct OpenDb {
     /// Closing has begun: streams are ended, and no new one gets a connection.
     closing: AtomicBool,
     last_used: AtomicU64,
-    last_restart_frame: AtomicU64,
+    last_restart: WalMark,
     poison: OnceLock<(Code, String)>,
 }
 

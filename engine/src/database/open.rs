@@ -28,6 +28,7 @@ use tidelog_wal::{Digest, PageCount, Timestamp};
 use tokio::sync::{Semaphore, watch};
 
 use super::backfill::{Backfilled, Checkpointing};
+use super::checkpoint::WalMark;
 use super::reads::Reads;
 use super::roll::roll_forward;
 use super::state::{DbState, Stamp};
@@ -328,7 +329,7 @@ fn assemble(
         queued: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         last_used: AtomicU64::new(core.parts.clock.monotonic_micros()),
-        last_restart_frame: AtomicU64::new(0),
+        last_restart: WalMark::default(),
         poison: std::sync::OnceLock::new(),
     };
     Arc::new(open)

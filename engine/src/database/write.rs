@@ -339,7 +339,7 @@ impl Gate {
         }
         database.note_large(before, &after);
         let mut restarted = false;
-        if database.wants_restart(after.max_frame) {
+        if database.wants_restart(&after) {
             let scratches = &database.core.scratches;
             match scratches.with(|scratch| database.restart_wal_soon(&after, scratch)) {
                 Ok(done) => restarted = done,

@@ -219,6 +219,7 @@ async fn run(
         restore: None,
     };
     let (open, progressing) = (Arc::clone(&lease), task.clone());
+    let put_off = lease.put_off_backfill();
     crash_point!("replace.before_commit");
     let done = blocking(lease.core.executor(), move || {
         let head = open.capture_now()?;
@@ -229,6 +230,7 @@ async fn run(
         Ok(done)
     });
     let (previous, ticket, pages, rolled_back) = done.await?;
+    put_off.until_stored(ticket.clone());
     crash_point!("replace.after_commit");
     let bookmark = ticket.wait(Durability::Memory).await?;
     core.rolled_back.add(lease.meta().id, &rolled_back);

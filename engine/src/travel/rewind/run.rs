@@ -397,7 +397,8 @@ async fn change(
     let (to, current) = (plan.target.position, plan.current.position());
     let planned = accepted.rewind.plan.is_some();
     let (accepted, progressing) = (accepted.clone(), task.clone());
-    blocking(lease.core.executor(), move || {
+    let put_off = lease.put_off_backfill();
+    let changed = blocking(lease.core.executor(), move || {
         let head = database.capture_now()?;
         let now = head.position();
         if accepted.rewind.only_at.is_some_and(|at| at != now) {
@@ -418,9 +419,10 @@ async fn change(
         let page = u64::from(database.meta().page_size.get());
         let progress = |pages: u64, of: u64| progressing.progress_of(pages * page, of * page);
         put_in_place((&gate, raw), head, &mut staged, note, &progress)
-    })
-    .await
-    .map(|(from, ticket, pages, rolled_back)| Changed {
+    });
+    let (from, ticket, pages, rolled_back) = changed.await?;
+    put_off.until_stored(ticket.clone());
+    Ok(Changed {
         from,
         ticket,
         pages,
