@@ -29,6 +29,8 @@ use crate::measure::{made_anew, median, millis, now};
 const LOAD_BATCH: u32 = 20_000;
 /// Everything is stored and settled once nothing was stored for so long.
 const QUIET: Duration = Duration::from_secs(5);
+/// A rewind begins once the node has done with the one before: nothing was stored for so long.
+const REST: Duration = Duration::from_secs(3);
 /// How long one operation may take.
 const PATIENCE: Duration = Duration::from_mins(10);
 /// Rounds of each measurement; the median counts.
@@ -49,6 +51,9 @@ pub(crate) struct Options {
     /// By how many commits to go back.
     #[arg(long, value_delimiter = ',', default_value = "100,1000,10000,60000")]
     back: Vec<u32>,
+    /// Rewinds without a pause between them: each then begins while the one before is still being copied and settled.
+    #[arg(long)]
+    in_a_row: bool,
     /// Litestream's program.
     #[arg(long)]
     litestream: Option<PathBuf>,
@@ -111,7 +116,7 @@ async fn load(folder: &Path, options: &Options) -> Loaded {
             // One after the other: nothing piles up before it is stored.
             newest = Some(wait(loaded.expect("load").1.expect("rows")));
         }
-        settled(&meter);
+        settled(&meter, QUIET);
         let mut then: Vec<_> = newest
             .filter(|_| back.contains(&most))
             .map(|at| (most, at))
@@ -130,7 +135,7 @@ async fn load(folder: &Path, options: &Options) -> Loaded {
             }
         }
         let newest = wait(last.expect("commits"));
-        settled(&meter);
+        settled(&meter, QUIET);
         (then, newest)
     })
     .await
@@ -145,12 +150,12 @@ async fn load(folder: &Path, options: &Options) -> Loaded {
     }
 }
 
-/// Waits until the store was left alone for a while. Blocks.
+/// Waits until the store was left alone for so long. Blocks.
 #[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
-fn settled(meter: &impl Fn() -> MeterSnapshot) {
+fn settled(meter: &impl Fn() -> MeterSnapshot, quiet: Duration) {
     let mut before = meter().total();
     loop {
-        std::thread::sleep(QUIET);
+        std::thread::sleep(quiet);
         let after = meter().total();
         if after == before {
             return;
@@ -478,6 +483,11 @@ pub(crate) async fn run(options: Options) -> Value {
             ROUNDS_LONG
         };
         for _ in 0..count {
+            if !options.in_a_row {
+                let engine = loaded.engine.clone();
+                let resting = move || settled(&|| engine.store_meter(), REST);
+                tokio::task::spawn_blocking(resting).await.expect("at rest");
+            }
             rounds.push(rewind(&loaded, *at).await);
             rewind(&loaded, loaded.newest).await;
         }
