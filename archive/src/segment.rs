@@ -18,7 +18,7 @@
 //!
 //! A mark is where reading can begin: its chain proves the records from it on. So a TxId or a time is found
 //! by two ranged GETs, the tail of the object and a few blocks, and what is read is proven up to the next
-//! mark. Records of any size are written and read in the memory of a block and a page.
+//! mark. Records of any size are written in the memory of a few blocks, and read in that of a block and a page.
 //!
 //! A *part* is a segment with one record that was too large for the journal. Segments hold no `reference`
 //! records: the part itself stands in the list of segments.

@@ -40,6 +40,8 @@ use encode::Encoding;
 
 /// Bytes of frames read at once.
 const WINDOW_BYTES: usize = 1 << 20;
+/// Bytes that are kept from one commit to the next for what is encoded of it.
+const BODY_KEPT: usize = 2 << 20;
 
 /// Why capture cannot go on from where it was.
 #[derive(Debug, thiserror::Error)]
@@ -138,9 +140,19 @@ impl Scratch {
         if self.pages.size != size {
             self.pages = Encoding::new(size);
         }
+        // One that failed may have left it, for pages of another size.
         self.beside = None;
         self.batch.bytes.clear();
         self.batch.commits.clear();
+    }
+
+    /// Gives back what a large commit took.
+    fn let_go(&mut self) {
+        self.beside = None;
+        if self.pages.body.capacity() > BODY_KEPT {
+            self.pages.body = Vec::new();
+            self.pages.changed = Vec::new();
+        }
     }
 }
 
@@ -452,7 +464,9 @@ impl Capture {
             self.index.remove(&page);
             spill(body, &mut spool, txid, pass.spools)?;
         }
-        self.record(n_after, digest, wal, spool, scratch, pass)
+        self.record(n_after, digest, wal, spool, scratch, pass)?;
+        scratch.let_go();
+        Ok(())
     }
 
     /// Fills `image` with the page before the commit and answers its hash.

@@ -2,7 +2,8 @@
 //!
 //! How much of it runs at a time is bounded above, by workers and turns; an executor only gives it a thread. In
 //! production that is one of the runtime's blocking threads. A simulation gives none: with [`Inline`] every piece of
-//! work runs where it is asked for, one after the other, so that a seed decides the order of everything.
+//! work runs where it is asked for, one after the other, so that a seed decides the order of everything. A large piece may
+//! begin a thread for half of itself, which it waits for ([`tidelog_wal::parallel`]): what comes of it is the same.
 
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -104,7 +104,8 @@ pub struct Settings {
     /// Pause between two settles of this node. Shorter: more requests a second.
     pub settle_pause: Duration,
     /// Copy captured frames into the database file whenever the WAL has grown by this, beside the writers. Smaller:
-    /// more syncs; larger: more is left for the writer that makes the WAL exceed `wal_soft_bytes`.
+    /// more syncs; larger: more is left for the writer that makes the WAL exceed `wal_soft_bytes`. What a rewind or a
+    /// replacing import writes waits until that is stored, 5 s at most, or the WAL has grown by this once more.
     pub wal_backfill_bytes: u64,
     /// Restart the WAL beyond this. Larger: longer WAL indexes, slower reads.
     pub wal_soft_bytes: u64,

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::At;
 use tidelog_engine::disk::{AppendFile, Disk, StdDisk};
 use tidelog_engine::operations::OperationState;
@@ -21,7 +20,7 @@ use tidelog_engine::{
     Access, Code, Database, Durability, Engine, Limits, Params, Parts, Settings, Statement,
     TakeOver,
 };
-use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
+use tidelog_testkit::faultstore::{Fault, FaultStore, Op, script};
 
 /// A disk whose chunks cannot be synced while it is shut: whoever tries waits.
 #[derive(Debug, Clone, Default)]
@@ -382,17 +381,7 @@ async fn a_backfill_waits_for_a_rewind_to_be_stored_but_not_for_ever() {
         ..rig::settings(folder.path())
     };
     let faults = FaultStore::in_memory(script(|_| Fault::None));
-    let options = StoreOptions {
-        settings: StoreSettings {
-            // What stands still goes on when the test says so.
-            request_timeout: Duration::from_mins(10),
-            call_time_max: Duration::from_mins(10),
-            ..StoreSettings::default()
-        },
-        ..StoreOptions::default()
-    };
-    let shared = Arc::new(Shared(Arc::clone(&faults)));
-    let store = Store::from_object_store(shared, "", options).expect("a store");
+    let store = rig::patient_store(&faults);
     let engine = Engine::start_on(settings.clone(), Parts::production(), store);
     let engine = engine.await.expect("start");
     let database = rig::orders(&engine).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tidelog_archive::env::SystemEntropy;
 use tidelog_archive::manifest::ManifestStore;
-use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
+use tidelog_archive::store::Store;
 use tidelog_engine::bucket::At;
 use tidelog_engine::operations::{Handle, Operation, OperationFilter, OperationState};
 use tidelog_engine::system::Page;
@@ -20,7 +20,7 @@ use tidelog_engine::travel::restores::Outcome;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::travel::verify::{Level, NewVerification};
 use tidelog_engine::{Code, Database, Durability, Engine, Error, MasterKeys, Parts, Settings};
-use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
+use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, script};
 use tidelog_wal::{NamespaceId, Position};
 
 /// How much longer each call takes than the one before it.
@@ -62,18 +62,7 @@ impl World {
     async fn new() -> Self {
         let folder = tempfile::tempdir().expect("tempdir");
         let faults = FaultStore::in_memory(script(|_| Fault::None));
-        let options = StoreOptions {
-            settings: StoreSettings {
-                attempts_max: 1,
-                // What stands still goes on when the test says so.
-                request_timeout: Duration::from_mins(10),
-                call_time_max: Duration::from_mins(10),
-                ..StoreSettings::default()
-            },
-            ..StoreOptions::default()
-        };
-        let shared = Arc::new(Shared(Arc::clone(&faults)));
-        let store = Store::from_object_store(shared, "", options).expect("a store");
+        let store = rig::patient_store(&faults);
         let start = async || {
             let parts = Parts::production();
             let engine = Engine::start_on(settings(folder.path()), parts, store.clone());

@@ -17,7 +17,7 @@ use tidelog_archive::manifest::{
     Loaded, Manifest, ManifestStore, Marked, Pin, PublishError, State,
 };
 use tidelog_archive::seal::Keyring;
-use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
+use tidelog_archive::store::Store;
 use tidelog_engine::bucket::{At, Bucket};
 use tidelog_engine::disk::StdDisk;
 use tidelog_engine::executor::Threads;
@@ -31,7 +31,7 @@ use tidelog_engine::travel::forks::Fork;
 use tidelog_engine::travel::labels::{NewSnapshot, SnapshotState};
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::{Code, Database, Durability, Engine, NewDatabase, Parts, Settings};
-use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, Shared, script};
+use tidelog_testkit::faultstore::{Call, Fault, FaultStore, Op, script};
 use tidelog_testkit::sealing::{masters, sealed};
 use tidelog_testkit::sim::ShiftedClock as Shifted;
 use tidelog_wal::{DatabaseId, Position, Timestamp};
@@ -92,18 +92,7 @@ impl World {
         let memory = Arc::new(InMemory::new());
         let faults = FaultStore::new(memory, script(|_| Fault::None));
         faults.set_clock(Arc::clone(&theirs) as Arc<dyn Clock>);
-        let options = StoreOptions {
-            settings: StoreSettings {
-                attempts_max: 1,
-                // What stands still goes on when the test says so.
-                request_timeout: Duration::from_mins(10),
-                call_time_max: Duration::from_mins(10),
-                ..StoreSettings::default()
-            },
-            ..StoreOptions::default()
-        };
-        let shared = Arc::new(Shared(Arc::clone(&faults)));
-        let store = Store::from_object_store(shared, "", options).expect("a store");
+        let store = rig::patient_store(&faults);
         let engine = Engine::start_on(
             settings(folder.path(), settle_age),
             parts(&clock),

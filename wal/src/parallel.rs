@@ -4,15 +4,23 @@
 //! nothing else is made to wait or keep for.
 
 use std::panic::resume_unwind;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
-/// Runs `here` on this thread and `there` beside it; if no thread can be had, behind it. Answers what both answered.
+/// Whether this process has a second processor.
+static TWO: LazyLock<bool> =
+    LazyLock::new(|| thread::available_parallelism().is_ok_and(|many| many.get() > 1));
+
+/// Runs `here` on this thread and `there` beside it; if no thread or no processor is there for it, behind it. Answers what
+/// both answered.
 ///
 /// # Panics
 ///
 /// If one of them does.
 pub fn both<A, B: Send>(here: impl FnOnce() -> A, there: impl FnOnce() -> B + Send) -> (A, B) {
+    if !*TWO {
+        return (here(), there());
+    }
     let there = Mutex::new(Some(there));
     let take = || there.lock().unwrap_or_else(PoisonError::into_inner).take();
     let (a, b) = thread::scope(|scope| {
@@ -38,7 +46,7 @@ mod tests {
 
     #[test]
     fn both_halves_run_at_once() {
-        let (barrier, mut sum) = (Barrier::new(2), 0);
+        let (barrier, mut sum) = (Barrier::new(if *TWO { 2 } else { 1 }), 0);
         let halves = both(
             || {
                 barrier.wait();

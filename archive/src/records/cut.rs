@@ -7,7 +7,7 @@ use tidelog_wal::codec::put_varint;
 
 use crate::envelope::{BlockEntry, BlockWriter, ObjectWriter};
 
-/// Appends records to an object, block by block, with the memory of one block.
+/// Appends records to an object, block by block, with the memory of one block and of what is compressed beside it.
 #[derive(Debug)]
 pub struct RecordCutter {
     raw: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Writes segments, records of any size, in the memory of a block.
+//! Writes segments, records of any size, in the memory of a few blocks.
 
 use tidelog_wal::block::Compressor;
 use tidelog_wal::chain::ChainHasher;

@@ -1,7 +1,8 @@
 //! The pages of a commit, encoded: of each its old and its new image, their hashes, and what differs.
 //!
 //! A commit of many pages is encoded by two threads, a piece each at a time, joined in order: the record is the same,
-//! byte for byte, and whoever waits for it waits for little more than half as long. Memory holds two pieces.
+//! byte for byte, and whoever waits for it waits for little more than half as long. Memory holds two pieces,
+//! until the commit is captured.
 
 use tidelog_wal::PageSize;
 use tidelog_wal::cursor::{Commit, FramePage};

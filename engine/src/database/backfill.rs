@@ -14,7 +14,7 @@
 //! a reader keeps from being backfilled. So no chunk waits for a reader.
 //!
 //! Copying and syncing what one large commit left in the WAL takes the disk that its way to the store needs. Nobody waits
-//! for the first: where somebody waits for the second, it is put off ([`PutOff`]).
+//! for the first: where somebody waits for the second, it is put off ([`PutOff`]), for as long as little comes behind it.
 //!
 //! No note goes to the journal: opening proves where files are by their digest (decision 0001), and frames that a
 //! dead backfill had copied in part stand in the WAL, which SQLite recovers first.
@@ -27,11 +27,10 @@ use std::time::Duration;
 use tidelog_wal::shm::WalIndexHeader;
 
 use super::checkpoint::{WalMark, checkpoint_pragma, wal_position};
-use super::{Made, OpenDb, Ticket};
+use super::{Made, OpenDb};
 use crate::capture::Scratch;
 use crate::crash_point;
 use crate::error::{Code, Error};
-use crate::settings::Durability;
 use crate::sql::connection::{Purpose, Sqlite, open};
 
 /// A close copies what is left of a WAL itself where that is no more than this share of what makes a backfill.
@@ -67,23 +66,22 @@ pub(super) struct Backfilled {
     outrun_at: AtomicU64,
     /// Those who put it off.
     put_off: AtomicUsize,
-    /// It was due meanwhile.
+    /// It was due meanwhile, for the first time with the WAL at `due_at`.
     due: AtomicBool,
+    due_at: WalMark,
 }
 
-/// While it lives the WAL is not backfilled beside the writers for having grown.
+/// While it lives the WAL is not backfilled beside the writers for having grown, until it has grown by as much again.
 #[derive(Debug)]
 pub(crate) struct PutOff {
     database: Arc<OpenDb>,
 }
 
 impl PutOff {
-    /// Ends once the commit is stored, or after a while.
-    pub(crate) fn until_stored(self, commit: Ticket) {
+    /// Ends with what is waited for, or after a while.
+    pub(crate) fn until<T>(self, end: impl Future<Output = T> + Send + 'static) {
         tokio::spawn(async move {
-            // One that cannot be stored will be waited for elsewhere.
-            let stored = commit.wait(Durability::Remote);
-            let _ = tokio::time::timeout(PUT_OFF_MAX, stored).await;
+            let _ = tokio::time::timeout(PUT_OFF_MAX, end).await;
             drop(self);
         });
     }
@@ -163,17 +161,23 @@ impl OpenDb {
         }
     }
 
-    /// Has the WAL backfilled beside the writers if it has grown enough since the last time, unless that is put off.
+    /// Has the WAL backfilled beside the writers if it has grown enough since the last time, and, where that is put off,
+    /// since it was due.
     pub(super) fn backfill_if_grown(self: &Arc<Self>, header: &WalIndexHeader) {
         let state = &self.backfilled;
-        let grown = state.last.grown(header, self.meta.page_size);
-        if grown < self.core.settings.wal_backfill_bytes {
+        let enough = |mark: &WalMark| {
+            let grown = mark.grown(header, self.meta.page_size);
+            grown >= self.core.settings.wal_backfill_bytes
+        };
+        if !enough(&state.last) {
             return;
         }
-        // Where that ends in this moment, the next commit sees to it.
-        if state.put_off.load(Ordering::Acquire) > 0 {
-            state.due.store(true, Ordering::Release);
-        } else {
+        if state.put_off.load(Ordering::Acquire) == 0 {
+            self.queue_backfill();
+        } else if !state.due.swap(true, Ordering::AcqRel) {
+            // Where it ends in this moment, the next commit sees to it.
+            state.due_at.set(header);
+        } else if enough(&state.due_at) {
             self.queue_backfill();
         }
     }
@@ -209,7 +213,7 @@ impl OpenDb {
         }
     }
 
-    /// Whether one large transaction is still being copied beside the writers, and the WAL has not grown by as much
+    /// Whether one large transaction is still to be copied beside the writers, and the WAL has not grown by as much
     /// again since, nor, by a row of such ones, beyond four times that.
     pub(super) fn copies_large(&self, header: &WalIndexHeader, since_restart: u64) -> bool {
         let state = &self.backfilled;

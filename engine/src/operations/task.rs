@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 use tidelog_archive::env::Clock;
 use tokio::sync::watch;
 
+use super::Handle;
 use super::record::{Failure, Operation, OperationState};
 use crate::engine::Engine;
 use crate::error::{Code, Error};
@@ -136,6 +137,12 @@ impl Task {
     /// Its id.
     pub(crate) fn id(&self) -> String {
         self.shared.id()
+    }
+
+    /// Completes once the operation has ended.
+    pub(crate) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut handle = Handle::new(&self.shared);
+        async move { drop(handle.ended().await) }
     }
 
     /// Begins a phase of `bytes_total` bytes, 0 where they are not known; fails if the operation is to stop.

@@ -230,7 +230,7 @@ async fn run(
         Ok(done)
     });
     let (previous, ticket, pages, rolled_back) = done.await?;
-    put_off.until_stored(ticket.clone());
+    put_off.until(task.ended());
     crash_point!("replace.after_commit");
     let bookmark = ticket.wait(Durability::Memory).await?;
     core.rolled_back.add(lease.meta().id, &rolled_back);

@@ -3,18 +3,20 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tidelog_archive::ErrorKind;
 use tidelog_archive::restore::FileSink;
 use tidelog_archive::scrub::{Finding, Level, scrub};
+use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::{At, Bucket, BucketDatabase};
 use tidelog_engine::{
     Access, Database, Durability, Engine, Error, Limits, Params, Request, Settings, Statement,
     Value,
 };
+use tidelog_testkit::faultstore::{FaultStore, Shared};
 use tidelog_testkit::sealing::masters;
 use tidelog_wal::Position;
 
@@ -47,6 +49,21 @@ pub(crate) fn url(folder: &Path) -> String {
 /// The bucket of a node, without it.
 pub(crate) async fn bucket(folder: &Path) -> Result<Bucket, Error> {
     Bucket::open_with_keys(&url(folder), &masters()).await
+}
+
+/// A store on which what stands still goes on when the test says so, and what fails is not tried again.
+pub(crate) fn patient_store(faults: &Arc<FaultStore>) -> Store {
+    let options = StoreOptions {
+        settings: StoreSettings {
+            attempts_max: 1,
+            request_timeout: Duration::from_mins(10),
+            call_time_max: Duration::from_mins(10),
+            ..StoreSettings::default()
+        },
+        ..StoreOptions::default()
+    };
+    let shared = Arc::new(Shared(Arc::clone(faults)));
+    Store::from_object_store(shared, "", options).expect("a store")
 }
 
 /// Statements in one transaction.

@@ -421,7 +421,8 @@ async fn change(
         put_in_place((&gate, raw), head, &mut staged, note, &progress)
     });
     let (from, ticket, pages, rolled_back) = changed.await?;
-    put_off.until_stored(ticket.clone());
+    // The operation ends once all of it is stored.
+    put_off.until(task.ended());
     Ok(Changed {
         from,
         ticket,

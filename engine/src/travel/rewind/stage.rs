@@ -1,7 +1,7 @@
 //! What a change of state writes, made before the write gate is taken, so that writers wait for one transaction
 //! and no more.
 //!
-//! The pages that differ are read from the live files as a fuzzy copy reads them, a batch at a time under the capture
+//! The pages that differ are read from the live files as a fuzzy copy reads them, a few at a time under the capture
 //! lock, and led back to one captured commit, the base, by the deltas since. With what the source says they become
 //! the pages of the target, on a thread beside the one that reads the next batch. From their hashes and the digest of
 //! the base follows the digest of the target, before a writer waits. Behind the gate only what was committed meanwhile
@@ -28,6 +28,8 @@ use crate::scratch::ScratchPages;
 /// Pages of a batch, and its bytes where pages are large.
 const BATCH_PAGES: usize = 1024;
 const BATCH_BYTES: usize = 4 << 20;
+/// Pages read under the capture lock at once. They may lie anywhere, and what is captured meanwhile waits for the disk.
+const LOCKED_PAGES: usize = 64;
 
 /// Where the pages of the target come from.
 #[derive(Debug)]
@@ -210,14 +212,17 @@ impl Staged {
         // Fills `read` with these pages as they are in the base.
         let mut read = |batch: &[PageNo], read: &mut Vec<u8>| -> Result<(), Error> {
             read.resize(batch.len() * size.bytes(), 0);
-            let at = database.read_pages(batch, read)?;
-            add_journaled(database, since, *upto, at)?;
-            *upto = at;
-            for (page, image) in batch.iter().zip(read.chunks_exact_mut(size.bytes())) {
-                if *page == PageNo::ONE {
-                    mask_page1(image);
+            let few = batch.chunks(LOCKED_PAGES);
+            for (few, images) in few.zip(read.chunks_mut(LOCKED_PAGES * size.bytes())) {
+                let at = database.read_pages(few, images)?;
+                add_journaled(database, since, *upto, at)?;
+                *upto = at;
+                for (page, image) in few.iter().zip(images.chunks_exact_mut(size.bytes())) {
+                    if *page == PageNo::ONE {
+                        mask_page1(image);
+                    }
+                    since.apply(*page, image).map_err(io)?;
                 }
-                since.apply(*page, image).map_err(io)?;
             }
             Ok(())
         };
