@@ -10,15 +10,14 @@ use reqwest::Method;
 use serde_json::{Value as Json, json};
 use tidelog_archive::env::Clock;
 use tidelog_archive::store::{Store, StoreOptions};
+use tidelog_engine::Parts;
 use tidelog_engine::disk::{AppendFile, Disk, StdDisk};
-use tidelog_engine::{Parts, Writer};
 use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 use tidelog_testkit::server::{PATIENCE, deadline};
 use tidelog_testkit::sim::ShiftedClock;
-use tokio::task::JoinHandle;
 
 use crate::lost::asked_for;
-use crate::world::{World, read};
+use crate::world::{World, hold, read};
 
 fn at(answer: &crate::world::Got) -> String {
     answer.body["bookmark"]
@@ -280,23 +279,6 @@ async fn who_does_not_wait_is_told_where_to_look() {
         json!([[0]])
     );
     world.stop().await;
-}
-
-/// A transaction that is open until what is answered is dropped.
-async fn hold(session: Writer) -> (JoinHandle<()>, std::sync::mpsc::Sender<()>) {
-    let (release, released) = std::sync::mpsc::channel();
-    let (begun, begins) = tokio::sync::oneshot::channel();
-    let held = tokio::task::spawn_blocking(move || {
-        let held = session.transaction(|_| {
-            begun.send(()).expect("somebody waits");
-            // The other end is dropped, not sent to.
-            let _ = released.recv();
-            Ok(())
-        });
-        held.expect("a transaction");
-    });
-    begins.await.expect("it begins");
-    (held, release)
 }
 
 /// Goal (I7): a right that ends takes the events that were opened by it along. Method: a purge waits for a transaction on

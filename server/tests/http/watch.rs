@@ -12,7 +12,7 @@ use tidelog_engine::{Engine, Parts, Settings};
 use tidelog_server::settings::Limits;
 use tidelog_testkit::faultstore::{Fault, FaultStore, Op, Shared, script};
 
-use crate::world::{World, patient, unhurried};
+use crate::world::{World, hold, patient, unhurried};
 
 /// The value of a series, which must be there.
 pub(crate) fn value(text: &str, series: &str) -> f64 {
@@ -143,7 +143,7 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
     let world = life(&folder, &store, limits.clone()).await;
     let first = scrape(&world).await;
     let mut seen = vec![first];
-    // More databases than a tenant has workers, and some writers that meet at one gate.
+    // More databases than a tenant has workers.
     let mut queries = Vec::new();
     for number in 0..14 {
         let database = world.database(&format!("orders-{number}")).await;
@@ -206,7 +206,32 @@ async fn every_metric_of_dashboard_and_alerts_exists_and_moves() {
     let namespace = namespace.expect("the namespace").id;
     let database = world.engine.database(namespace, "orders-13").await;
     let writer = database.expect("the database").writer().await;
-    let file = writer.expect("a database in use").file();
+    let writer = writer.expect("a database in use");
+    let file = writer.file();
+    // A writer that waits for its gate until that was seen.
+    let (holding, release) = hold(writer).await;
+    let look = async {
+        let waits = async || {
+            let text = scrape(&world).await;
+            let waits = value(&text, "tidelog_gates_waiting") > 0.0;
+            waits.then_some(text)
+        };
+        let text = loop {
+            if let Some(text) = waits().await {
+                break text;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        drop(release);
+        text
+    };
+    let insert = json!({ "sql": "insert into t values(1)" });
+    let both = async { tokio::join!(world.post(&queries[13], insert), look) };
+    let both = tokio::time::timeout(Duration::from_mins(1), both).await;
+    let (answer, text) = both.expect("a writer that waits");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    seen.push(text);
+    holding.await.expect("it ends");
     world.stop().await;
 
     let stranger = rusqlite::Connection::open(file).expect("nobody has it open");

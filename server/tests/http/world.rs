@@ -9,7 +9,7 @@ use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 use tidelog_archive::store::Store;
-use tidelog_engine::{Engine, Parts, Settings};
+use tidelog_engine::{Engine, Parts, Settings, Writer};
 use tidelog_server::app::App;
 use tidelog_server::config::Config;
 use tidelog_server::first::first_start;
@@ -335,4 +335,21 @@ pub(crate) fn fill(path: &str, namespace: &str, database: &str) -> String {
         .replace("{ref}", "none")
         .replace("{snapshot}", "none")
         .replace("{archive}", "none")
+}
+
+/// A transaction that is open until what is answered is dropped.
+pub(crate) async fn hold(session: Writer) -> (JoinHandle<()>, std::sync::mpsc::Sender<()>) {
+    let (release, released) = std::sync::mpsc::channel();
+    let (begun, begins) = oneshot::channel();
+    let held = tokio::task::spawn_blocking(move || {
+        let held = session.transaction(|_| {
+            begun.send(()).expect("somebody waits");
+            // The other end is dropped, not sent to.
+            let _ = released.recv();
+            Ok(())
+        });
+        held.expect("a transaction");
+    });
+    begins.await.expect("it begins");
+    (held, release)
 }
