@@ -6,7 +6,8 @@
 //!
 //! Checked at every pass: salts of every frame, last checksum and page count (by the cursor); the number of
 //! commits against the change counter; `nBackfill <= captured frame`; a new WAL life begins only after our
-//! own checkpoint backfilled exactly the captured frame; growth has a frame for every page.
+//! own checkpoint backfilled exactly the captured frame; growth has a frame for every page; a commit that is to lead to
+//! a state has led there.
 //!
 //! # The old image of a page
 //!
@@ -35,6 +36,7 @@ use tidelog_wal::{
 
 use crate::files::DbFiles;
 use crate::journal::chunk::WalPosition;
+use crate::rules::rule;
 use crate::spool::{Spool, Spooled, Spools, chain_after};
 use encode::Encoding;
 
@@ -52,6 +54,9 @@ pub enum CaptureError {
     /// The files are not what the engine left: history has a gap here.
     #[error("discontinuity: {0}")]
     Discontinuity(String),
+    /// A commit is not what it was to be ([`CommitNote::leads_to`]).
+    #[error("unproven: {0}")]
+    Unproven(String),
 }
 
 impl From<WalError> for CaptureError {
@@ -89,6 +94,15 @@ impl Head {
             chain: self.chain,
         }
     }
+}
+
+/// A state that a commit is to lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its pages.
+    pub n: PageCount,
+    /// Its digest.
+    pub digest: Digest,
 }
 
 /// A commit that was captured.
@@ -186,13 +200,16 @@ pub struct CommitNote {
     pub annotations: Vec<Annotation>,
     /// The commit is a rewind.
     pub restore: Option<RestoreNote>,
+    /// The commit puts the database to this state. One that does not ends the pass that finds it: neither it nor what
+    /// stands behind it is recorded, and so nobody's write behind it is acknowledged.
+    pub leads_to: Option<Wanted>,
 }
 
 impl From<Vec<Annotation>> for CommitNote {
     fn from(annotations: Vec<Annotation>) -> Self {
         Self {
             annotations,
-            restore: None,
+            ..Self::default()
         }
     }
 }
@@ -499,6 +516,9 @@ impl Capture {
     ) -> Result<(), CaptureError> {
         let txid = self.head.txid.next();
         let note = take_note(pass.notes, txid);
+        if let Some(wanted) = note.leads_to {
+            prove(wanted, pages, digest)?;
+        }
         let header = RecordHeader {
             term: pass.term,
             txid,
@@ -551,6 +571,19 @@ impl Capture {
         });
         Ok(())
     }
+}
+
+/// A commit that was to lead to a state must have led there.
+fn prove(wanted: Wanted, n: PageCount, digest: Digest) -> Result<(), CaptureError> {
+    if wanted == (Wanted { n, digest }) || !rule!("rewind.state_proven") {
+        return Ok(());
+    }
+    Err(CaptureError::Unproven(format!(
+        "a change of state led to digest {digest} of {} pages, asked for were {} of {}",
+        n.get(),
+        wanted.digest,
+        wanted.n.get()
+    )))
 }
 
 /// Moves the encoded pages to the commit's spool file once they are long.

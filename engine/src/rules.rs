@@ -19,6 +19,8 @@ pub const RULES: &[&str] = &[
     "rewind.sound_source",
     "rewind.true_records",
     "rewind.whole_log",
+    "rewind.sound_handle",
+    "rewind.history_decides",
 ];
 
 /// Whether a rule holds: always, but in tests that switch it off.

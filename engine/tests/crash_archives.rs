@@ -400,6 +400,7 @@ async fn a_replaced_database_is_the_old_one_or_the_new_one_and_the_operation_say
     for (point, replaced) in [
         ("replace.before_commit", false),
         ("raw.before_commit", false),
+        ("raw.after_commit", true),
         ("replace.after_commit", true),
     ] {
         let folder = died(point, "replace");
@@ -525,6 +526,7 @@ async fn a_rewind_is_undone_or_whole_with_its_record_its_snapshot_and_its_keys()
         ("restore.before_record", 0, false),
         ("restore.after_record", 1, false),
         ("raw.before_commit", 1, false),
+        ("raw.after_commit", 1, true),
         ("restore.after_commit", 1, true),
         ("restore.after_end", 1, true),
     ] {

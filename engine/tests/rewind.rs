@@ -3,6 +3,7 @@
 //!
 //! `TIDELOG_HISTORIES` sets how many histories run and `TIDELOG_SEED` the first seed; a failure names its own.
 
+mod rig;
 mod twin;
 
 use std::path::{Path, PathBuf};
@@ -740,6 +741,38 @@ async fn a_key_whose_effect_was_taken_back_is_neither_replayed_nor_run_again() {
     let undo = database.undo(id.as_str().expect("an id"), None, None).await;
     succeeded(undo).await;
     assert!(database.execute(keyed()).await.expect("replayed").replayed);
+    engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: a retry is refused however soon it comes. Method: it waits at the gate right behind the rewind that takes its
+/// effect back, and has its turn while that is captured.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_right_behind_the_rewind_is_not_run_again() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let (engine, database) = start(folder.path()).await;
+    let before = run(&database, "CREATE TABLE t(a)").await;
+    for key in 0..10 {
+        let keyed = || Request {
+            idempotency: Some(IdempotencyKey {
+                scope: "token route".to_owned(),
+                key: key.to_string(),
+                fingerprint: [1; 32],
+            }),
+            ..request(&["INSERT INTO t VALUES(1)".to_owned()])
+        };
+        database.execute(keyed()).await.expect("the first call");
+        let held = rig::hold_gate(&database).await;
+        let rewinding = database.rewind(to(before)).await;
+        rig::at_gate(&engine, rewinding.as_ref().expect("accepted")).await;
+        let (retried, retry) = (database.clone(), keyed());
+        let retrying = tokio::spawn(async move { retried.execute(retry).await });
+        rig::queued(&engine, 2).await;
+        drop(held);
+        succeeded(rewinding).await;
+        let late = retrying.await.expect("no panic").expect_err("taken back");
+        assert_eq!(late.code(), Code::IdempotencyResultRolledBack);
+        assert_eq!(count(&database, "SELECT count(*) FROM t").await, 0);
+    }
     engine.shutdown().await.expect("shutdown");
 }
 

@@ -3,7 +3,8 @@
 //!
 //! Two rules have no switch. That the lock page is never written would need a database of more than 1 GiB. That
 //! present pages are read through SQLite and not from the WAL by an index of ours is so because no such index exists.
-//! `rewind.sound_source` and `rewind.true_records` are no rules but the damage that others are there for.
+//! `rewind.sound_source`, `rewind.true_records` and `rewind.sound_handle` are no rules but the damage that others are there
+//! for.
 
 mod rig;
 
@@ -17,6 +18,8 @@ use tidelog_engine::operations::OperationState;
 use tidelog_engine::rules::{RULES, switch_off};
 use tidelog_engine::sql::connection::AutoVacuum;
 use tidelog_engine::streams::{Results, Step, Stream};
+use tidelog_engine::system::Page;
+use tidelog_engine::travel::restores::Outcome;
 use tidelog_engine::travel::rewind::{RestoreTarget, Rewind};
 use tidelog_engine::{
     Access, Database, Durability, Engine, Error, Limits, NewDatabase, Params, Parts, Statement,
@@ -272,6 +275,78 @@ async fn wrong_pages_change_nothing(folder: &Path) -> Found {
     engine.shutdown().await.map_err(|error| error.to_string())
 }
 
+/// A writer stands behind a rewind that leads elsewhere than it was to: neither hears that all went well.
+async fn nobody_builds_on_what_is_unproven(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    run(&database, "CREATE TABLE t(a)", Memory).await;
+    let one = run(&database, "INSERT INTO t VALUES(1)", Memory).await;
+    run(&database, "INSERT INTO t VALUES(2)", Memory).await;
+    let held = rig::hold_gate(&database).await;
+    let off = switch_off(&["rewind.sound_source", "rewind.base_proven"]);
+    let to = Rewind::to(RestoreTarget::At(At::Bookmark(one)));
+    let mut rewinding = database.rewind(to).await.expect("accepted");
+    rig::at_gate(&engine, &rewinding).await;
+    let writing = database.clone();
+    let insert = "INSERT INTO t VALUES(3)";
+    let writing = tokio::spawn(async move { try_run(&writing, insert, Memory).await });
+    rig::queued(&engine, 2).await;
+    drop(held);
+    let rewound = rewinding.wait(PATIENCE).await;
+    let wrote = writing.await.map_err(|error| error.to_string())?;
+    drop(off);
+    let said = format!("{:?}", rewound.error);
+    if !said.contains("led to digest") {
+        return Err(format!("pages went wrong, the rewind says {said}"));
+    }
+    if let Ok(at) = wrote {
+        return Err(format!("a write behind it is acknowledged: {at}"));
+    }
+    try_run(&database, "INSERT INTO t VALUES(4)", Memory)
+        .await
+        .map_err(|error| error.to_string())?;
+    engine.shutdown().await.map_err(|error| error.to_string())
+}
+
+/// The database has to be opened anew right behind the change, which stands: so the restore does, with its snapshot.
+async fn a_change_stands_whatever_follows(folder: &Path) -> Found {
+    let (engine, database) = node(folder, AutoVacuum::None).await;
+    run(&database, "CREATE TABLE t(a)", Memory).await;
+    let one = run(&database, "INSERT INTO t VALUES(1)", Memory).await;
+    let two = run(&database, "INSERT INTO t VALUES(2)", Memory).await;
+    let off = switch_off(&["rewind.sound_handle"]);
+    let to = Rewind {
+        preserve_as: Some("before".to_owned()),
+        ..Rewind::to(RestoreTarget::At(At::Bookmark(one)))
+    };
+    let handle = database.rewind(to).await;
+    let ended = handle.expect("accepted").wait(PATIENCE).await;
+    drop(off);
+    let said = |error: Error| error.to_string();
+    let rows = numbers(&database, "SELECT sum(a) FROM t").await;
+    equal(&rows, &[1], "rows")?;
+    if ended.state != OperationState::Succeeded {
+        return Err(format!("it stands and is called {:?}", ended.error));
+    }
+    let restores = database.restores(Page::default()).await.map_err(said)?;
+    let record = restores.items.first().expect("its record").clone();
+    if record.outcome != Outcome::Succeeded || record.previous != two {
+        return Err(format!("its record says {record:?}"));
+    }
+    let kept = database.snapshots(Page::default()).await.map_err(said)?;
+    let kept: Vec<_> = kept.items.iter().map(|one| one.bookmark).collect();
+    if kept != [two] {
+        return Err(format!("kept is {kept:?}, not {two}"));
+    }
+    let undo = database.undo(&record.id, None, None).await.map_err(said)?;
+    let undone = { undo }.wait(PATIENCE).await;
+    if undone.state != OperationState::Succeeded {
+        return Err(format!("the undo: {:?}", undone.error));
+    }
+    let rows = numbers(&database, "SELECT sum(a) FROM t").await;
+    equal(&rows, &[3], "rows")?;
+    engine.shutdown().await.map_err(said)
+}
+
 /// Restores that did not do what their records say: the log alone is read.
 async fn wrong_records_of_restores(folder: &Path) -> Found {
     let (engine, database) = node(folder, AutoVacuum::None).await;
@@ -329,13 +404,25 @@ const TABLE: &[(&[&str], Scenario)] = &[
         &["rewind.base_proven", "rewind.state_proven"],
         scenario!(wrong_pages_change_nothing),
     ),
+    (
+        &["rewind.state_proven"],
+        scenario!(nobody_builds_on_what_is_unproven),
+    ),
+    (
+        &["rewind.history_decides"],
+        scenario!(a_change_stands_whatever_follows),
+    ),
     (&["rewind.whole_log"], scenario!(wrong_records_of_restores)),
 ];
 
 /// One test and no more: a rule is switched off for the whole process.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_rule_prevents_what_it_is_there_for() {
-    let mut named = vec!["rewind.sound_source", "rewind.true_records"];
+    let mut named = vec![
+        "rewind.sound_source",
+        "rewind.true_records",
+        "rewind.sound_handle",
+    ];
     for (rules, scenario) in TABLE {
         named.extend(*rules);
         let folder = tempfile::tempdir().expect("tempdir");

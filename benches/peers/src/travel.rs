@@ -41,6 +41,8 @@ const ROUNDS_SHORT: usize = 9;
 const ROUNDS_LONG: usize = 5;
 /// How often the writer asks whose waiting is measured: without a pause it would take one core for itself.
 const ASKS_EVERY: Duration = Duration::from_micros(100);
+/// What it changes, where it does.
+const TOUCH: &str = "UPDATE orders SET total = total + 1 WHERE id = 1";
 
 /// What to run.
 #[derive(Debug, Args)]
@@ -164,19 +166,37 @@ fn settled(meter: &impl Fn() -> MeterSnapshot, quiet: Duration) {
     }
 }
 
+/// What a writer beside a rewind does, over and over.
+#[derive(Clone, Copy)]
+enum Asks {
+    /// It asks for its turn, and changes nothing.
+    Turn,
+    /// It changes a row, and waits until that is acknowledged at `memory`.
+    Acknowledgement,
+}
+
 /// What a rewind came to.
 struct Rewound {
     ms: f64,
     pages: u64,
-    /// The longest that a writer waited meanwhile.
+    /// The longest that the writer beside it waited.
     waited_ms: f64,
     /// How long each phase of the operation took.
     phases_ms: Vec<(String, f64)>,
 }
 
-/// Puts the database to `at`.
+/// Waits until the node has done with the rewind before.
+async fn at_rest(loaded: &Loaded, options: &Options) {
+    if !options.in_a_row {
+        let engine = loaded.engine.clone();
+        let resting = move || settled(&|| engine.store_meter(), REST);
+        tokio::task::spawn_blocking(resting).await.expect("at rest");
+    }
+}
+
+/// Puts the database to `at`, beside a writer that `asks`.
 #[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
-async fn rewind(loaded: &Loaded, at: Position) -> Rewound {
+async fn rewind(loaded: &Loaded, at: Position, asks: Asks) -> Rewound {
     let (stop, longest) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
@@ -187,10 +207,19 @@ async fn rewind(loaded: &Loaded, at: Position) -> Rewound {
             Arc::clone(&stop),
             Arc::clone(&longest),
         );
+        let runtime = tokio::runtime::Handle::current();
         std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 let begun = now();
-                writer.transaction(|_| Ok(())).expect("a turn of its own");
+                match asks {
+                    Asks::Turn => drop(writer.transaction(|_| Ok(())).expect("a turn of its own")),
+                    Asks::Acknowledgement => {
+                        let written = writer.transaction(|c| c.execute(TOUCH, []));
+                        let ticket = written.expect("a turn").1.expect("a change");
+                        let waited = runtime.block_on(ticket.wait(Durability::Memory));
+                        waited.expect("acknowledged");
+                    }
+                }
                 let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                 longest.fetch_max(took, Ordering::Relaxed);
                 std::thread::sleep(ASKS_EVERY);
@@ -483,17 +512,23 @@ pub(crate) async fn run(options: Options) -> Value {
             ROUNDS_LONG
         };
         for _ in 0..count {
-            if !options.in_a_row {
-                let engine = loaded.engine.clone();
-                let resting = move || settled(&|| engine.store_meter(), REST);
-                tokio::task::spawn_blocking(resting).await.expect("at rest");
-            }
-            rounds.push(rewind(&loaded, *at).await);
-            rewind(&loaded, loaded.newest).await;
+            at_rest(&loaded, &options).await;
+            rounds.push(rewind(&loaded, *at, Asks::Turn).await);
+            rewind(&loaded, loaded.newest, Asks::Turn).await;
         }
+        at_rest(&loaded, &options).await;
         let pages = rounds[0].pages;
-        let sqlite = median((0..count).map(|_| sqlite_commit(&out, pages)).collect());
-        let waited = median(rounds.iter().map(|round| round.waited_ms).collect());
+        let sqlite: Vec<f64> = (0..count).map(|_| sqlite_commit(&out, pages)).collect();
+        // Behind the rounds above, for what it changes is in the log that the next ones read.
+        let mut acknowledged = Vec::new();
+        for _ in 0..ROUNDS {
+            at_rest(&loaded, &options).await;
+            let rewound = rewind(&loaded, *at, Asks::Acknowledgement).await;
+            rewind(&loaded, loaded.newest, Asks::Turn).await;
+            acknowledged.push(rewound.waited_ms);
+        }
+        let waits: Vec<f64> = rounds.iter().map(|round| round.waited_ms).collect();
+        let (waited, commit) = (median(waits.clone()), median(sqlite.clone()));
         rewinds.push(json!({
             "commits": commits,
             "ms": median(rounds.iter().map(|round| round.ms).collect()),
@@ -502,8 +537,12 @@ pub(crate) async fn run(options: Options) -> Value {
             "phases_ms": rounds.iter().map(|round| &round.phases_ms).collect::<Vec<_>>(),
             "pages_changed": pages,
             "writer_wait_ms": waited,
-            "sqlite_commit_ms": sqlite,
-            "writer_wait_over_sqlite": waited / sqlite,
+            "writer_waits_ms": waits,
+            "writer_acknowledged_ms": median(acknowledged.clone()),
+            "writer_acknowledgements_ms": acknowledged,
+            "sqlite_commit_ms": commit,
+            "sqlite_commits_ms": sqlite,
+            "writer_wait_over_sqlite": waited / commit,
         }));
     }
     let mut forks = Vec::new();

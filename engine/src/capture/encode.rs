@@ -1,8 +1,8 @@
 //! The pages of a commit, encoded: of each its old and its new image, their hashes, and what differs.
 //!
-//! A commit of many pages is encoded by two threads, a piece each at a time, joined in order: the record is the same,
-//! byte for byte, and whoever waits for it waits for little more than half as long. Memory holds two pieces,
-//! until the commit is captured.
+//! A commit of many pages is encoded by two threads, joined in order: the record is the same, byte for byte, and whoever
+//! waits for it waits for little more than half as long. Of a large one each encodes a piece at a time: memory holds two
+//! of them, until the commit is captured.
 
 use tidelog_wal::PageSize;
 use tidelog_wal::cursor::{Commit, FramePage};
@@ -14,7 +14,9 @@ use tidelog_wal::parallel::both;
 use super::{Capture, CaptureError, Scratch};
 use crate::files::DbFiles;
 
-/// Bytes of the pages that one thread encodes alone.
+/// Bytes of the pages that one thread encodes alone: to begin a second takes as long as to encode a tenth of them.
+const ALONE_BYTES: usize = 512 << 10;
+/// Bytes of the pages that each of two encodes at a time, at most.
 const PIECE_BYTES: usize = 4 << 20;
 
 /// Pages being encoded, and the buffers for it.
@@ -62,11 +64,11 @@ impl Capture {
     ) -> Result<(), CaptureError> {
         let pages = &mut scratch.pages;
         pages.changed.clear();
-        let alone = (PIECE_BYTES / self.page_size.bytes()).max(1);
-        if left.len() <= alone {
+        let many = |bytes: usize| bytes / self.page_size.bytes();
+        if left.len() <= many(ALONE_BYTES) {
             return self.encode(files, commit, std::mem::take(left), pages);
         }
-        let half = alone.min(left.len().div_ceil(2));
+        let half = many(PIECE_BYTES).min(left.len().div_ceil(2));
         let (here, rest) = left.split_at(half);
         let (there, rest) = rest.split_at(half.min(rest.len()));
         let beside = scratch

@@ -481,8 +481,8 @@ impl OpenDb {
             Ok(header) => header,
             Err(error) => return Ok(Err(error.into())),
         };
-        // After the header: what it publishes has its notes queued by now.
-        let mut notes = self.pending.take_notes();
+        // After the header: what it publishes has its notes queued by now, and they are final.
+        let mut notes = self.pending.take_notes(self.committed_txid(&header));
         let (wall, flag) = match made {
             Made::Live => (self.core.parts.clock.wall(), TimeFlag::Live),
             Made::Recovered(at) => (at, TimeFlag::Recovered),
@@ -496,7 +496,6 @@ impl OpenDb {
             recovering: matches!(made, Made::Recovered(_)),
         };
         let passed = slot.capture.pass(files, header, scratch, &mut pass);
-        self.pending.return_notes(notes);
         Ok(passed.map(|()| header))
     }
 
@@ -546,8 +545,8 @@ impl OpenDb {
     fn capture_failed(&self, error: CaptureError) -> Error {
         let error = match error {
             CaptureError::Io(source) => Error::io("capture commits", source),
-            gap @ CaptureError::Discontinuity(_) => {
-                let what = format!("capture of database {}: {gap}", self.meta.id);
+            wrong @ (CaptureError::Discontinuity(_) | CaptureError::Unproven(_)) => {
+                let what = format!("capture of database {}: {wrong}", self.meta.id);
                 Error::new(Code::DatabaseCorrupt, what)
             }
         };

@@ -376,7 +376,9 @@ impl OpenDb {
             let behind = !scratch.batch.commits.is_empty();
             match passed {
                 Err(CaptureError::Io(error)) => return Err(Error::io("capture commits", error)),
-                Err(CaptureError::Discontinuity(why)) => (head, true, Some(why)),
+                Err(CaptureError::Discontinuity(why) | CaptureError::Unproven(why)) => {
+                    (head, true, Some(why))
+                }
                 Ok(_) if (head.digest, head.pages) != actual => {
                     let why = format!(
                         "their digest is {} of {} pages, history leads to {} of {}",

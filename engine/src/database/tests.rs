@@ -1,6 +1,9 @@
 //! What no test from outside can hold still: files between two captures.
 
 use super::*;
+use crate::capture::{CommitNote, Wanted};
+use crate::sql::policy::Permission;
+use crate::system::Page;
 use crate::{Engine, Parts, Settings, rig};
 
 /// Goal: once everything is in the file, pages are read from the file alone, though capture still knows which frames
@@ -51,5 +54,62 @@ async fn pages_are_not_read_from_a_wal_that_may_begin_anew() {
     });
     checked.await.expect("no panic");
     drop(lease);
+    engine.shutdown().await.expect("shutdown");
+}
+
+/// Goal: what a commit is to lead to is proven before anything of it, or behind it, is recorded or acknowledged; and
+/// opening anew finds what SQLite holds. Method: one that leads elsewhere, and one behind it, before anybody captures.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_recorded_from_an_unproven_commit_on() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let engine = Engine::start(rig::settings(folder.path()), Parts::production());
+    let engine = Box::pin(engine).await.expect("starts");
+    let database = rig::orders(&engine).await;
+    rig::run(&database, "CREATE TABLE t(a)", Durability::Memory).await;
+    let one = rig::run(&database, "INSERT INTO t VALUES(1)", Durability::Memory).await;
+    let lease = database.lease().await.expect("open");
+    let mut gate = lease.gate().await.expect("the gate");
+    let open = Arc::clone(&lease);
+    let written = tokio::task::spawn_blocking(move || {
+        let owed = gate.owing();
+        let head = open.capture_now().expect("captured");
+        let note = CommitNote {
+            leads_to: Some(Wanted {
+                n: head.pages,
+                digest: head.digest,
+            }),
+            ..CommitNote::default()
+        };
+        let insert = |connection: &rusqlite::Connection, row: u32| {
+            let inserted = connection.execute("INSERT INTO t VALUES(?1)", [row]);
+            inserted.map_err(|error| Error::internal(error.to_string()))
+        };
+        let raw = open.raw_connection().expect("a connection");
+        let elsewhere = gate.raw_transaction(&raw, note, |c| insert(c, 2));
+        let behind = gate.transaction(Permission::ENGINE, None, Vec::new(), |sqlite| {
+            sqlite.as_engine(|c| insert(c, 3))
+        });
+        drop(gate);
+        let unproven = owed.pay().expect_err("it leads elsewhere").to_string();
+        assert!(unproven.contains("led to digest"), "{unproven}");
+        assert_eq!(open.head().position(), one, "nothing is recorded");
+        [elsewhere, behind].map(|written| written.expect("made").ticket.expect("a change"))
+    });
+    for ticket in written.await.expect("no panic") {
+        let told = ticket.wait(Durability::Memory).await;
+        assert!(told.is_err(), "{told:?}");
+    }
+    drop(lease);
+    let rows = rig::numbers(&database, "SELECT count(*), sum(a) FROM t").await;
+    assert_eq!(rows, [3, 6]);
+    let from = Some(one.txid.next());
+    let commits = database.commits(from, None, Page::default()).await;
+    let recovered: Vec<bool> = commits
+        .expect("history")
+        .items
+        .iter()
+        .map(|commit| commit.recovered)
+        .collect();
+    assert_eq!(recovered, [true, true]);
     engine.shutdown().await.expect("shutdown");
 }

@@ -90,17 +90,13 @@ impl Pending {
         }
     }
 
-    pub(crate) fn take_notes(&self) -> Notes {
-        std::mem::take(&mut self.lock().notes)
-    }
-
-    /// Puts back notes of commits that this pass did not see.
-    pub(crate) fn return_notes(&self, mut rest: Notes) {
-        if !rest.is_empty() {
-            let mut queue = self.lock();
-            rest.append(&mut queue.notes);
-            queue.notes = rest;
-        }
+    /// Takes the notes of commits that were made, up to `made`. Those of commits to come stay, for whoever is about to make
+    /// one may have to take its note back.
+    pub(crate) fn take_notes(&self, made: TxId) -> Notes {
+        let mut queue = self.lock();
+        let of_made = queue.notes.partition_point(|(at, _)| *at <= made);
+        let to_come = queue.notes.split_off(of_made);
+        std::mem::replace(&mut queue.notes, to_come)
     }
 
     /// Resolves the tickets of these commits, whose last has local number `last_lsn`.
@@ -124,5 +120,31 @@ impl Pending {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidelog_wal::record::Annotation;
+
+    use super::*;
+
+    /// Goal: a commit carries its own note. Method: a pass takes notes while the next commit is noted, rolled back, and
+    /// noted by somebody else.
+    #[test]
+    fn a_note_of_a_commit_to_come_is_nobody_elses() {
+        let noted = |value: u8| {
+            CommitNote::from(vec![Annotation {
+                tag: 1,
+                value: vec![value],
+            }])
+        };
+        let (pending, made, next) = (Pending::default(), TxId::new(5), TxId::new(6));
+        pending.note(made, noted(1));
+        pending.note(next, noted(2));
+        assert_eq!(pending.take_notes(made), [(made, noted(1))]);
+        pending.note(next, noted(3));
+        assert_eq!(pending.take_notes(next), [(next, noted(3))]);
+        assert!(pending.take_notes(next).is_empty());
     }
 }

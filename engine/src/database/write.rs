@@ -56,7 +56,7 @@ impl Drop for Owed {
 }
 
 impl OpenDb {
-    /// A connection for [`Gate::raw_transaction`]. It is opened before the gate is taken, so that nobody waits for that.
+    /// A connection for [`Gate::raw_transaction`], to be opened before the gate is taken: nobody waits for that then.
     /// Blocks.
     pub(crate) fn raw_connection(&self) -> Result<Sqlite, Error> {
         let clock = &self.core.parts.clock;
@@ -268,11 +268,12 @@ impl Gate {
     }
 
     /// Runs `work` in one IMMEDIATE transaction on `sqlite`, a connection of its own that may write raw pages
-    /// ([`OpenDb::raw_connection`]), and commits it. An error of `work` rolls back. The connection is closed
-    /// afterwards: its caches are not to be trusted (HAZARDS W0c). Blocks.
+    /// ([`OpenDb::raw_connection`]), and commits it. An error of `work` rolls back; one from COMMIT on poisons the
+    /// database. Afterwards the caller closes the
+    /// connection and does nothing else with it: its caches are not to be trusted (HAZARDS W0c). Blocks.
     pub(crate) fn raw_transaction<T>(
         &self,
-        sqlite: Sqlite,
+        sqlite: &Sqlite,
         note: CommitNote,
         work: impl FnOnce(&rusqlite::Connection) -> Result<T, Error>,
     ) -> Result<Written<T>, Error> {
@@ -280,32 +281,27 @@ impl Gate {
         database.check()?;
         let before = database.header()?;
         let txid = database.committed_txid(&before).next();
-        let ran = (|| {
-            sqlite
-                .as_engine(|c| c.execute_batch("BEGIN IMMEDIATE"))
-                .map_err(|error| sql_error(&sqlite, error))?;
-            database.pending.note(txid, note);
-            let value = match sqlite.as_engine(work) {
-                Ok(value) => value,
-                Err(error) => {
-                    self.roll_back(&sqlite);
-                    database.pending.note(txid, CommitNote::default());
-                    return Err(error);
-                }
-            };
-            crash_point!("raw.before_commit");
-            let ticket = database.pending.issue(database, txid);
-            match sqlite.as_engine(|c| c.execute_batch("COMMIT")) {
-                Ok(()) => Ok((value, ticket)),
-                Err(error) => Err(self.commit_failed(&sqlite, error)),
+        sqlite
+            .as_engine(|c| c.execute_batch("BEGIN IMMEDIATE"))
+            .map_err(|error| sql_error(sqlite, error))?;
+        database.pending.note(txid, note);
+        let value = match sqlite.as_engine(work) {
+            Ok(value) => value,
+            Err(error) => {
+                self.roll_back(sqlite);
+                database.pending.note(txid, CommitNote::default());
+                return Err(error);
             }
-        })();
-        let closed = sqlite.close();
-        let (value, ticket) = ran?;
-        let shut = |error| Error::new(Code::Internal, "close a connection").caused_by(error);
-        closed.map_err(shut).map_err(after_commit)?;
-        self.committed(&before, ticket)
-            .map(|ticket| Written { value, ticket })
+        };
+        crash_point!("raw.before_commit");
+        let ticket = database.pending.issue(database, txid);
+        if let Err(error) = sqlite.as_engine(|c| c.execute_batch("COMMIT")) {
+            return Err(self.commit_failed(sqlite, error));
+        }
+        let committed = self.committed(&before, ticket);
+        // Behind it the commit stands, whatever fails.
+        let ticket = committed.inspect_err(|error| database.poison(error))?;
+        Ok(Written { value, ticket })
     }
 
     /// Reads as the engine on a fresh connection, closed afterwards. Blocks.

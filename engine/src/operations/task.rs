@@ -139,6 +139,11 @@ impl Task {
         self.shared.id()
     }
 
+    /// The operation as it stands.
+    pub(crate) fn operation(&self) -> Operation {
+        self.shared.changes.borrow().clone()
+    }
+
     /// Completes once the operation has ended.
     pub(crate) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut handle = Handle::new(&self.shared);

@@ -26,6 +26,8 @@ pub const SQLITE_FLOOR: i32 = 3_051_003;
 const STEPS_PER_CHECK: i32 = 1000;
 /// Page cache of a connection, in KiB.
 const CACHE_KIB: i32 = 256;
+/// That of one that writes raw pages, which are spilled one by one where it is full, while writers wait.
+pub(crate) const RAW_CACHE_KIB: i32 = 4096;
 /// Statements kept prepared.
 const STATEMENTS_CACHED: usize = 64;
 /// The longest string, blob or row.
@@ -187,8 +189,13 @@ fn configure(
     if mode != "wal" {
         return Err(refused("the database did not enter WAL mode"));
     }
+    let cache_kib = if purpose == Purpose::RawPages {
+        RAW_CACHE_KIB
+    } else {
+        CACHE_KIB
+    };
     connection.execute_batch(&format!(
-        "PRAGMA synchronous=NORMAL; PRAGMA temp_store=FILE; PRAGMA cache_size=-{CACHE_KIB}; \
+        "PRAGMA synchronous=NORMAL; PRAGMA temp_store=FILE; PRAGMA cache_size=-{cache_kib}; \
          PRAGMA foreign_keys=ON; PRAGMA mmap_size=0;"
     ))?;
     let _: i64 = connection.query_row("PRAGMA journal_size_limit=-1", [], |row| row.get(0))?;

@@ -20,7 +20,7 @@ use tidelog_archive::term::End;
 use tidelog_wal::{Chain, DatabaseId, Digest, PageCount, Position, Term, TxId};
 
 use crate::bucket::At;
-use crate::capture::CommitNote;
+use crate::capture::{CommitNote, Wanted};
 use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::executor::blocking;
@@ -33,7 +33,7 @@ use crate::operations::OperationState;
 use crate::settings::Durability;
 use crate::system::Page;
 use crate::travel::forks::Fork;
-use crate::travel::rewind::{PageXors, Source, Staged, Wanted, put_in_place};
+use crate::travel::rewind::{PageXors, Source, Staged, put_in_place, raw_connection};
 
 /// What folders that were put aside are called.
 const ASIDE: &str = "fenced-";
@@ -231,11 +231,11 @@ async fn apply(child: &Database, folder: &Path, remainder: Remainder) -> Result<
             let head = database.capture_now()?;
             let hold = core.journal.hold(database.meta().id, head.txid);
             let source = Source::Xors(xors, None);
-            let mut staged = Staged::make(&database, source, wanted, hold, &|_, _| Ok(()))?;
+            let staged = Staged::make(&database, source, wanted, hold, &|_, _| Ok(()))?;
             let note = CommitNote::default();
-            let raw = database.raw_connection()?;
-            let done = put_in_place((&gate, raw), head, &mut staged, note, &|_, _| {})?;
-            Ok(done.1)
+            let raw = raw_connection(&database, &staged)?;
+            let done = put_in_place((gate, raw), head, staged, note, &|_, _| {})?;
+            Ok(done.ticket)
         })
         .await?;
         ticket.wait(Durability::Memory).await?;

@@ -102,7 +102,7 @@ pub(crate) fn pin_id(name: &str) -> [u8; 16] {
 }
 
 /// Refuses what is no name of a label.
-fn check_name(name: &str) -> Result<(), Error> {
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let refuse = |why: &str| {
         let what = format!("snapshot name {why}");
         Err(Error::new(Code::NameInvalid, what))
@@ -304,6 +304,9 @@ fn state(
     }
 }
 
+/// A commit, its time and its pages.
+pub(crate) type State = (Position, Timestamp, PageCount);
+
 impl Database {
     /// What is stored and not settled; looked at before the manifest.
     fn unsettled(&self) -> Unsettled {
@@ -323,7 +326,17 @@ impl Database {
             let what = "expires_at lies in the past";
             return Err(Error::new(Code::InvalidRequest, what));
         }
-        let (position, time, pages) = self.named(&new.at).await?;
+        let state = self.named(&new.at).await?;
+        self.snapshot_of(new, state).await
+    }
+
+    /// The same of a state that the caller knows, who may hold the database.
+    pub(crate) async fn snapshot_of(
+        &self,
+        new: NewSnapshot,
+        (position, time, pages): State,
+    ) -> Result<Snapshot, Error> {
+        let now = self.engine.now();
         let label = Label {
             name: new.name.clone(),
             note: new.note,
@@ -353,7 +366,7 @@ impl Database {
     }
 
     /// The commit that is meant, its time and its pages. The newest one need not be stored for that.
-    async fn named(&self, at: &At) -> Result<(Position, Timestamp, PageCount), Error> {
+    pub(crate) async fn named(&self, at: &At) -> Result<State, Error> {
         let lease = self.lease().await?;
         let capturing = std::sync::Arc::clone(&lease);
         let head =

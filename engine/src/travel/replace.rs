@@ -18,9 +18,9 @@ use tidelog_wal::{Digest, PageCount, Position};
 
 use super::archives::digest_of_file;
 use super::restores::{Outcome, RestoreRecord, RolledBackKey};
-use super::rewind::{Source, Staged, Wanted, put_in_place, taken_back};
+use super::rewind::{Changed, Source, Staged, put_in_place, raw_connection, taken_back};
 use crate::boxed;
-use crate::capture::CommitNote;
+use crate::capture::{CommitNote, Wanted};
 use crate::crash_point;
 use crate::database::Lease;
 use crate::engine::{Database, Engine};
@@ -207,16 +207,17 @@ async fn run(
         };
         let source = Source::open(&fitting.file)?;
         let staged = Staged::make(&open, source, fitting.to, hold, &progress)?;
-        Ok((staged, open.raw_connection()?, fitting.folder))
+        let raw = raw_connection(&open, &staged)?;
+        Ok((staged, raw, fitting.folder))
     });
-    let (mut staged, raw, folder) = compared.await?;
+    let (staged, raw, folder) = compared.await?;
     task.phase("wait_for_writers", 0)?;
     let gate = task.unless_stopped(lease.gate()).await?;
     task.phase("apply", 0)?;
     task.point_of_no_return()?;
     let note = CommitNote {
         annotations: annotations(token.as_deref()),
-        restore: None,
+        ..CommitNote::default()
     };
     let (open, progressing) = (Arc::clone(&lease), task.clone());
     let put_off = lease.put_off_backfill();
@@ -225,15 +226,28 @@ async fn run(
         let head = open.capture_now()?;
         check_place(only_at, head.position())?;
         let progress = |pages: u64, of: u64| progressing.progress_of(pages * size, of * size);
-        let done = put_in_place((&gate, raw), head, &mut staged, note, &progress)?;
+        let done = put_in_place((gate, raw), head, staged, note, &progress)?;
         drop(folder);
         Ok(done)
     });
-    let (previous, ticket, pages, rolled_back) = done.await?;
+    let changed = match done.await {
+        Err(error) if lease.is_poisoned() => {
+            // Its history tells whether it stands, once it is opened anew.
+            drop(lease);
+            return find(engine, &task.operation()).await?.ok_or(error);
+        }
+        changed => changed?,
+    };
+    let Changed {
+        from,
+        ticket,
+        pages,
+        rolled_back,
+    } = changed;
+    let previous = from.position();
     put_off.until(task.ended());
     crash_point!("replace.after_commit");
     let bookmark = ticket.wait(Durability::Memory).await?;
-    core.rolled_back.add(lease.meta().id, &rolled_back);
     let row = database.row();
     let ended = core.parts.clock.wall();
     let record = RestoreRecord {

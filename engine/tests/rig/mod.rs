@@ -12,6 +12,7 @@ use tidelog_archive::restore::FileSink;
 use tidelog_archive::scrub::{Finding, Level, scrub};
 use tidelog_archive::store::{Store, StoreOptions, StoreSettings};
 use tidelog_engine::bucket::{At, Bucket, BucketDatabase};
+use tidelog_engine::operations::Handle;
 use tidelog_engine::{
     Access, Database, Durability, Engine, Error, Limits, Params, Request, Settings, Statement,
     Value,
@@ -139,6 +140,25 @@ pub(crate) async fn hold_gate(database: &Database) -> mpsc::Sender<()> {
     });
     inside.await.expect("it has begun");
     release
+}
+
+/// Waits until an operation stands at the gate of its database.
+pub(crate) async fn at_gate(engine: &Engine, operation: &Handle) {
+    let deadline = Instant::now() + PATIENCE;
+    while operation.current().phase != "wait_for_writers" {
+        assert!(Instant::now() < deadline, "{:?}", operation.current());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    queued(engine, 1).await;
+}
+
+/// Waits until so many stand at the gates of a node.
+pub(crate) async fn queued(engine: &Engine, many: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while engine.status().await.gates_waiting < many {
+        assert!(Instant::now() < deadline, "fewer than {many} at the gates");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Descriptors of this process below a folder.

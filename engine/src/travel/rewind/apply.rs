@@ -11,41 +11,163 @@
 //! 5. `schema_version` one above the present: an old cookie would let idle connections use a stale schema for
 //!    other tables (HAZARDS W0d);
 //! 6. the base is proven from page hashes before page 1 is written, that of the target from the base when it is
-//!    staged; page count and digest are proven again from the captured commit.
+//!    staged; page count and digest are proven again from the captured commit, by capture itself
+//!    ([`CommitNote::leads_to`]).
 //!
 //! The pages of the target were made and proven before the gate was taken ([`Staged`]), and what leads to them from
 //! the present is kept. SQLite reads a page before it takes another in its place, so that to look at it first costs
-//! those who wait next to nothing.
+//! those who wait next to nothing; unless somebody commits in between, it has read the first of them before the gate was
+//! taken.
+//!
+//! Writers wait for the transaction. It is captured, and with that proven, beside the next of them, whose commit comes
+//! behind it: where it is not what was asked for, neither is acknowledged. The database is opened anew then, with what
+//! SQLite holds, and whoever asked finds out from its history what stands.
 
-use rusqlite::{Connection, OptionalExtension as _, Statement, params};
+use std::sync::Arc;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 use tidelog_wal::page::{MASKED_PAGE1, SCHEMA_COOKIE, mask_page1};
 use tidelog_wal::{DigestSeed, PageCount, PageNo, PageSize};
 
 use super::stage::{Staged, hash, not_led};
-use crate::capture::Head;
+use crate::capture::{CommitNote, Head};
+use crate::crash_point;
+use crate::database::idempotency::request_keys;
+use crate::database::write::{Gate, after_commit};
+use crate::database::{OpenDb, Ticket};
 use crate::error::{Code, Error};
 use crate::rules::rule;
+use crate::sql::connection::{RAW_CACHE_KIB, Sqlite};
 
 /// Pages between two reports of progress.
 const PROGRESS_EVERY: u64 = 1024;
+/// Bytes of pages that are read ahead: half of the connection's cache, which holds more beside each page.
+const READ_AHEAD_BYTES: usize = (RAW_CACHE_KIB as usize) << 9;
+
+/// A connection for [`put_in_place`], to be opened before the gate is taken. What the change reads first is in its cache,
+/// the schema and the first of the pages that differ: unless somebody commits meanwhile, no writer waits for that. Blocks.
+pub(crate) fn raw_connection(database: &OpenDb, staged: &Staged) -> Result<Sqlite, Error> {
+    let sqlite = database.raw_connection()?;
+    let size = database.meta().page_size;
+    let read_ahead = |c: &Connection| {
+        c.execute_batch("BEGIN").map_err(sql)?;
+        request_keys(c, database.meta().id)?;
+        let mut pages = Pages::of(c)?;
+        for page in staged
+            .differing()
+            .iter()
+            .take(READ_AHEAD_BYTES / size.bytes())
+        {
+            pages.look(*page)?;
+        }
+        c.execute_batch("COMMIT").map_err(sql)
+    };
+    sqlite.as_engine(read_ahead)?;
+    Ok(sqlite)
+}
+
+/// What a change of state came to.
+#[derive(Debug)]
+pub(crate) struct Changed {
+    /// Where the database was.
+    pub(crate) from: Head,
+    /// The commit's.
+    pub(crate) ticket: Ticket,
+    /// Pages that were written.
+    pub(crate) pages: u64,
+    /// The Idempotency-Keys whose effects are gone.
+    pub(crate) rolled_back: Vec<String>,
+}
+
+/// Puts a database whose write gate is held from `head`, where it stands, to the state that is staged: one commit on
+/// `raw`, a connection for it. The gate is let go as soon as that is made, and the node knows whose effects are gone; it
+/// is captured and proven when this answers. Blocks.
+///
+/// An error that leaves the database poisoned does not tell whether the commit stands: its history does.
+pub(crate) fn put_in_place(
+    (mut gate, raw): (Gate, Sqlite),
+    head: Head,
+    mut staged: Staged,
+    note: CommitNote,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Changed, Error> {
+    let database = Arc::clone(gate.database());
+    let (size, seed) = (database.meta().page_size, database.meta().seed);
+    staged.catch_up(&database, &head)?;
+    let note = CommitNote {
+        leads_to: Some(staged.to()),
+        ..note
+    };
+    let owed = gate.owing();
+    let written = gate.raw_transaction(&raw, note, |connection| {
+        let keys = request_keys(connection, database.meta().id)?;
+        let change = Change {
+            connection,
+            size,
+            seed,
+            from: head,
+        };
+        Ok((change.run(&staged, progress)?, keys))
+    })?;
+    let (pages, keys) = written.value;
+    let ticket = written
+        .ticket
+        .ok_or_else(|| Error::internal("a restore committed nothing"))?;
+    let rolled_back = if keys.is_empty() {
+        keys
+    } else {
+        keys_gone(&gate, keys)
+    };
+    // The next writer may be a retry.
+    let core = &database.core;
+    core.rolled_back.add(database.meta().id, &rolled_back);
+    drop(gate);
+    crash_point!("raw.after_commit");
+    if !rule!("rewind.sound_handle") {
+        database.poison(&Error::internal("a handle that fails behind a change"));
+    }
+    owed.pay().map_err(after_commit)?;
+    if let Err(error) = raw.close() {
+        tracing::warn!(database = %database.meta().id, %error, "a connection was not closed");
+    }
+    Ok(Changed {
+        from: head,
+        ticket,
+        pages,
+        rolled_back,
+    })
+}
+
+/// Which of these Idempotency-Keys stand no more, behind the commit, on a connection that never saw the pages before.
+/// Where they cannot be read it is all of them: one that stands is found before it is refused.
+fn keys_gone(gate: &Gate, mut keys: Vec<String>) -> Vec<String> {
+    let id = gate.database().meta().id;
+    match gate.fresh_read(|connection| request_keys(connection, id)) {
+        Ok(left) => keys.retain(|key| !left.contains(key)),
+        Err(error) => {
+            tracing::warn!(database = %id, %error, "the Idempotency-Keys behind a restore cannot be read");
+        }
+    }
+    keys
+}
 
 /// A state change inside an open IMMEDIATE transaction.
-pub(crate) struct Change<'a> {
-    pub(crate) connection: &'a Connection,
-    pub(crate) size: PageSize,
-    pub(crate) seed: DigestSeed,
+struct Change<'a> {
+    connection: &'a Connection,
+    size: PageSize,
+    seed: DigestSeed,
     /// The present state: captured to the end, and the target is staged up to it.
-    pub(crate) from: Head,
+    from: Head,
 }
 
 fn sql(error: rusqlite::Error) -> Error {
-    Error::new(Code::Internal, "write restored pages").caused_by(error)
+    Error::new(Code::Internal, "read or write restored pages").caused_by(error)
 }
 
 impl Change<'_> {
     /// Writes the state; answers the number of pages that changed. The caller commits. `progress` hears how many
     /// pages of how many were looked at.
-    pub(crate) fn run(&self, staged: &Staged, progress: &dyn Fn(u64, u64)) -> Result<u64, Error> {
+    fn run(&self, staged: &Staged, progress: &dyn Fn(u64, u64)) -> Result<u64, Error> {
         let c = self.connection;
         let cookie: u32 = c
             .query_row("PRAGMA schema_version", [], |row| row.get(0))
@@ -174,19 +296,26 @@ impl Change<'_> {
     }
 }
 
-/// The pages of the database as its transaction sees them. The statements are made once: a writer waits for every page.
+/// The pages of the database as its transaction sees them. The statements are made once, by whoever opens the connection:
+/// a writer waits for every page.
 struct Pages<'c> {
-    select: Statement<'c>,
-    insert: Statement<'c>,
+    select: CachedStatement<'c>,
+    insert: CachedStatement<'c>,
 }
 
 impl<'c> Pages<'c> {
     fn of(connection: &'c Connection) -> Result<Self, Error> {
-        let prepare = |text| connection.prepare(text).map_err(sql);
+        let prepare = |text| connection.prepare_cached(text).map_err(sql);
         Ok(Self {
             select: prepare("SELECT data FROM sqlite_dbpage WHERE pgno = ?1")?,
             insert: prepare("INSERT INTO sqlite_dbpage(pgno, data) VALUES(?1, ?2)")?,
         })
+    }
+
+    /// Has the page read into the connection's cache, if there is one.
+    fn look(&mut self, page: PageNo) -> Result<(), Error> {
+        let looked = self.select.exists([page.get()]);
+        looked.map(drop).map_err(sql)
     }
 
     fn get(&mut self, page: PageNo, image: &mut [u8]) -> Result<(), Error> {

@@ -31,11 +31,11 @@ use crate::error::{Code, Error};
 use crate::operations::{Begins, Handle, NewOperation, Operation, OperationType};
 use crate::system::{Page, PageOf};
 
+pub(crate) use apply::{Changed, put_in_place, raw_connection};
 pub(crate) use plan::Plans;
 pub use plan::{Origin, RewindPlan, Way};
 pub(crate) use recover::taken_back;
-pub(crate) use run::put_in_place;
-pub(crate) use stage::{Source, Staged, Wanted};
+pub(crate) use stage::{Source, Staged};
 pub(crate) use xors::PageXors;
 
 /// The window in which the restores of one database are bounded.
@@ -277,7 +277,8 @@ fn stale(now: Position) -> Error {
 
 /// Ends a restore that an earlier life left open: by whether its commit stands in the history.
 pub(crate) async fn recover(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
-    let ended = recover::recover(engine, operation).await?;
+    let why = "the server stopped before anything was changed";
+    let ended = recover::recover(engine, operation, why).await?;
     engine.inner.core.rolled_back.decided(&operation.id);
     Ok(ended)
 }

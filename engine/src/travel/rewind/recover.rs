@@ -1,4 +1,5 @@
-//! Ending a rewind that an earlier process life left open: by whether its commit stands in the history.
+//! Ending a rewind that an earlier process life left open, or of which this one does not know what it came to: by whether
+//! its commit stands in the history.
 //!
 //! What follows the commit is done then, if it stands: the record says where it led, its snapshot names the state
 //! before, and the Idempotency-Keys whose effects are gone are remembered. If it does not, nothing of it stays.
@@ -21,8 +22,12 @@ use crate::sql::policy::Permission;
 use crate::system::Page;
 use crate::travel::restores::{Outcome, RestoreRecord, RolledBackKey};
 
-/// The result of the restore if it stands.
-pub(super) async fn recover(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
+/// The result of the restore if it stands; else its record says `why`.
+pub(super) async fn recover(
+    engine: &Engine,
+    operation: &Operation,
+    why: &str,
+) -> Result<Option<Json>, Error> {
     let text = |name: &str| operation.note.get(name).and_then(Json::as_str);
     let (Some(id), Some(name)) = (text("restore"), &operation.database_name) else {
         return Ok(None);
@@ -54,7 +59,11 @@ pub(super) async fn recover(engine: &Engine, operation: &Operation) -> Result<Op
     };
     let found = find_commit(&database, &record, state).await?;
     if let Some(name) = &record.preserved_as {
-        preserved_at(&database, name, asked_at, found.map(|(from, _)| from)).await?;
+        let from = match found {
+            Some((from, _)) => Some(database.named(&At::Bookmark(from)).await?),
+            None => None,
+        };
+        preserved_at(&database, name, asked_at, from).await?;
     }
     let mut keys = Vec::new();
     record.ended_at = Some(engine.now());
@@ -65,7 +74,7 @@ pub(super) async fn recover(engine: &Engine, operation: &Operation) -> Result<Op
         keys = taken_back(&database, previous).await?;
     } else {
         record.outcome = Outcome::Failed;
-        record.error = Some("the server stopped before anything was changed".to_owned());
+        record.error = Some(why.to_owned());
     }
     engine.inner.system.restore_put(&record, keys).await?;
     Ok(found.map(|_| {

@@ -7,21 +7,20 @@ use serde_json::{Value as Json, json};
 use tidelog_archive::plan::Start;
 use tidelog_archive::restore::{RestoreSettings, merge_watched};
 use tidelog_wal::record::{RestoreNote, tag};
-use tidelog_wal::{PageSize, Position, Timestamp};
+use tidelog_wal::{PageSize, Timestamp};
 
-use super::apply::Change;
+use super::apply::{Changed, put_in_place, raw_connection};
 use super::plan::{Log, Origin, RewindPlan};
-use super::stage::{Source, Staged, Wanted};
+use super::recover::recover;
+use super::stage::{Source, Staged};
 use super::xors::PageXors;
 use super::{Accepted, moved, stale};
 use crate::bucket::At;
-use crate::capture::{CommitNote, Head};
+use crate::capture::{CommitNote, Head, Wanted};
 use crate::core::Core;
 use crate::crash_point;
-use crate::database::idempotency::request_keys;
-use crate::database::write::{Gate, after_commit};
-use crate::database::{Lease, Ticket};
-use crate::engine::Database;
+use crate::database::Lease;
+use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::journal::hold::ChunkHold;
@@ -30,10 +29,9 @@ use crate::rebuild::restore_error;
 use crate::rules::rule;
 use crate::scratch::{PageWriter, ScratchPages};
 use crate::settings::Durability;
-use crate::sql::connection::Sqlite;
 use crate::sql::policy::Permission;
 use crate::travel::archives::{Archive, Wrong, unpack_into};
-use crate::travel::labels::NewSnapshot;
+use crate::travel::labels::{NewSnapshot, State, check_name};
 use crate::travel::restores::{Outcome, RestoreRecord, RolledBackKey};
 use crate::travel::watched::materialise_into;
 
@@ -50,14 +48,6 @@ struct Gathered {
     source: Source,
     /// Keeps what was committed since.
     hold: ChunkHold,
-}
-
-/// What the change came to.
-struct Changed {
-    from: Position,
-    ticket: Ticket,
-    pages: u64,
-    rolled_back: Vec<String>,
 }
 
 /// The restore of one accepted rewind, to its end.
@@ -112,7 +102,7 @@ pub(super) async fn run(
         }
     };
     crash_point!("restore.after_record");
-    let preserved = lease.head().position();
+    let preserved = state(&lease.head());
     let named = match &accepted.rewind.preserve_as {
         Some(name) => preserve(database, name, preserved).await,
         None => Ok(()),
@@ -122,17 +112,26 @@ pub(super) async fn run(
         Err(error) => Err(error),
     };
     crash_point!("restore.after_commit");
+    let changed = match changed {
+        Err(error) if lease.is_poisoned() && rule!("rewind.history_decides") => {
+            // It is opened anew once nobody holds it any more.
+            drop(lease);
+            return decided(engine, task, record, error).await;
+        }
+        changed => changed,
+    };
     if let Some(name) = &accepted.rewind.preserve_as {
-        let from = changed.as_ref().ok().map(|changed| changed.from);
+        let from = changed.as_ref().ok().map(|changed| state(&changed.from));
         if let Err(error) = preserved_at(database, name, asked_at, from).await {
             tracing::warn!(snapshot = name, %error, "what a restore preserves is not exact");
-            record.error = Some(format!("the snapshot {name:?} is of {preserved}: {error}"));
+            let at = preserved.0;
+            record.error = Some(format!("the snapshot {name:?} is of {at}: {error}"));
         }
     }
     let outcome = match changed {
         Ok(changed) => {
             let keys = changed.rolled_back.clone();
-            let finished = finish(database, &lease, &mut record, changed, &accepted).await;
+            let finished = finish(&lease, &mut record, changed, &accepted).await;
             finished
                 .map_err(|error| (error, keys.clone()))
                 .map(|quick| (quick, keys))
@@ -164,6 +163,41 @@ pub(super) async fn run(
     let ended = ended?;
     task.phase("store", 0)?;
     Ok(ended)
+}
+
+/// The end of a restore whose database was poisoned behind its change: the history tells whether that stands, as it tells
+/// the next process life.
+async fn decided(
+    engine: &Engine,
+    task: &Task,
+    mut record: RestoreRecord,
+    error: Error,
+) -> Result<Json, Error> {
+    let why = error.to_string();
+    match recover(engine, &task.operation(), &why).await {
+        Ok(Some(result)) => {
+            tracing::warn!(restore = %record.id, %error, "a restore stands; what followed it failed");
+            task.phase("store", 0)?;
+            Ok(result)
+        }
+        Ok(None) => Err(error),
+        Err(unknown) => {
+            record.ended_at = Some(engine.now());
+            record.outcome = Outcome::Failed;
+            record.error = Some(format!("{why}; whether it stands is not known: {unknown}"));
+            let _ = engine
+                .inner
+                .system
+                .restore_note(&record, Vec::new())
+                .await?;
+            Err(error)
+        }
+    }
+}
+
+/// A captured state, to be named.
+fn state(head: &Head) -> State {
+    (head.position(), head.time, head.pages)
 }
 
 /// Makes the state to come outside the write gate, and what was committed meanwhile as far as that can be done.
@@ -338,12 +372,12 @@ pub(super) async fn preserved_at(
     database: &Database,
     name: &str,
     since: Timestamp,
-    from: Option<Position>,
+    from: Option<State>,
 ) -> Result<(), Error> {
     let manifest = database.manifest().await?.manifest;
     if let Some(label) = manifest.labels.iter().find(|label| label.name == name) {
         let ours = label.note == PRESERVED && label.created >= since;
-        if !ours || from == Some(label.position) {
+        if !ours || from.is_some_and(|(from, ..)| from == label.position) {
             return Ok(());
         }
         database.snapshot_delete(name, true).await?;
@@ -356,15 +390,16 @@ pub(super) async fn preserved_at(
 }
 
 /// Pins the state before, under the name that was asked for.
-async fn preserve(database: &Database, name: &str, at: Position) -> Result<(), Error> {
+async fn preserve(database: &Database, name: &str, state: State) -> Result<(), Error> {
+    check_name(name)?;
     let new = NewSnapshot {
         name: name.to_owned(),
         note: PRESERVED.to_owned(),
-        at: At::Bookmark(at),
+        at: At::Bookmark(state.0),
         pin: true,
         expires_at: None,
     };
-    database.snapshot_create(new).await.map(drop)
+    database.snapshot_of(new, state).await.map(drop)
 }
 
 /// Adds the commits that were captured since; answers whether many were.
@@ -382,13 +417,17 @@ async fn catch_up(lease: &Lease, mut staged: Staged) -> Result<(Staged, bool), E
 async fn change(
     lease: &Lease,
     task: &Task,
-    mut staged: Staged,
+    staged: Staged,
     plan: &RewindPlan,
     accepted: &Accepted,
 ) -> Result<Changed, Error> {
     task.phase("wait_for_writers", 0)?;
     let database = Arc::clone(lease);
-    let raw = blocking(lease.core.executor(), move || database.raw_connection()).await?;
+    let opened = blocking(lease.core.executor(), move || {
+        let raw = raw_connection(&database, &staged)?;
+        Ok((raw, staged))
+    });
+    let (raw, staged) = opened.await?;
     // A writer may hold it for long: whoever cancels meanwhile does not wait for them.
     let gate = task.unless_stopped(lease.gate()).await?;
     task.phase("apply", 0)?;
@@ -415,98 +454,29 @@ async fn change(
         let note = CommitNote {
             annotations: accepted.rewind.annotations(),
             restore: Some(restore),
+            ..CommitNote::default()
         };
         let page = u64::from(database.meta().page_size.get());
         let progress = |pages: u64, of: u64| progressing.progress_of(pages * page, of * page);
-        put_in_place((&gate, raw), head, &mut staged, note, &progress)
+        put_in_place((gate, raw), head, staged, note, &progress)
     });
-    let (from, ticket, pages, rolled_back) = changed.await?;
+    let changed = changed.await?;
     // The operation ends once all of it is stored.
     put_off.until(task.ended());
-    Ok(Changed {
-        from,
-        ticket,
-        pages,
-        rolled_back,
-    })
+    Ok(changed)
 }
 
-/// Puts a database whose write gate is held from `head`, where it stands, to the state that is staged: one commit on
-/// `raw`, a connection for it.
-/// Answers where it was, the commit's ticket, the pages changed, and the Idempotency-Keys whose effects are gone.
-pub(crate) fn put_in_place(
-    (gate, raw): (&Gate, Sqlite),
-    head: Head,
-    staged: &mut Staged,
-    note: CommitNote,
-    progress: &dyn Fn(u64, u64),
-) -> Result<(Position, Ticket, u64, Vec<String>), Error> {
-    let database = gate.database();
-    let (size, seed) = (database.meta().page_size, database.meta().seed);
-    staged.catch_up(database, &head)?;
-    let (staged, to) = (&*staged, staged.to());
-    let written = gate.raw_transaction(raw, note, |connection| {
-        let keys = request_keys(connection, database.meta().id)?;
-        let change = Change {
-            connection,
-            size,
-            seed,
-            from: head,
-        };
-        Ok((change.run(staged, progress)?, keys))
-    })?;
-    let (pages, keys) = written.value;
-    let ticket = written
-        .ticket
-        .ok_or_else(|| Error::internal("a restore committed nothing"))?;
-    let proven = prove(gate, &ticket, to);
-    proven.map_err(after_commit)?;
-    // Behind the commit, on a connection that never saw the pages before.
-    let left = if keys.is_empty() {
-        Vec::new()
-    } else {
-        let left = gate.fresh_read(|connection| request_keys(connection, database.meta().id));
-        left.map_err(after_commit)?
-    };
-    let gone = keys.into_iter().filter(|key| !left.contains(key));
-    Ok((head.position(), ticket, pages, gone.collect()))
-}
-
-/// The captured commit must be the state that was asked for.
-fn prove(gate: &Gate, ticket: &Ticket, to: Wanted) -> Result<(), Error> {
-    let database = gate.database();
-    let head = database.capture_now()?;
-    let proven = head.txid == ticket.txid() && (head.pages, head.digest) == (to.n, to.digest);
-    if proven || !rule!("rewind.state_proven") {
-        return Ok(());
-    }
-    let what = format!(
-        "the restore of database {} led to digest {} of {} pages, asked for were {} of {}",
-        database.meta().id,
-        head.digest,
-        head.pages.get(),
-        to.digest,
-        to.n.get()
-    );
-    let error = Error::new(Code::DatabaseCorrupt, what);
-    database.poison(&error);
-    Err(error)
-}
-
-/// Waits until the restore is in the node's log, remembers the keys it took back, and checks the state if asked.
+/// Waits until the restore is in the node's log, and checks the state if asked.
 async fn finish(
-    database: &Database,
     lease: &Lease,
     record: &mut RestoreRecord,
     changed: Changed,
     accepted: &Accepted,
 ) -> Result<Option<String>, Error> {
-    record.previous = changed.from;
+    record.previous = changed.from.position();
     record.pages_changed = Some(changed.pages);
     let position = changed.ticket.wait(Durability::Memory).await?;
     record.bookmark = Some(position);
-    let core = &database.engine().inner.core;
-    core.rolled_back.add(record.database, &changed.rolled_back);
     if accepted.rewind.quick_check {
         return quick_check(lease).await.map(Some);
     }

@@ -17,7 +17,7 @@ use tidelog_wal::parallel::both;
 use tidelog_wal::{Digest, DigestSeed, PageCount, PageNo, PageSize, TxId};
 
 use super::xors::PageXors;
-use crate::capture::Head;
+use crate::capture::{Head, Wanted};
 use crate::copy::gather;
 use crate::database::OpenDb;
 use crate::error::{Code, Error};
@@ -48,15 +48,6 @@ impl Source {
         let file = File::open(path).map_err(|e| Error::io("open the state to restore", e))?;
         Ok(Self::File(file))
     }
-}
-
-/// The state to come.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted {
-    /// Its pages.
-    pub(crate) n: PageCount,
-    /// Its digest.
-    pub(crate) digest: Digest,
 }
 
 /// The target, as far as it differs from the base.
@@ -266,6 +257,11 @@ impl Staged {
     /// What is to come.
     pub(super) const fn to(&self) -> Wanted {
         self.to
+    }
+
+    /// The pages that differ, ascending.
+    pub(super) fn differing(&self) -> &[PageNo] {
+        &self.pages
     }
 
     /// Adds what was committed up to `head`; answers how many commits that were.
