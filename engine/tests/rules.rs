@@ -307,7 +307,8 @@ async fn nobody_builds_on_what_is_unproven(folder: &Path) -> Found {
     engine.shutdown().await.map_err(|error| error.to_string())
 }
 
-/// The database has to be opened anew right behind the change, which stands: so the restore does, with its snapshot.
+/// The database has to be opened anew right behind the change, which stands: so the restore does, with its snapshot, and
+/// so does a replacement.
 async fn a_change_stands_whatever_follows(folder: &Path) -> Found {
     let (engine, database) = node(folder, AutoVacuum::None).await;
     run(&database, "CREATE TABLE t(a)", Memory).await;
@@ -344,6 +345,22 @@ async fn a_change_stands_whatever_follows(folder: &Path) -> Found {
     }
     let rows = numbers(&database, "SELECT sum(a) FROM t").await;
     equal(&rows, &[3], "rows")?;
+
+    let file = folder.join("other.db");
+    let other = rusqlite::Connection::open(&file).expect("open");
+    let filled = other.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(10)");
+    filled.expect("fill");
+    drop(other);
+    let off = switch_off(&["rewind.sound_handle"]);
+    let handle = database.replace(&file, None, None).await;
+    let ended = handle.expect("accepted").wait(PATIENCE).await;
+    drop(off);
+    let rows = numbers(&database, "SELECT sum(a) FROM t").await;
+    equal(&rows, &[10], "rows")?;
+    let restores = database.restores(Page::default()).await.map_err(said)?;
+    if ended.state != OperationState::Succeeded || restores.items.len() != 3 {
+        return Err(format!("it replaced and is called {:?}", ended.error));
+    }
     engine.shutdown().await.map_err(said)
 }
 

@@ -28,7 +28,7 @@ use crate::error::{Code, Error};
 use crate::system::{Page, PageOf};
 
 pub use record::{Failure, Operation, OperationFilter, OperationState, OperationType};
-pub(crate) use recover::recover_all;
+pub(crate) use recover::{decided, recover_all};
 use task::Shared;
 pub(crate) use task::Task;
 

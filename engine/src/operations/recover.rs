@@ -3,9 +3,14 @@
 //! Each type says what is true from durable facts: whether its effect stands. If it does, the operation
 //! succeeded; else what was half-made is removed and the operation failed with `operation-interrupted`.
 
-use serde_json::Value as Json;
+use std::time::Duration;
 
+use serde_json::Value as Json;
+use tidelog_archive::ErrorKind;
+
+use super::Task;
 use super::record::{Failure, Operation, OperationState, OperationType};
+use crate::boxed;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
 use crate::travel::archives;
@@ -44,6 +49,58 @@ async fn recover(engine: &Engine, mut operation: Operation) -> Result<(), Error>
     tracing::info!(operation = %operation.id, kind = operation.kind.as_str(), state = operation.state.as_str(),
         "ended an operation of an earlier life");
     engine.inner.system.operation_end(&operation).await
+}
+
+/// Between two questions to a history that does not answer.
+const ASK_PAUSE: Duration = Duration::from_millis(500);
+
+/// What an operation came to whose database was poisoned behind its change: its history tells, as it tells the next process
+/// life. `error` if the change does not stand. A history that cannot be read now is asked again; one that cannot be read at
+/// all, or not before the node stops, is left to that life.
+///
+/// The caller holds the database no more, and let it go with [`RolledBack::undecided`]: no key of it begins anew before.
+///
+/// [`RolledBack::undecided`]: crate::database::rolled_back::RolledBack::undecided
+#[boxed]
+pub(crate) async fn decided(engine: &Engine, task: &Task, error: Error) -> Result<Json, Error> {
+    let (operation, mut stop) = (task.operation(), engine.inner.stop_signal());
+    loop {
+        match outcome(engine, &operation).await {
+            Ok(stands) => {
+                tracing::warn!(operation = %operation.id, %error, stands = stands.is_some(),
+                    "a change of state is followed by a failure; its history tells whether it stands");
+                return stands.ok_or(error);
+            }
+            Err(unknown) => {
+                tracing::warn!(operation = %operation.id, %error, %unknown,
+                    "whether a change of state stands is not known yet");
+                if !passes(&unknown) {
+                    return Err(left_open(error, &unknown));
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(ASK_PAUSE) => {}
+                    _ = stop.wait_for(|stop| *stop) => return Err(left_open(error, &unknown)),
+                }
+            }
+        }
+    }
+}
+
+/// Whether what kept a history from being read may be over soon.
+fn passes(error: &Error) -> bool {
+    use ErrorKind as K;
+    matches!(
+        error.kind(),
+        K::Unavailable | K::Exhausted | K::OutcomeUnknown | K::KeyUnavailable
+    )
+}
+
+fn left_open(error: Error, unknown: &Error) -> Error {
+    let what = format!(
+        "the change was made, what followed it failed, and whether it stands cannot be read now ({unknown}); it is looked \
+         at again when the server starts"
+    );
+    Error::new(Code::OperationInterrupted, what).caused_by(error)
 }
 
 /// The result of the operation if its effect stands; else cleans up and answers `None`.

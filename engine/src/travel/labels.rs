@@ -375,6 +375,8 @@ impl Database {
         if *at == At::Latest || *at == At::Bookmark(head.position()) {
             return Ok((head.position(), head.time, head.pages));
         }
+        // Whoever waits for a lease of a database that is to be opened anew must hold none.
+        drop(lease);
         let found = self.state_at(at.clone()).await?;
         Ok((found.position, found.time, found.n))
     }

@@ -27,7 +27,7 @@ use crate::engine::{Database, Engine};
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::import::prove_at;
-use crate::operations::{Begins, Handle, NewOperation, Operation, OperationType, Task};
+use crate::operations::{Begins, Handle, NewOperation, Operation, OperationType, Task, decided};
 use crate::scratch;
 use crate::settings::Durability;
 use crate::sql::policy::Permission;
@@ -232,9 +232,10 @@ async fn run(
     });
     let changed = match done.await {
         Err(error) if lease.is_poisoned() => {
-            // Its history tells whether it stands, once it is opened anew.
+            core.rolled_back.undecided(task.id(), lease.meta().id);
+            // It is opened anew once nobody holds it any more.
             drop(lease);
-            return find(engine, &task.operation()).await?.ok_or(error);
+            return decided(engine, task, error).await;
         }
         changed => changed?,
     };

@@ -144,9 +144,10 @@ pub(crate) async fn hold_gate(database: &Database) -> mpsc::Sender<()> {
 
 /// Waits until an operation stands at the gate of its database.
 pub(crate) async fn at_gate(engine: &Engine, operation: &Handle) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     while operation.current().phase != "wait_for_writers" {
-        assert!(Instant::now() < deadline, "{:?}", operation.current());
+        let standing = operation.current();
+        assert!(tokio::time::Instant::now() < deadline, "{standing:?}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     queued(engine, 1).await;
@@ -154,9 +155,12 @@ pub(crate) async fn at_gate(engine: &Engine, operation: &Handle) {
 
 /// Waits until so many stand at the gates of a node.
 pub(crate) async fn queued(engine: &Engine, many: u64) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     while engine.status().await.gates_waiting < many {
-        assert!(Instant::now() < deadline, "fewer than {many} at the gates");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "fewer than {many} at the gates"
+        );
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

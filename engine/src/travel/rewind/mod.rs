@@ -277,8 +277,7 @@ fn stale(now: Position) -> Error {
 
 /// Ends a restore that an earlier life left open: by whether its commit stands in the history.
 pub(crate) async fn recover(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
-    let why = "the server stopped before anything was changed";
-    let ended = recover::recover(engine, operation, why).await?;
+    let ended = recover::recover(engine, operation).await?;
     engine.inner.core.rolled_back.decided(&operation.id);
     Ok(ended)
 }

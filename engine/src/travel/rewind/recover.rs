@@ -10,7 +10,7 @@ use tidelog_archive::ErrorKind;
 use tidelog_wal::record::RecordKind;
 use tidelog_wal::{Digest, PageCount, Position};
 
-use super::run::preserved_at;
+use super::run::{missing, preserve};
 use crate::bucket::At;
 use crate::database::idempotency::{KEEP_MICROS, request_keys};
 use crate::engine::{Database, Engine};
@@ -22,12 +22,8 @@ use crate::sql::policy::Permission;
 use crate::system::Page;
 use crate::travel::restores::{Outcome, RestoreRecord, RolledBackKey};
 
-/// The result of the restore if it stands; else its record says `why`.
-pub(super) async fn recover(
-    engine: &Engine,
-    operation: &Operation,
-    why: &str,
-) -> Result<Option<Json>, Error> {
+/// The result of the restore if it stands.
+pub(super) async fn recover(engine: &Engine, operation: &Operation) -> Result<Option<Json>, Error> {
     let text = |name: &str| operation.note.get(name).and_then(Json::as_str);
     let (Some(id), Some(name)) = (text("restore"), &operation.database_name) else {
         return Ok(None);
@@ -44,7 +40,7 @@ pub(super) async fn recover(
         // It never came to its record: nothing was changed.
         Err(error) if error.code() == Code::RestoreNotFound => {
             if let Some(name) = text("preserve_as") {
-                preserved_at(&database, name, asked_at, None).await?;
+                missing(&database, name, asked_at, None).await?;
             }
             return Ok(None);
         }
@@ -59,11 +55,11 @@ pub(super) async fn recover(
     };
     let found = find_commit(&database, &record, state).await?;
     if let Some(name) = &record.preserved_as {
-        let from = match found {
-            Some((from, _)) => Some(database.named(&At::Bookmark(from)).await?),
-            None => None,
-        };
-        preserved_at(&database, name, asked_at, from).await?;
+        let from = found.map(|(from, _)| from);
+        if let Some(from) = missing(&database, name, asked_at, from).await? {
+            let state = database.named(&At::Bookmark(from)).await?;
+            preserve(&database, name, state).await?;
+        }
     }
     let mut keys = Vec::new();
     record.ended_at = Some(engine.now());
@@ -74,7 +70,7 @@ pub(super) async fn recover(
         keys = taken_back(&database, previous).await?;
     } else {
         record.outcome = Outcome::Failed;
-        record.error = Some(why.to_owned());
+        record.error = Some("it ended before its change stood".to_owned());
     }
     engine.inner.system.restore_put(&record, keys).await?;
     Ok(found.map(|_| {
@@ -152,12 +148,12 @@ pub(crate) async fn taken_back(
     if before.time.micros().saturating_add(KEEP_MICROS) <= now.micros() {
         return Ok(Vec::new());
     }
-    let lease = database.lease().await?;
-    let bytes = before.n.bytes(lease.meta().page_size);
+    let page_size = database.lease().await?.meta().page_size;
+    let bytes = before.n.bytes(page_size);
     let folder = scratch::folder(core, "the end of a restore", bytes)?;
     let file = folder.path().join("before");
     database.export(At::Bookmark(previous), &file).await?;
-    let reader = lease.reader().await?;
+    let reader = database.lease().await?.reader().await?;
     let id = database.row().id;
     let gone = blocking(core.executor(), move || {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -7,11 +7,10 @@ use serde_json::{Value as Json, json};
 use tidelog_archive::plan::Start;
 use tidelog_archive::restore::{RestoreSettings, merge_watched};
 use tidelog_wal::record::{RestoreNote, tag};
-use tidelog_wal::{PageSize, Timestamp};
+use tidelog_wal::{PageSize, Position, Timestamp};
 
 use super::apply::{Changed, put_in_place, raw_connection};
 use super::plan::{Log, Origin, RewindPlan};
-use super::recover::recover;
 use super::stage::{Source, Staged};
 use super::xors::PageXors;
 use super::{Accepted, moved, stale};
@@ -20,11 +19,11 @@ use crate::capture::{CommitNote, Head, Wanted};
 use crate::core::Core;
 use crate::crash_point;
 use crate::database::Lease;
-use crate::engine::{Database, Engine};
+use crate::engine::Database;
 use crate::error::{Code, Error};
 use crate::executor::blocking;
 use crate::journal::hold::ChunkHold;
-use crate::operations::Task;
+use crate::operations::{Task, decided};
 use crate::rebuild::restore_error;
 use crate::rules::rule;
 use crate::scratch::{PageWriter, ScratchPages};
@@ -114,15 +113,23 @@ pub(super) async fn run(
     crash_point!("restore.after_commit");
     let changed = match changed {
         Err(error) if lease.is_poisoned() && rule!("rewind.history_decides") => {
+            let rolled_back = &engine.inner.core.rolled_back;
+            rolled_back.undecided(task.id(), record.database);
             // It is opened anew once nobody holds it any more.
             drop(lease);
-            return decided(engine, task, record, error).await;
+            let mut result = decided(engine, task, error).await?;
+            if accepted.rewind.quick_check {
+                let checked = quick_check(&database.lease().await?).await?;
+                result["restore"]["quick_check"] = json!(checked);
+            }
+            task.phase("store", 0)?;
+            return Ok(result);
         }
         changed => changed,
     };
     if let Some(name) = &accepted.rewind.preserve_as {
-        let from = changed.as_ref().ok().map(|changed| state(&changed.from));
-        if let Err(error) = preserved_at(database, name, asked_at, from).await {
+        let from = changed.as_ref().ok().map(|changed| changed.from);
+        if let Err(error) = preserved_at(database, name, asked_at, from.as_ref()).await {
             tracing::warn!(snapshot = name, %error, "what a restore preserves is not exact");
             let at = preserved.0;
             record.error = Some(format!("the snapshot {name:?} is of {at}: {error}"));
@@ -165,36 +172,6 @@ pub(super) async fn run(
     Ok(ended)
 }
 
-/// The end of a restore whose database was poisoned behind its change: the history tells whether that stands, as it tells
-/// the next process life.
-async fn decided(
-    engine: &Engine,
-    task: &Task,
-    mut record: RestoreRecord,
-    error: Error,
-) -> Result<Json, Error> {
-    let why = error.to_string();
-    match recover(engine, &task.operation(), &why).await {
-        Ok(Some(result)) => {
-            tracing::warn!(restore = %record.id, %error, "a restore stands; what followed it failed");
-            task.phase("store", 0)?;
-            Ok(result)
-        }
-        Ok(None) => Err(error),
-        Err(unknown) => {
-            record.ended_at = Some(engine.now());
-            record.outcome = Outcome::Failed;
-            record.error = Some(format!("{why}; whether it stands is not known: {unknown}"));
-            let _ = engine
-                .inner
-                .system
-                .restore_note(&record, Vec::new())
-                .await?;
-            Err(error)
-        }
-    }
-}
-
 /// A captured state, to be named.
 fn state(head: &Head) -> State {
     (head.position(), head.time, head.pages)
@@ -210,7 +187,7 @@ async fn prepared(
     let (plan, mut staged) = match staged(lease, &plan, task).await {
         // What was settled since the plan was made may have taken the place of objects it reads, or of the chunks
         // that go on from them.
-        Err(error) if error.is_gone() && plan.archive().is_none() => {
+        Err(error) if error.is_gone() && plan.archive().is_none() && !lease.is_poisoned() => {
             let plan = replan(database, plan, Log::Shortest).await?;
             let again = staged(lease, &plan, task).await?;
             (plan, again)
@@ -219,6 +196,7 @@ async fn prepared(
         Err(error)
             if matches!(error.code(), Code::DatabaseCorrupt | Code::ObjectCorrupt)
                 && plan.is_shortened()
+                && !lease.is_poisoned()
                 && rule!("rewind.whole_log") =>
         {
             tracing::warn!(database = %database.row().id, %error, "the records of restores do not fit the log");
@@ -366,31 +344,42 @@ async fn unpacked(
     }
 }
 
-/// Sees to it that the snapshot names the state the restore began at, and that none stays of one that failed. What was
-/// not made `since` it was asked for is somebody else's, and stays as it is.
-pub(super) async fn preserved_at(
+/// Sees to it that the snapshot names the state the restore began at, and that none stays of one that failed.
+async fn preserved_at(
     database: &Database,
     name: &str,
     since: Timestamp,
-    from: Option<State>,
+    from: Option<&Head>,
 ) -> Result<(), Error> {
-    let manifest = database.manifest().await?.manifest;
-    if let Some(label) = manifest.labels.iter().find(|label| label.name == name) {
-        let ours = label.note == PRESERVED && label.created >= since;
-        if !ours || from.is_some_and(|(from, ..)| from == label.position) {
-            return Ok(());
-        }
-        database.snapshot_delete(name, true).await?;
-    }
-    match from {
+    let at = from.map(Head::position);
+    match (missing(database, name, since, at).await?, from) {
         // Commits that came in between belong to what is preserved.
-        Some(from) => preserve(database, name, from).await,
-        None => Ok(()),
+        (Some(_), Some(from)) => preserve(database, name, state(from)).await,
+        _ => Ok(()),
     }
 }
 
+/// Deletes the snapshot of this name where it is not of the state `from`; answers that where there is none of it then.
+/// What was not made `since` it was asked for is somebody else's, and stays as it is.
+pub(super) async fn missing(
+    database: &Database,
+    name: &str,
+    since: Timestamp,
+    from: Option<Position>,
+) -> Result<Option<Position>, Error> {
+    let manifest = database.manifest().await?.manifest;
+    if let Some(label) = manifest.labels.iter().find(|label| label.name == name) {
+        let ours = label.note == PRESERVED && label.created >= since;
+        if !ours || from == Some(label.position) {
+            return Ok(None);
+        }
+        database.snapshot_delete(name, true).await?;
+    }
+    Ok(from)
+}
+
 /// Pins the state before, under the name that was asked for.
-async fn preserve(database: &Database, name: &str, state: State) -> Result<(), Error> {
+pub(super) async fn preserve(database: &Database, name: &str, state: State) -> Result<(), Error> {
     check_name(name)?;
     let new = NewSnapshot {
         name: name.to_owned(),
