@@ -119,17 +119,18 @@ impl Copy {
     }
 
     /// Shows `each` every page of the state in order, a run at a time with the number of its first page, as they stand
-    /// in a file, and answers their digest: the caller compares it with the state's. Blocks.
+    /// in a file, and answers their digest: the caller compares it with the state's. `each` may keep the run, and leave
+    /// another buffer in its place. Blocks.
     pub(crate) fn pages(
         mut self,
         task: Option<&Task>,
-        mut each: impl FnMut(PageNo, &[u8]) -> Result<(), Error>,
+        mut each: impl FnMut(PageNo, &mut Vec<u8>) -> Result<(), Error>,
     ) -> Result<Digest, Error> {
         let (size, seed) = (self.lease.meta().page_size, self.lease.meta().seed);
         let n = self.target.n;
         let io = |e| Error::io("lead a copied page back", e);
         let most = RUN_PAGES.min(RUN_BYTES / size.bytes()).max(1);
-        let mut buffer = vec![0; most * size.bytes()];
+        let mut run = Vec::new();
         let mut digest = Digest::empty(size).resize(PageCount::ZERO, n, size);
         let mut next = 1_u32;
         while let Some(first) = PageNo::new(next).filter(|first| n.contains(*first)) {
@@ -137,8 +138,8 @@ impl Copy {
                 .unwrap_or(most)
                 .saturating_add(1);
             let count = left.min(most);
-            let run = buffer.get_mut(..count * size.bytes()).unwrap_or_default();
-            let at = self.lease.read_run(first, run)?;
+            run.resize(count * size.bytes(), 0);
+            let at = self.lease.read_run(first, &mut run)?;
             self.catch_up(at)?;
             let numbers = (next..).filter_map(PageNo::new);
             for (page, image) in numbers.zip(run.chunks_exact_mut(size.bytes())) {
@@ -156,7 +157,7 @@ impl Copy {
                 }
             }
             crash_point!("copy.run");
-            each(first, run)?;
+            each(first, &mut run)?;
             next = next.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
             if let Some(task) = task {
                 task.progress(u64::from(next - 1) * u64::from(size.get()));
@@ -214,10 +215,8 @@ impl Copy {
                 Ok(())
             });
             let read = self.pages(task, |first, run| {
-                let mut buffer = emptied.try_recv().unwrap_or_default();
-                buffer.clear();
-                buffer.extend_from_slice(run);
-                let sent = full.send((first.offset(size), buffer));
+                let read = std::mem::replace(run, emptied.try_recv().unwrap_or_default());
+                let sent = full.send((first.offset(size), read));
                 sent.map_err(|_| Error::internal("the copy is written no further"))
             });
             drop(full);
