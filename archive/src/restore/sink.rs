@@ -4,8 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, SyncSender};
-use std::thread::{self, JoinHandle};
 
 use tidelog_wal::delta::PageDelta;
 
@@ -47,43 +45,11 @@ pub fn fill_from(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes that are written between two syncs beside it.
-const SYNC_EVERY: u64 = 64 << 20;
-
-/// A thread that syncs a file while it is written, so that its end has little left to wait for.
-#[derive(Debug)]
-struct Syncing {
-    due: SyncSender<()>,
-    thread: JoinHandle<io::Result<()>>,
-}
-
-impl Syncing {
-    fn of(file: File) -> io::Result<Self> {
-        let (due, asked) = mpsc::sync_channel(1);
-        let sync = move || asked.iter().try_for_each(|()| file.sync_data());
-        let thread = thread::Builder::new().name("tidelog-sync".to_owned());
-        Ok(Self {
-            due,
-            thread: thread.spawn(sync)?,
-        })
-    }
-
-    /// Ends it. The kernel tells an error of writing back once: this may be who heard of it.
-    fn end(self) -> io::Result<()> {
-        drop(self.due);
-        let ended = self.thread.join();
-        ended.map_err(|_| io::Error::other("the thread that syncs a file ended"))?
-    }
-}
-
 /// A file that gets its name when it is finished: until then it stands beside it as `NAME.partial`. It is its owner's
-/// alone: the state of a tenant is in it. A large one is on its way to the disk while it is written.
+/// alone: the state of a tenant is in it.
 #[derive(Debug)]
 pub struct FileSink {
     file: File,
-    /// Bytes since the last sync was asked for.
-    unsynced: u64,
-    syncing: Option<Syncing>,
     partial: PathBuf,
     path: PathBuf,
     finished: bool,
@@ -110,36 +76,16 @@ impl FileSink {
             .open(&partial)?;
         Ok(Self {
             file,
-            unsynced: 0,
-            syncing: None,
             partial,
             path: path.to_owned(),
             finished: false,
         })
     }
-
-    /// Has what is written so far synced beside what follows. One sync that still runs is enough: the next takes the rest.
-    fn sync_beside(&mut self) -> io::Result<()> {
-        self.unsynced = 0;
-        let syncing = match self.syncing.take() {
-            Some(syncing) => syncing,
-            None => Syncing::of(self.file.try_clone()?)?,
-        };
-        // One that failed says so at the end.
-        let _ = syncing.due.try_send(());
-        self.syncing = Some(syncing);
-        Ok(())
-    }
 }
 
 impl PageSink for FileSink {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)?;
-        self.unsynced = self.unsynced.saturating_add(bytes.len() as u64);
-        if self.unsynced >= SYNC_EVERY {
-            self.sync_beside()?;
-        }
-        Ok(())
+        self.file.write_all_at(bytes, offset)
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -151,9 +97,6 @@ impl PageSink for FileSink {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        if let Some(syncing) = self.syncing.take() {
-            syncing.end()?;
-        }
         self.file.sync_all()?;
         std::fs::rename(&self.partial, &self.path)?;
         self.finished = true;
@@ -170,9 +113,6 @@ impl Drop for FileSink {
         if !self.finished {
             // Best effort: the next try replaces what is left.
             let _ = std::fs::remove_file(&self.partial);
-        }
-        if let Some(syncing) = self.syncing.take() {
-            let _ = syncing.end();
         }
     }
 }
@@ -215,39 +155,5 @@ impl PageSink for MemorySink {
 
     fn finish(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_file_is_synced_beside_what_follows_and_whole() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("large");
-        let mut sink = FileSink::create(&path).expect("created");
-        let run: Vec<u8> = (0..4_u32 << 20).map(|at| at.to_le_bytes()[1]).collect();
-        let runs = 2 * SYNC_EVERY / run.len() as u64 + 1;
-        for at in 0..runs {
-            assert_eq!(sink.syncing.is_some(), at * run.len() as u64 >= SYNC_EVERY);
-            sink.write(at * run.len() as u64, &run).expect("written");
-        }
-        sink.finish().expect("finished");
-        assert!(sink.syncing.is_none());
-        let file = File::open(&path).expect("its name");
-        let mut read = vec![0; run.len()];
-        for at in 0..runs {
-            fill_from(&file, at * run.len() as u64, &mut read).expect("read");
-            assert!(read == run, "run {at}");
-        }
-    }
-
-    #[test]
-    fn a_sync_that_failed_beside_fails_the_end() {
-        // What is no file cannot be synced.
-        let syncing = Syncing::of(File::open("/dev/null").expect("open")).expect("begun");
-        syncing.due.send(()).expect("asked");
-        syncing.end().expect_err("it failed");
     }
 }
