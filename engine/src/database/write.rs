@@ -268,9 +268,9 @@ impl Gate {
     }
 
     /// Runs `work` in one IMMEDIATE transaction on `sqlite`, a connection of its own that may write raw pages
-    /// ([`OpenDb::raw_connection`]), and commits it. An error of `work` rolls back; one from COMMIT on poisons the
-    /// database. Afterwards the caller closes the
-    /// connection and does nothing else with it: its caches are not to be trusted (HAZARDS W0c). Blocks.
+    /// ([`OpenDb::raw_connection`]), and commits it. An error of `work` rolls back; one behind COMMIT poisons the
+    /// database. Afterwards the caller closes the connection and does nothing else with it: its caches are not to be
+    /// trusted (HAZARDS W0c). Blocks.
     pub(crate) fn raw_transaction<T>(
         &self,
         sqlite: &Sqlite,
