@@ -4,7 +4,10 @@
 //! is not shorter ([`Codec::Raw`]). Which one, the raw length, and the CRC-32 stand in the index of the
 //! object that holds it.
 
+use std::cell::RefCell;
 use std::fmt;
+
+use zstd::bulk::Decompressor;
 
 use crate::codec::DecodeError;
 
@@ -116,12 +119,10 @@ pub fn decompress(
     }
     let raw = match codec {
         Codec::Raw => stored.to_vec(),
-        Codec::Zstd => {
-            zstd::bulk::decompress(stored, raw_len).map_err(|_| DecodeError::Invalid {
-                offset,
-                what: "compressed block",
-            })?
-        }
+        Codec::Zstd => unpack(stored, raw_len).ok_or(DecodeError::Invalid {
+            offset,
+            what: "compressed block",
+        })?,
     };
     if raw.len() == raw_len {
         Ok(raw)
@@ -131,6 +132,22 @@ pub fn decompress(
             what: "raw block length",
         })
     }
+}
+
+thread_local! {
+    /// Making a context and touching its memory for the first time takes a good part of what opening a block does.
+    static CONTEXT: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// The bytes of a zstd frame, if it is one of at most `raw_len`.
+fn unpack(stored: &[u8], raw_len: usize) -> Option<Vec<u8>> {
+    CONTEXT.with_borrow_mut(|context| {
+        let context = match context {
+            Some(context) => context,
+            none => none.insert(Decompressor::new().ok()?),
+        };
+        context.decompress(stored, raw_len).ok()
+    })
 }
 
 #[cfg(test)]
