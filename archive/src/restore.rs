@@ -1,9 +1,10 @@
 //! Restoring: executing a plan into a new file, proven.
 //!
-//! The start (an image, a file, nothing) is put into a [`PageSink`]; then every record of the plan is read,
-//! in the order of history whichever way the state lies, and the XOR of all their deltas is gathered by
-//! page, in bounded memory: what does not fit is applied to the file early, which changes nothing, for XOR
-//! commutes. Objects are fetched and opened ahead by several tasks; one thread hashes the chain, one compares it and applies.
+//! Every record of the plan is read, in the order of history whichever way the state lies, and the XOR of all their
+//! deltas is gathered by page, in bounded memory: what does not fit is applied to the [`PageSink`] early, which changes
+//! nothing, for XOR commutes. An image that the plan starts with comes last: its pages are led to the target as they
+//! come, so that each is written once, from the start of the file to its end. Objects are fetched and opened ahead by
+//! several tasks; one thread hashes the chain, one compares it and applies.
 //!
 //! What is proven before a file gets its name: the chain over every record read, and that it joins start and
 //! target; the length; the digest of every page as it stands in the file. Then page 1 is unmasked, the file

@@ -9,7 +9,9 @@ use tidelog_archive::envelope::WriteId;
 use tidelog_archive::key::{Key, KeyNonce};
 use tidelog_archive::manifest::{ImageEntry, Marked, Pin};
 use tidelog_archive::plan::{Direction, Start, Target, Terms};
-use tidelog_archive::restore::{FileSink, MemorySink, RestoreError, RestoreSettings, execute};
+use tidelog_archive::restore::{
+    FileSink, MemorySink, PageSink, RestoreError, RestoreSettings, execute,
+};
 use tidelog_archive::segment::SegmentWriter;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::{ObjectRef, RecordBody};
@@ -401,6 +403,60 @@ async fn a_plan_for_another_state_than_recorded_makes_no_file() {
         FileSink::create(&path).is_err(),
         "an existing file is never replaced"
     );
+}
+
+/// A sink that remembers where it was written.
+#[derive(Debug, Default)]
+struct Noted {
+    sink: MemorySink,
+    writes: Vec<std::ops::Range<u64>>,
+}
+
+impl PageSink for Noted {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.writes.push(offset..offset + bytes.len() as u64);
+        self.sink.write(offset, bytes)
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.sink.read(offset, buf)
+    }
+
+    fn set_len(&mut self, len: u64) -> std::io::Result<()> {
+        self.sink.set_len(len)
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.sink.finish()
+    }
+}
+
+/// A page that both an image and deltas have is written once, and the file from its start to its end; so its way to the
+/// disk can begin before its end is there.
+#[tokio::test]
+async fn from_an_image_each_page_is_written_once_and_in_order() {
+    for (image, target) in [(50, 55), (55, 50)] {
+        let mut world = World::new(history(14, 60));
+        for first in (1..=60).step_by(5) {
+            world.settle(first, first + 4).await;
+        }
+        world.image(image).await;
+        let target = Target::TxId(TxId::new(target));
+        let plan = world.plan(target, None).await.expect("plan");
+        assert!(matches!(plan.start, Start::Image(_)), "{plan}");
+        let settings = RestoreSettings::default();
+        let noted = execute(&world.store, &plan, Noted::default(), settings).await;
+        let (noted, report) = noted.expect("restored");
+        assert_eq!(report.commits, 5);
+        let commit = world.history.at(plan.target.position.txid.get());
+        let expected = file(commit.position.txid.get(), &commit.pages);
+        assert!(noted.sink.bytes == expected, "{plan}");
+        // Page 1 is unmasked at the end, and what the image had no bytes of comes before that.
+        let (last, before) = noted.writes.split_last().expect("writes");
+        assert_eq!(last.start, 0);
+        let ordered = before.windows(2).all(|two| two[0].end <= two[1].start);
+        assert!(ordered, "{before:?}");
+    }
 }
 
 #[tokio::test]

@@ -71,6 +71,12 @@ pub struct PageHash(u64);
 impl PageHash {
     /// What a page above the page count contributes.
     pub const ABSENT: Self = Self(0);
+
+    /// What the pages of both contribute together.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 ^ other.0)
+    }
 }
 
 /// The digest of a state, or, while pages are still being added, of part of one.

@@ -10,6 +10,7 @@
 //! | [`codec`] | varints and bounded reading, shared by every format |
 //! | [`header`], [`frame`], [`checksum`], [`cursor`], [`shm`] | SQLite's WAL and wal-index |
 //! | [`delta`] | reversible deltas: diff, merge, apply in either direction |
+//! | [`merged`] | deltas of many commits, merged by page |
 //! | [`digest`] | the state digest and its incremental change |
 //! | [`record`] | the commit record, its canonical encoding |
 //! | [`chain`] | the hash chain over commit records |
@@ -27,6 +28,7 @@ pub mod digest;
 pub mod frame;
 pub mod header;
 pub mod ids;
+pub mod merged;
 pub mod page;
 pub mod parallel;
 pub mod record;

@@ -1,9 +1,12 @@
 //! Applying records to a sink.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use tidelog_wal::delta::PageDelta;
+use tidelog_wal::digest::PageHash;
+use tidelog_wal::merged::MergedDeltas;
 use tidelog_wal::page::{mask_page1, unmask_page1};
+use tidelog_wal::parallel::both;
 use tidelog_wal::{Chain, DatabaseId, Digest, PageCount, PageNo, PageSize, Position, TxId, chain};
 
 use super::error::RestoreError;
@@ -14,6 +17,8 @@ use crate::records::{BodyHead, RecordHead, RecordVisitor};
 
 /// Bytes read at once when the finished file is proven.
 const PROOF_CHUNK: usize = 1 << 20;
+/// A file of so many bytes is proven by two threads.
+const ALONE_BYTES: u64 = 8 << 20;
 
 /// A record whose pages stand in another object, seen while records were scanned.
 #[derive(Debug, Clone)]
@@ -22,13 +27,35 @@ pub(super) struct Elsewhere {
     pub(super) position: Position,
 }
 
+/// What the sink holds when the image comes that the plan starts with.
+#[derive(Debug, Clone, Copy)]
+enum InSink {
+    /// Nothing: its pages are written.
+    Nothing,
+    /// Deltas that did not fit into memory: its pages are added to them.
+    Deltas,
+    /// An image that takes the place of everything before it: its pages no longer count.
+    AnotherImage,
+}
+
+impl InSink {
+    /// Something is written that is not of that image.
+    fn add(&mut self) {
+        if matches!(self, Self::Nothing) {
+            *self = Self::Deltas;
+        }
+    }
+}
+
 /// Gathers deltas by page and applies them.
 #[derive(Debug)]
 pub(super) struct Applier<S> {
     pub(super) sink: S,
     page_size: PageSize,
-    xors: HashMap<PageNo, Box<[u8]>>,
-    pages_max: usize,
+    /// Deltas that are not in the sink yet.
+    deltas: MergedDeltas,
+    bytes_max: usize,
+    in_sink: InSink,
     /// The state before the next record that counts, `None` before the first commit of all.
     joint: Option<Position>,
     /// Where the stretch of records that is read ends, and those that follow it.
@@ -61,8 +88,9 @@ impl<S: PageSink> Applier<S> {
         Self {
             sink,
             page_size: plan.page_size,
-            xors: HashMap::new(),
-            pages_max: (memory_bytes / plan.page_size.bytes()).max(1),
+            deltas: MergedDeltas::default(),
+            bytes_max: memory_bytes.min(MergedDeltas::BYTES_MAX),
+            in_sink: InSink::Nothing,
             joint,
             end,
             ahead,
@@ -132,42 +160,64 @@ impl<S: PageSink> Applier<S> {
         if self.merging && self.sink.add(page)? {
             return Ok(());
         }
-        let size = self.page_size.bytes();
-        let xor = self
-            .xors
-            .entry(page.page)
-            .or_insert_with(|| vec![0; size].into_boxed_slice());
-        page.apply(xor);
-        if self.xors.len() > self.pages_max {
-            self.spill()?;
+        if self.deltas.bytes_with(page) > self.bytes_max {
+            self.deltas.fold(self.page_size);
+            if self.deltas.bytes() > self.bytes_max / 2 {
+                self.spill()?;
+            }
         }
+        self.deltas.add(page);
         Ok(())
     }
 
     /// Applies what is gathered to the sink.
     pub(super) fn spill(&mut self) -> Result<(), RestoreError> {
-        let mut pages: Vec<(PageNo, Box<[u8]>)> = self.xors.drain().collect();
-        pages.sort_unstable_by_key(|(page, _)| *page);
-        let mut image = vec![0; self.page_size.bytes()];
-        for (page, xor) in pages {
+        let deltas = std::mem::take(&mut self.deltas);
+        let size = self.page_size.bytes();
+        let (mut xor, mut image) = (vec![0; size], vec![0; size]);
+        for page in deltas.pages() {
+            xor.fill(0);
+            deltas.apply(page, &mut xor);
             if xor.iter().all(|byte| *byte == 0) {
                 continue;
             }
             let offset = page.offset(self.page_size);
             self.sink.read(offset, &mut image)?;
-            for (x, y) in image.iter_mut().zip(xor.iter()) {
+            for (x, y) in image.iter_mut().zip(&xor) {
                 *x ^= y;
             }
+            self.in_sink.add();
             self.sink.write(offset, &image)?;
         }
+        Ok(())
+    }
+
+    /// Takes pages of the image that the plan starts with, from `first` on, and all that is gathered of them.
+    pub(super) fn start_pages(
+        &mut self,
+        first: PageNo,
+        images: &mut [u8],
+    ) -> Result<(), RestoreError> {
+        let offset = first.offset(self.page_size);
+        match self.in_sink {
+            InSink::Nothing => {}
+            InSink::Deltas => return self.xor_at(offset, images),
+            InSink::AnotherImage => return Ok(()),
+        }
+        let numbers = (first.get()..).filter_map(PageNo::new);
+        for (page, image) in numbers.zip(images.chunks_exact_mut(self.page_size.bytes())) {
+            self.deltas.take(page, image);
+        }
+        self.sink.write(offset, images)?;
         Ok(())
     }
 
     /// Forgets the state so far: an image of every page follows. The state is all zeros until it came, so
     /// that it may come after deltas that follow it.
     fn reset(&mut self) -> Result<(), RestoreError> {
-        self.xors.clear();
+        self.deltas = MergedDeltas::default();
         self.elsewhere.clear();
+        self.in_sink = InSink::AnotherImage;
         self.sink.set_len(0)?;
         Ok(())
     }
@@ -179,6 +229,7 @@ impl<S: PageSink> Applier<S> {
         for (x, y) in image.iter_mut().zip(bytes) {
             *x ^= y;
         }
+        self.in_sink.add();
         self.sink.write(offset, &image)?;
         Ok(())
     }
@@ -215,12 +266,33 @@ impl<S: PageSink> Applier<S> {
         Ok(())
     }
 
-    /// The digest of the pages as they stand in the sink.
-    fn digest(&mut self, plan: &Plan, n: PageCount) -> Result<Digest, RestoreError> {
+    /// The digest of the pages as they stand in the sink; of many, half are hashed by a thread of its own.
+    fn digest(&self, plan: &Plan, n: PageCount) -> Result<Digest, RestoreError> {
+        let pages = || n.pages(self.page_size);
+        let hash = if n.bytes(self.page_size) < ALONE_BYTES {
+            self.hash_of(plan, pages())?
+        } else {
+            let last = n.get() / 2;
+            let (first, second) = both(
+                || self.hash_of(plan, pages().take_while(|page| page.get() <= last)),
+                || self.hash_of(plan, pages().skip_while(|page| page.get() <= last)),
+            );
+            first?.and(second?)
+        };
+        let empty = Digest::empty(self.page_size).resize(PageCount::ZERO, n, self.page_size);
+        Ok(empty.replace(PageHash::ABSENT, hash))
+    }
+
+    /// What `pages`, ascending, come to as they stand in the sink.
+    fn hash_of(
+        &self,
+        plan: &Plan,
+        mut pages: impl Iterator<Item = PageNo>,
+    ) -> Result<PageHash, RestoreError> {
         let size = self.page_size.bytes();
         let mut chunk = vec![0; PROOF_CHUNK.max(size)];
         let mut loaded = 0..0_u64;
-        Digest::of(self.page_size, n, |page| {
+        pages.try_fold(PageHash::ABSENT, |sum, page| {
             let offset = page.offset(self.page_size);
             if !loaded.contains(&offset) {
                 loaded = offset..offset + chunk.len() as u64;
@@ -228,7 +300,7 @@ impl<S: PageSink> Applier<S> {
             }
             let at = usize::try_from(offset - loaded.start).unwrap_or(usize::MAX);
             let image = chunk.get(at..at.saturating_add(size)).unwrap_or_default();
-            Ok(plan.seed.page(page, image))
+            Ok(sum.and(plan.seed.page(page, image)))
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use tidelog_wal::{PageSize, Position};
+use tidelog_wal::{PageNo, PageSize, Position};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,8 +21,8 @@ use crate::store::Store;
 /// What a restore may use.
 #[derive(Debug, Clone, Copy)]
 pub struct RestoreSettings {
-    /// Bytes of page deltas gathered before they are applied. More saves passes over the file; less saves
-    /// memory.
+    /// Bytes of page deltas gathered, as they are encoded, before they are applied. More saves passes over the file;
+    /// less saves memory.
     pub gather_bytes_max: usize,
     /// Objects fetched at a time. More hides latency; each costs up to 6 MiB.
     pub fetches: usize,
@@ -130,17 +130,17 @@ async fn fetch_all(
     units: mpsc::Sender<Message<Unit>>,
     fetched: &(dyn Fn(u64) + Sync),
 ) -> Result<(), RestoreError> {
-    if let Start::Image(source) = &plan.start {
-        let (_, parts) = image_parts(store, source).await?;
-        let key = source.object.key.clone();
-        let parts = parts
-            .into_iter()
-            .map(|part| fetch(store.clone(), key.clone(), part));
-        let mut opened = stream::iter(parts).buffered(fetches);
-        while let Some(unit) = opened.try_next().await? {
-            send(&units, Message::Unit(unit)).await?;
+    let start = match &plan.start {
+        Start::Image(source) => {
+            let (_, parts) = image_parts(store, source).await?;
+            let key = source.object.key.clone();
+            parts
+                .into_iter()
+                .map(|part| (key.clone(), part))
+                .collect::<Vec<_>>()
         }
-    }
+        Start::Base(_) | Start::Empty => Vec::new(),
+    };
     let open = |(number, step): (usize, Step)| async move {
         let parts = step_parts(store, &step, number).await?;
         let key = step.piece.source.key().to_owned();
@@ -166,6 +166,13 @@ async fn fetch_all(
         send(&units, Message::Unit(unit)).await?;
         done += bytes;
         fetched(done);
+    }
+    // Behind the deltas, which are applied as it comes: each page is written once.
+    let start = start.into_iter();
+    let start = start.map(|(key, part)| fetch(store.clone(), key, part));
+    let mut opened = stream::iter(start).buffered(fetches);
+    while let Some(unit) = opened.try_next().await? {
+        send(&units, Message::Unit(unit)).await?;
     }
     send(&units, Message::Complete).await
 }
@@ -219,10 +226,10 @@ impl<S: PageSink> Worker<S> {
     fn unit(&mut self, Hashed { unit, chains }: Hashed) -> Result<(), RestoreError> {
         match unit {
             Unit::Image(image, blocks) => {
-                for (block, raw) in blocks {
+                for (block, mut raw) in blocks {
                     let size = self.plan.page_size;
-                    for (offset, bytes) in page_runs(&image, block, &raw, size) {
-                        self.applier.sink.write(offset, bytes)?;
+                    for (first, images) in page_runs(&image, block, &mut raw, size) {
+                        self.applier.start_pages(first, images)?;
                     }
                 }
                 Ok(())
@@ -304,10 +311,10 @@ impl<S: PageSink> Worker<S> {
         for part in parts {
             let opened = fetch(self.store.clone(), source.object.key.clone(), part);
             if let Unit::Image(_, blocks) = self.runtime.block_on(opened)? {
-                for (block, raw) in blocks {
+                for (block, mut raw) in blocks {
                     let size = self.plan.page_size;
-                    for (offset, bytes) in page_runs(&image, block, &raw, size) {
-                        self.applier.xor_at(offset, bytes)?;
+                    for (first, images) in page_runs(&image, block, &mut raw, size) {
+                        self.applier.xor_at(first.offset(size), images)?;
                     }
                 }
             }
@@ -355,21 +362,18 @@ impl<S: PageSink> Worker<S> {
     }
 }
 
-/// Runs of pages of an opened block, with their offsets in the file. The block's length was proven against
-/// its runs when the index was read.
+/// Runs of pages of an opened block, with the first page of each. The block's length was proven against its runs when
+/// the index was read.
 fn page_runs<'a>(
     image: &'a Image,
     block: usize,
-    raw: &'a [u8],
+    raw: &'a mut [u8],
     size: PageSize,
-) -> impl Iterator<Item = (u64, &'a [u8])> {
-    let mut at = 0;
+) -> impl Iterator<Item = (PageNo, &'a mut [u8])> {
+    let mut left = raw;
     image.runs(block).iter().map(move |run| {
-        let start = at;
-        at += run.pages as usize * size.bytes();
-        (
-            run.first.offset(size),
-            raw.get(start..at).unwrap_or_default(),
-        )
+        let bytes = run.pages as usize * size.bytes();
+        let images = left.split_off_mut(..bytes).unwrap_or_default();
+        (run.first, images)
     })
 }

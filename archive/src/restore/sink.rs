@@ -4,16 +4,18 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, SyncSender};
+use std::thread::{self, JoinHandle};
 
 use tidelog_wal::delta::PageDelta;
 
 /// A file to be filled with pages.
-pub trait PageSink: Send {
+pub trait PageSink: Send + Sync {
     /// Writes `bytes` at `offset`, growing the file if needed; what lies between is zeros.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
     /// Fills `buf` from `offset` on; what lies beyond the end is zeros.
-    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
     /// Takes the delta of one page as it is, where deltas are merged and no state is made. `false`, and nothing is
     /// taken, where whole pages are wanted instead.
@@ -45,11 +47,48 @@ pub fn fill_from(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes that are written between two syncs beside them.
+const SYNC_EVERY: u64 = 64 << 20;
+
+/// A thread that syncs a file while it is written, so that its end has little left to wait for.
+#[derive(Debug)]
+struct Syncing {
+    due: SyncSender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Syncing {
+    fn of(file: File) -> io::Result<Self> {
+        let (due, asked) = mpsc::sync_channel(1);
+        let sync = move || asked.iter().try_for_each(|()| file.sync_data());
+        let thread = thread::Builder::new().name("tidelog-sync".to_owned());
+        Ok(Self {
+            due,
+            thread: thread.spawn(sync)?,
+        })
+    }
+
+    /// Ends it. The kernel tells an error of writing back once: this may be who heard of it.
+    fn end(self) -> io::Result<()> {
+        drop(self.due);
+        let ended = self.thread.join();
+        ended.map_err(|_| io::Error::other("the thread that syncs a file ended"))?
+    }
+}
+
 /// A file that gets its name when it is finished: until then it stands beside it as `NAME.partial`. It is its owner's
 /// alone: the state of a tenant is in it.
+///
+/// While a large one is written from its start towards its end it is on its way to the disk already. That ends with
+/// the first write behind the end: what is written in no order is written more than once, and need reach the disk once.
 #[derive(Debug)]
 pub struct FileSink {
     file: File,
+    /// Where the last write ended, while each began where the one before ended or beyond.
+    ordered: Option<u64>,
+    /// Up to where a sync was asked for.
+    asked: u64,
+    syncing: Option<Syncing>,
     partial: PathBuf,
     path: PathBuf,
     finished: bool,
@@ -76,27 +115,60 @@ impl FileSink {
             .open(&partial)?;
         Ok(Self {
             file,
+            ordered: Some(0),
+            asked: 0,
+            syncing: None,
             partial,
             path: path.to_owned(),
             finished: false,
         })
     }
+
+    /// Has what is written so far synced beside what follows. One sync that still runs is enough: the next takes the rest.
+    fn sync_beside(&mut self) -> io::Result<()> {
+        let syncing = match self.syncing.take() {
+            Some(syncing) => syncing,
+            None => Syncing::of(self.file.try_clone()?)?,
+        };
+        // One that failed says so at the end.
+        let _ = syncing.due.try_send(());
+        self.syncing = Some(syncing);
+        Ok(())
+    }
 }
 
 impl PageSink for FileSink {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)?;
+        self.ordered = self.ordered.filter(|end| *end <= offset);
+        let Some(end) = &mut self.ordered else {
+            return Ok(());
+        };
+        *end = offset.saturating_add(bytes.len() as u64);
+        if *end - self.asked >= SYNC_EVERY {
+            self.asked = *end;
+            self.sync_beside()?;
+        }
+        Ok(())
     }
 
-    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         fill_from(&self.file, offset, buf)
     }
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        self.file.set_len(len)?;
+        if self.syncing.is_some() {
+            // Little comes behind it; what it is proven by is read meanwhile.
+            self.sync_beside()?;
+        }
+        Ok(())
     }
 
     fn finish(&mut self) -> io::Result<()> {
+        if let Some(syncing) = self.syncing.take() {
+            syncing.end()?;
+        }
         self.file.sync_all()?;
         std::fs::rename(&self.partial, &self.path)?;
         self.finished = true;
@@ -113,6 +185,9 @@ impl Drop for FileSink {
         if !self.finished {
             // Best effort: the next try replaces what is left.
             let _ = std::fs::remove_file(&self.partial);
+        }
+        if let Some(syncing) = self.syncing.take() {
+            let _ = syncing.end();
         }
     }
 }
@@ -137,7 +212,7 @@ impl PageSink for MemorySink {
         Ok(())
     }
 
-    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let start = usize::try_from(offset).map_err(io::Error::other)?;
         let have = self.bytes.get(start..).unwrap_or_default();
         let now = have.len().min(buf.len());
@@ -155,5 +230,68 @@ impl PageSink for MemorySink {
 
     fn finish(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: u64 = 4 << 20;
+
+    /// Writes a run of bytes that show where they belong.
+    fn write(sink: &mut FileSink, at: u64) -> io::Result<()> {
+        let number = u8::try_from(at % 251).expect("below 251");
+        let run: Vec<u8> = (0..RUN).map(|at| at.to_le_bytes()[1] ^ number).collect();
+        sink.write(at * RUN, &run)
+    }
+
+    fn check(path: &Path, runs: u64) {
+        let file = File::open(path).expect("its name");
+        let mut read = vec![0; usize::try_from(RUN).expect("small")];
+        for run in 0..runs {
+            fill_from(&file, run * RUN, &mut read).expect("read");
+            let number = u8::try_from(run % 251).expect("below 251");
+            let same = |(at, byte): (usize, &u8)| *byte == at.to_le_bytes()[1] ^ number;
+            assert!(read.iter().enumerate().all(same), "run {run}");
+        }
+    }
+
+    #[test]
+    fn a_large_file_is_synced_beside_what_follows_and_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("large");
+        let mut sink = FileSink::create(&path).expect("created");
+        let runs = 2 * SYNC_EVERY / RUN + 1;
+        for run in 0..runs {
+            assert_eq!(sink.syncing.is_some(), run * RUN >= SYNC_EVERY);
+            write(&mut sink, run).expect("written");
+        }
+        assert_eq!(sink.asked, 2 * SYNC_EVERY);
+        sink.finish().expect("finished");
+        assert!(sink.syncing.is_none());
+        check(&path, runs);
+    }
+
+    #[test]
+    fn what_is_written_in_no_order_is_synced_at_its_end_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("large");
+        let mut sink = FileSink::create(&path).expect("created");
+        let runs = 2 * SYNC_EVERY / RUN;
+        for run in [1, 0].into_iter().chain(2..runs) {
+            write(&mut sink, run).expect("written");
+        }
+        assert_eq!((sink.asked, sink.syncing.is_some()), (0, false));
+        sink.finish().expect("finished");
+        check(&path, runs);
+    }
+
+    #[test]
+    fn a_sync_that_failed_beside_fails_the_end() {
+        // What is no file cannot be synced.
+        let syncing = Syncing::of(File::open("/dev/null").expect("open")).expect("begun");
+        syncing.due.send(()).expect("asked");
+        syncing.end().expect_err("it failed");
     }
 }

@@ -251,14 +251,26 @@ impl World {
 
     /// Executes a plan and compares the file with the state remembered.
     pub(crate) async fn check(&self, plan: &Plan, base: Option<MemorySink>) {
-        let restored = self.restore(plan, base.unwrap_or_default()).await;
-        let restored = restored.unwrap_or_else(|error| panic!("{error:?}\n{plan}"));
+        let bytes = base.unwrap_or_default().bytes;
         let commit = self.history.at(plan.target.position.txid.get());
-        assert_eq!(
-            restored.bytes,
-            file(commit.position.txid.get(), &commit.pages),
-            "{plan}"
-        );
+        let expected = file(commit.position.txid.get(), &commit.pages);
+        // Deltas that spill, and such as all fit into memory, are led to the file in different ways.
+        for settings in [self.little_memory(), RestoreSettings::default()] {
+            let sink = MemorySink {
+                bytes: bytes.clone(),
+            };
+            let restored = execute(&self.store, plan, sink, settings).await;
+            let (restored, _) = restored.unwrap_or_else(|error| panic!("{error:?}\n{plan}"));
+            assert!(restored.bytes == expected, "{settings:?}: {plan}");
+        }
+    }
+
+    /// So little that gathered deltas spill.
+    fn little_memory(&self) -> RestoreSettings {
+        RestoreSettings {
+            gather_bytes_max: 4 * self.history.page_size.bytes(),
+            fetches: 3,
+        }
     }
 
     pub(crate) async fn restore(
@@ -266,11 +278,7 @@ impl World {
         plan: &Plan,
         sink: MemorySink,
     ) -> Result<MemorySink, RestoreError> {
-        // Little memory, so that gathered deltas spill.
-        let settings = RestoreSettings {
-            gather_bytes_max: 4 * self.history.page_size.bytes(),
-            fetches: 3,
-        };
+        let settings = self.little_memory();
         Ok(execute(&self.store, plan, sink, settings).await?.0)
     }
 

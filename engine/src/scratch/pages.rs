@@ -130,7 +130,7 @@ impl PageSink for ScratchPages {
         self.file.write_all_at(&stored, first)
     }
 
-    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.read_at(offset, buf)
     }
 

@@ -49,7 +49,7 @@ impl<S: PageSink> PageSink for Watched<S> {
         Ok(())
     }
 
-    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.sink.read(offset, buf)
     }
 

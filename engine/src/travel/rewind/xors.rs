@@ -1,11 +1,9 @@
 //! Merged deltas: for each page that differs, the XOR of two states.
 //!
-//! Deltas are kept as they come, sparse, behind each other; what a page's XOR is comes out when it is asked for. Once
-//! they are more than a bound they are folded, each page to one; what then still takes much memory goes, by page, to a
+//! Deltas are merged in memory ([`MergedDeltas`]). Once they are more than a bound they are folded, each page to one; what then still takes much memory goes, by page, to a
 //! file without a name in the scratch folder, so that any number of commits can be merged. The file is sealed with a
 //! key that is drawn for it and stands nowhere: what of it is left on the disk is noise once it is dropped.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -16,112 +14,22 @@ use tidelog_archive::SystemEntropy;
 use tidelog_archive::env::Entropy as _;
 use tidelog_archive::restore::PageSink;
 use tidelog_archive::seal::{DataKey, FileSealer};
-use tidelog_wal::delta::{DeltaEncoder, PageDelta, PageReader, apply_encoded};
-use tidelog_wal::parallel::both;
-use tidelog_wal::{PageCount, PageNo, PageSize};
+use tidelog_wal::delta::{PageDelta, apply_encoded};
+use tidelog_wal::merged::MergedDeltas;
+use tidelog_wal::{PageNo, PageSize};
 
 /// Bytes of deltas held in memory.
 const MEMORY_MAX: usize = 64 << 20;
 /// Bytes that are sealed as one piece, roughly.
 const PIECE: usize = 64 << 10;
-/// No delta of a page came before this one.
-const NONE: u32 = u32::MAX;
-
 /// XORs by page.
 #[derive(Debug)]
 pub(crate) struct PageXors {
     size: PageSize,
     folder: PathBuf,
     bytes_max: usize,
-    memory: Chains,
+    memory: MergedDeltas,
     spills: Vec<Spill>,
-}
-
-/// Deltas behind each other; those of one page are a chain.
-#[derive(Debug, Default)]
-struct Chains {
-    /// Of each delta: where the one of its page before stands, its length, both as four bytes, and its encoded runs.
-    bytes: Vec<u8>,
-    /// Where the newest delta of each page stands.
-    newest: HashMap<PageNo, u32>,
-}
-
-impl Chains {
-    const HEAD: usize = 8;
-
-    /// Adds a delta. There is room for it: nobody holds as much as four bytes can say.
-    fn push(&mut self, page: PageNo, runs: &[u8]) {
-        let at = u32::try_from(self.bytes.len()).expect("bounded far below");
-        let len = u32::try_from(runs.len()).expect("runs of one page");
-        let before = self.newest.insert(page, at).unwrap_or(NONE);
-        self.bytes.extend_from_slice(&before.to_le_bytes());
-        self.bytes.extend_from_slice(&len.to_le_bytes());
-        self.bytes.extend_from_slice(runs);
-    }
-
-    fn word(&self, at: usize) -> u32 {
-        let bytes = self.bytes.get(at..).and_then(<[u8]>::first_chunk);
-        u32::from_le_bytes(*bytes.expect("an offset that was written"))
-    }
-
-    /// XORs everything of `page` into `xor`; false if there is nothing.
-    fn apply(&self, page: PageNo, xor: &mut [u8]) -> bool {
-        let newest = self.newest.get(&page).copied();
-        let mut next = newest.unwrap_or(NONE);
-        while next != NONE {
-            let at = next as usize;
-            let (before, len) = (self.word(at), self.word(at + 4) as usize);
-            let runs = self.bytes.get(at + Self::HEAD..at + Self::HEAD + len);
-            apply_encoded(runs.expect("a delta that was written"), xor);
-            next = before;
-        }
-        newest.is_some()
-    }
-
-    fn pages(&self) -> Vec<PageNo> {
-        let mut pages: Vec<PageNo> = self.newest.keys().copied().collect();
-        pages.sort_unstable();
-        pages
-    }
-
-    /// Of each page, in order, what all of its deltas come to; pages that come to nothing are left out.
-    fn folded(&self, size: PageSize) -> Self {
-        let pages = self.pages();
-        let (first, second) = pages.split_at(pages.len() / 2);
-        let (mut folded, second) = both(
-            || self.folded_of(first, size),
-            || self.folded_of(second, size),
-        );
-        folded.append(&second);
-        folded
-    }
-
-    fn folded_of(&self, pages: &[PageNo], size: PageSize) -> Self {
-        let mut folded = Self::default();
-        let mut encoder = DeltaEncoder::new(size);
-        let (mut xor, mut encoded) = (vec![0; size.bytes()], Vec::new());
-        for page in pages {
-            xor.fill(0);
-            self.apply(*page, &mut xor);
-            encoder.reset();
-            encoded.clear();
-            if encoder.xor_page(*page, &xor, &mut encoded) {
-                let n = PageCount::new(page.get());
-                let delta = PageReader::new(&encoded, size, n, n).next_page();
-                let delta = delta.ok().flatten().expect("what was just encoded");
-                folded.push(*page, delta.encoded());
-            }
-        }
-        folded
-    }
-
-    /// Adds what was folded of other pages: of each there is one delta, which names none before it.
-    fn append(&mut self, folded: &Self) {
-        let moved = u32::try_from(self.bytes.len()).expect("bounded far below");
-        let newest = folded.newest.iter().map(|(page, at)| (*page, moved + at));
-        self.newest.extend(newest);
-        self.bytes.extend_from_slice(&folded.bytes);
-    }
 }
 
 /// Folded deltas in a file, by page.
@@ -138,7 +46,7 @@ struct Spill {
 }
 
 impl Spill {
-    fn create(folder: &Path, chains: &Chains) -> io::Result<Self> {
+    fn create(folder: &Path, folded: &MergedDeltas) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let (entropy, file) = (&SystemEntropy, tempfile::tempfile_in(folder)?);
         let key = DataKey::draw(entropy);
@@ -150,10 +58,8 @@ impl Spill {
             read: Mutex::default(),
         };
         let mut piece = Vec::new();
-        for page in chains.pages() {
-            let at = chains.newest.get(&page).map_or(0, |at| *at as usize);
-            let runs = at + Chains::HEAD..at + Chains::HEAD + chains.word(at + 4) as usize;
-            let runs = chains.bytes.get(runs).expect("a delta that was written");
+        for page in folded.pages() {
+            let runs = folded.newest_runs(page).unwrap_or_default();
             let from = piece.len();
             piece.extend_from_slice(runs);
             spill
@@ -218,7 +124,7 @@ impl PageXors {
             size,
             folder,
             bytes_max: MEMORY_MAX,
-            memory: Chains::default(),
+            memory: MergedDeltas::default(),
             spills: Vec::new(),
         }
     }
@@ -252,20 +158,19 @@ impl PageXors {
 
     /// Adds one page of a delta.
     pub(crate) fn add(&mut self, delta: &PageDelta<'_>) -> io::Result<()> {
-        let runs = delta.encoded();
-        if self.memory.bytes.len() + Chains::HEAD + runs.len() > self.bytes_max {
+        if self.memory.bytes_with(delta) > self.bytes_max {
             self.fold()?;
         }
-        self.memory.push(delta.page, runs);
+        self.memory.add(delta);
         Ok(())
     }
 
     /// Makes room: half of it at least.
     fn fold(&mut self) -> io::Result<()> {
-        self.memory = self.memory.folded(self.size);
-        if self.memory.bytes.len() > self.bytes_max / 2 {
+        self.memory.fold(self.size);
+        if self.memory.bytes() > self.bytes_max / 2 {
             self.spills.push(Spill::create(&self.folder, &self.memory)?);
-            self.memory = Chains::default();
+            self.memory = MergedDeltas::default();
         }
         Ok(())
     }
@@ -281,7 +186,7 @@ impl PageSink for PageXors {
         Err(io::Error::other("a merged delta takes no pages"))
     }
 
-    fn read(&mut self, _offset: u64, _buf: &mut [u8]) -> io::Result<()> {
+    fn read(&self, _offset: u64, _buf: &mut [u8]) -> io::Result<()> {
         Err(io::Error::other("a merged delta is made of no pages"))
     }
 
@@ -296,6 +201,9 @@ impl PageSink for PageXors {
 
 #[cfg(test)]
 mod tests {
+    use tidelog_wal::PageCount;
+    use tidelog_wal::delta::{DeltaEncoder, PageReader};
+
     use super::*;
 
     /// Adds the delta of one page whose XOR is `xor`.

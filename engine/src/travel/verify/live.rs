@@ -64,7 +64,7 @@ impl PageSink for CopySink {
         self.file.write_all_at(bytes, offset)
     }
 
-    fn read(&mut self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
         fill_from(&self.file, offset, buf)
     }
 

@@ -28,7 +28,7 @@ impl PageSink for Watched {
         self.sink.write(offset, bytes)
     }
 
-    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.sink.read(offset, buf)
     }
 
