@@ -3,6 +3,7 @@
 //! where its program is given, Litestream putting the same database back to a time.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -39,6 +40,8 @@ const ROUNDS: usize = 3;
 const SHORT: u32 = 1000;
 const ROUNDS_SHORT: usize = 9;
 const ROUNDS_LONG: usize = 5;
+/// Rounds of what is measured in turns with what it is compared with.
+const ROUNDS_IN_TURNS: usize = 5;
 /// How often the writer asks whose waiting is measured: without a pause it would take one core for itself.
 const ASKS_EVERY: Duration = Duration::from_micros(100);
 /// What it changes, where it does.
@@ -304,30 +307,19 @@ fn copy(from: &Path, to: &Path) -> f64 {
     millis(begun)
 }
 
-/// Unpacks what `zstd -3` made of the file to the same disk and syncs it, in milliseconds.
-fn unzstd(from: &Path, folder: &Path) -> f64 {
-    let packed = folder.join("packed.zst");
-    let source = File::open(from).expect("open");
-    let target = File::create(&packed).expect("create");
-    zstd::stream::copy_encode(source, target, 3).expect("pack");
-    let rounds = (0..ROUNDS).map(|_| {
-        let out = folder.join("unpacked.db");
-        let begun = now();
-        let mut target = File::create(&out).expect("create");
-        let mut source =
-            zstd::stream::Decoder::new(File::open(&packed).expect("open")).expect("zstd");
-        std::io::copy(&mut source, &mut target).expect("unpack");
-        target.sync_all().expect("sync");
-        let took = millis(begun);
-        std::fs::remove_file(&out).expect("remove");
-        took
-    });
-    median(rounds.collect())
+/// Unpacks `packed` to the same disk and syncs what comes out, in milliseconds.
+fn unzstd(packed: &Path, out: &Path) -> f64 {
+    let begun = now();
+    let mut target = File::create(out).expect("create");
+    let mut source = zstd::stream::Decoder::new(File::open(packed).expect("open")).expect("zstd");
+    std::io::copy(&mut source, &mut target).expect("unpack");
+    target.sync_all().expect("sync");
+    millis(begun)
 }
 
-/// Restores the newest state from the bucket: milliseconds, and how much memory it took above what there was.
+/// Restores the newest state from the bucket: milliseconds, and how much memory it took above what there was, in MiB.
 async fn restore(store: &str, out: &Path) -> (f64, f64) {
-    made_anew(ROUNDS, out, async |out| {
+    made_anew(1, out, async |out| {
         let bucket = Bucket::open(store).await.expect("bucket");
         let found = bucket.find("bench", "oltp").await.expect("find");
         let restored = bucket.restore(&found, At::Latest, out, false).await;
@@ -336,9 +328,95 @@ async fn restore(store: &str, out: &Path) -> (f64, f64) {
     .await
 }
 
-/// Forks, and beside it copies a file of the same size: both are kept, so that neither writes to memory that the other
-/// gave back.
-async fn fork(loaded: &Loaded, name: &str, file: &Path, copied: &Path) -> Value {
+/// Restores to a new file and, in turns, `zstd` unpacking the same bytes, packed by `zstd -3`, to the same disk: the disk
+/// is not as fast at one moment as at another. The file `kept` holds the state already.
+async fn restores(loaded: &Loaded, folder: &Path, kept: &Path) -> Value {
+    let (packed, out) = (folder.join("packed.zst"), folder.join("anew.db"));
+    let source = File::open(kept).expect("open");
+    let target = File::create(&packed).expect("create");
+    zstd::stream::copy_encode(source, target, 3).expect("pack");
+    let (mut restored, mut unpacked, mut peak) = (Vec::new(), Vec::new(), 0.0_f64);
+    let bytes = std::fs::metadata(kept).expect("its length").len();
+    for round in 0..ROUNDS_IN_TURNS {
+        for turn in 0..2 {
+            let _ = std::fs::remove_file(&out);
+            touch_memory(folder, bytes);
+            if turn == round % 2 {
+                let (ms, above) = restore(&loaded.store, &out).await;
+                restored.push(ms);
+                peak = peak.max(above);
+            } else {
+                unpacked.push(unzstd(&packed, &out));
+            }
+        }
+    }
+    for made in [&packed, &out] {
+        std::fs::remove_file(made).expect("remove");
+    }
+    json!({
+        "restore_ms": median(restored.clone()),
+        "restore_peak_mib_above": peak,
+        "zstd_unpack_ms": median(unpacked.clone()),
+        "restore_speed_over_zstd": median(ratios(&unpacked, &restored)),
+        "restore_speeds_over_zstd": ratios(&unpacked, &restored),
+        "restores_ms": restored,
+        "zstd_unpacks_ms": unpacked,
+    })
+}
+
+/// Takes so much memory for a file that goes at once: what is written next finds memory that was touched before, rather
+/// than such as a machine's host has yet to give it, which can take longer than all the rest.
+fn touch_memory(folder: &Path, bytes: u64) {
+    let path = folder.join("touched");
+    let mut file = File::create(&path).expect("create");
+    let mut nothing = std::io::repeat(0).take(bytes);
+    std::io::copy(&mut nothing, &mut file).expect("write");
+    std::fs::remove_file(&path).expect("remove");
+}
+
+/// What each is beside the other of its round.
+fn ratios(some: &[f64], others: &[f64]) -> Vec<f64> {
+    some.iter().zip(others).map(|(a, b)| a / b).collect()
+}
+
+/// Forks and, in turns, copies of a file of the same size.
+async fn forks(loaded: &Loaded, folder: &Path, file: &Path) -> Value {
+    let (mut forks, mut copies) = (Vec::new(), Vec::new());
+    let bytes = std::fs::metadata(file).expect("its length").len();
+    for round in 0..ROUNDS_IN_TURNS {
+        for turn in 0..2 {
+            touch_memory(folder, bytes);
+            if turn == round % 2 {
+                forks.push(fork(loaded, &format!("fork-{round}")).await);
+            } else {
+                copies.push(copy(file, &folder.join(format!("copied-{round}.db"))));
+            }
+        }
+    }
+    let of = |field: fn(&Forked) -> f64| forks.iter().map(field).collect::<Vec<_>>();
+    let first = of(|fork| fork.first_use_ms);
+    json!({
+        "exists_ms": median(of(|fork| fork.exists_ms)),
+        "first_use_ms": median(first.clone()),
+        "copy_of_the_file_ms": median(copies.clone()),
+        "first_use_over_copy": median(ratios(&first, &copies)),
+        "first_uses_over_copies": ratios(&first, &copies),
+        "store_requests": forks.iter().map(|fork| fork.requests).collect::<Vec<_>>(),
+        "exist_ms": of(|fork| fork.exists_ms),
+        "first_uses_ms": first,
+        "copies_of_the_file_ms": copies,
+    })
+}
+
+/// What a fork came to.
+struct Forked {
+    exists_ms: f64,
+    requests: u64,
+    first_use_ms: f64,
+}
+
+/// Forks the newest state, and touches what came of it for the first time.
+async fn fork(loaded: &Loaded, name: &str) -> Forked {
     let meter = || loaded.engine.store_meter();
     let before = meter().total();
     let begun = now();
@@ -354,15 +432,11 @@ async fn fork(loaded: &Loaded, name: &str, file: &Path, copied: &Path) -> Value 
         .bookmark()
         .await
         .expect("its first use");
-    let first_use = millis(begun);
-    let copy_ms = copy(file, copied);
-    json!({
-        "exists_ms": exists,
-        "store_requests": requests,
-        "first_use_ms": first_use,
-        "copy_of_the_file_ms": copy_ms,
-        "first_use_over_copy": first_use / copy_ms,
-    })
+    Forked {
+        exists_ms: exists,
+        requests,
+        first_use_ms: millis(begun),
+    }
 }
 
 /// Litestream with one file and one folder to replicate to.
@@ -499,8 +573,9 @@ pub(crate) async fn run(options: Options) -> Value {
     .expect("a folder");
     let loaded = load(folder.path(), &options).await;
     let out = folder.path().join("restored.db");
-    let (restored_ms, restore_peak_mib) = restore(&loaded.store, &out).await;
+    restore(&loaded.store, &out).await;
     let bytes = std::fs::metadata(&out).expect("restored").len();
+    let restores = restores(&loaded, folder.path(), &out).await;
 
     // The shortest first: each leaves a delta behind that the next one has to read.
     let mut rewinds = Vec::new();
@@ -545,14 +620,10 @@ pub(crate) async fn run(options: Options) -> Value {
             "writer_wait_over_sqlite": waited / commit,
         }));
     }
-    let mut forks = Vec::new();
-    for round in 0..ROUNDS {
-        let copied = folder.path().join(format!("copied-{round}.db"));
-        forks.push(fork(&loaded, &format!("fork-{round}"), &out, &copied).await);
-    }
+    let forks = forks(&loaded, folder.path(), &out).await;
     eprintln!(
         "{:#}",
-        json!({ "rewinds": rewinds, "forks": forks, "restore_ms": restored_ms })
+        json!({ "rewinds": rewinds, "forks": forks, "restores": restores })
     );
     let Loaded {
         engine,
@@ -567,7 +638,6 @@ pub(crate) async fn run(options: Options) -> Value {
     for left in ["restored.db-wal", "restored.db-shm"] {
         let _ = std::fs::remove_file(folder.path().join(left));
     }
-    let zstd = unzstd(&out, folder.path());
     let peer = options
         .litestream
         .as_ref()
@@ -576,10 +646,7 @@ pub(crate) async fn run(options: Options) -> Value {
         "database_bytes": bytes,
         "rewinds": rewinds,
         "forks": forks,
-        "restore_ms": restored_ms,
-        "restore_peak_mib_above": restore_peak_mib,
-        "zstd_unpack_ms": zstd,
-        "restore_speed_over_zstd": zstd / restored_ms,
+        "restores": restores,
         "litestream": peer,
     })
 }
