@@ -3,7 +3,8 @@
 //! Every record of the plan is read, in the order of history whichever way the state lies, and the XOR of all their
 //! deltas is gathered by page, in bounded memory: what does not fit is applied to the [`PageSink`] early, which changes
 //! nothing, for XOR commutes. An image that the plan starts with comes last: its pages are led to the target as they
-//! come, so that each is written once, from the start of the file to its end. Objects are fetched and opened ahead by
+//! come. Where all deltas fit, each of them is written once, from the start of the file to its end, and is on its way to
+//! the disk meanwhile ([`FileSink`]). Objects are fetched and opened ahead by
 //! several tasks; one thread hashes the chain, one compares it and applies.
 //!
 //! What is proven before a file gets its name: the chain over every record read, and that it joins start and

@@ -12,16 +12,19 @@ const COMMITS: u64 = 2_000;
 /// Commits a segment.
 const SEGMENT: u64 = 250;
 
+/// So many that the file is proven by two threads.
+const PAGES: u64 = 2_200;
+
 /// A history of small changes on a few thousand pages, each about 2 KB as a record. States are not
 /// remembered but for the last.
 fn long(commits: u64) -> History {
     let mut dice = Dice(3);
     let mut history = History::new(4096);
-    history.commit((0..2000).map(|_| dice.bytes(4096)).collect());
+    history.commit((0..PAGES).map(|_| dice.bytes(4096)).collect());
     for _ in 0..commits {
         let mut changes = Vec::new();
         for _ in 0..5 {
-            let page = dice.roll(2000);
+            let page = dice.roll(PAGES);
             let at = dice.roll(3600);
             let text = dice.roll(90);
             changes.push((page, at, text));

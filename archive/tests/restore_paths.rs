@@ -334,6 +334,40 @@ async fn an_import_restores_through_its_image_record() {
     world.check(&plan, None).await;
 }
 
+/// What an image record replaced whole counts no more, though the plan starts with an image of it.
+#[tokio::test]
+async fn an_image_record_takes_the_place_of_the_image_before_it() {
+    let mut world = World::new(history(15, 60));
+    for first in (1..=60).step_by(5) {
+        world.settle(first, first + 4).await;
+    }
+    world.image(60).await;
+    let mut dice = Dice(2);
+    let pages: Vec<Vec<u8>> = (0..20).map(|_| dice.bytes(512)).collect();
+    world.history.commit(pages);
+    let unchained = Position {
+        chain: Chain::default(),
+        ..world.history.at(61).position
+    };
+    let image = world.write_image_at(61, unchained).await;
+    let object = image.object(NAMESPACE, world.history.database);
+    let replaced = world.history.commits.pop().expect("commit 61");
+    let (header, pages) = (replaced.header, replaced.pages);
+    world.history.push(header, RecordBody::Image(object), pages);
+    for _ in 0..3 {
+        let mut pages = world.history.state();
+        pages[3] = dice.bytes(512);
+        world.history.commit(pages);
+    }
+    world.ship(1, 61, 64).await;
+    for txid in 61..=64 {
+        let target = Target::TxId(TxId::new(txid));
+        let plan = world.plan(target, None).await.expect("plan");
+        assert_eq!(plan.start.txid(), TxId::new(60), "{plan}");
+        world.check(&plan, None).await;
+    }
+}
+
 #[tokio::test]
 async fn a_missing_damaged_or_swapped_object_is_a_hard_error_with_its_key() {
     let mut world = World::new(history(11, 20));
@@ -405,11 +439,12 @@ async fn a_plan_for_another_state_than_recorded_makes_no_file() {
     );
 }
 
-/// A sink that remembers where it was written.
+/// A sink that remembers where it was written, and refuses to go on if it is told to.
 #[derive(Debug, Default)]
 struct Noted {
     sink: MemorySink,
     writes: Vec<std::ops::Range<u64>>,
+    refuses: bool,
 }
 
 impl PageSink for Noted {
@@ -422,6 +457,13 @@ impl PageSink for Noted {
         self.sink.read(offset, buf)
     }
 
+    fn check(&self) -> std::io::Result<()> {
+        if self.refuses {
+            return Err(std::io::Error::other("not wanted any more"));
+        }
+        Ok(())
+    }
+
     fn set_len(&mut self, len: u64) -> std::io::Result<()> {
         self.sink.set_len(len)
     }
@@ -431,8 +473,23 @@ impl PageSink for Noted {
     }
 }
 
+/// Whoever no longer wants the file is asked while the log is read, long before anything is written.
+#[tokio::test]
+async fn a_restore_ends_when_its_sink_says_so_before_it_writes() {
+    let mut world = World::new(history(16, 20));
+    world.settle(1, 20).await;
+    let plan = world.plan(Target::Head, None).await.expect("plan");
+    let sink = Noted {
+        refuses: true,
+        ..Noted::default()
+    };
+    let ended = execute(&world.store, &plan, sink, RestoreSettings::default()).await;
+    let ended = ended.expect_err("it was to end");
+    assert!(matches!(&ended, RestoreError::Io(_)), "{ended:?}");
+}
+
 /// A page that both an image and deltas have is written once, and the file from its start to its end; so its way to the
-/// disk can begin before its end is there.
+/// disk can begin before its end is there. This history has no page of zeros, which an image leaves out.
 #[tokio::test]
 async fn from_an_image_each_page_is_written_once_and_in_order() {
     for (image, target) in [(50, 55), (55, 50)] {
@@ -456,6 +513,17 @@ async fn from_an_image_each_page_is_written_once_and_in_order() {
         assert_eq!(last.start, 0);
         let ordered = before.windows(2).all(|two| two[0].end <= two[1].start);
         assert!(ordered, "{before:?}");
+        // With little memory some deltas are in the file before the image comes.
+        let little = RestoreSettings {
+            gather_bytes_max: 100,
+            ..settings
+        };
+        let noted = execute(&world.store, &plan, Noted::default(), little).await;
+        let (noted, _) = noted.expect("restored");
+        assert!(noted.sink.bytes == expected, "{plan}");
+        let ordered = |two: &[std::ops::Range<u64>]| two[0].end <= two[1].start;
+        let (_, before) = noted.writes.split_last().expect("writes");
+        assert!(!before.windows(2).all(ordered), "{before:?}");
     }
 }
 

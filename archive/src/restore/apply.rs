@@ -17,7 +17,7 @@ use crate::records::{BodyHead, RecordHead, RecordVisitor};
 
 /// Bytes read at once when the finished file is proven.
 const PROOF_CHUNK: usize = 1 << 20;
-/// A file of so many bytes is proven by two threads.
+/// A file of fewer bytes is proven by one thread.
 const ALONE_BYTES: u64 = 8 << 20;
 
 /// A record whose pages stand in another object, seen while records were scanned.
@@ -161,7 +161,10 @@ impl<S: PageSink> Applier<S> {
             return Ok(());
         }
         if self.deltas.bytes_with(page) > self.bytes_max {
-            self.deltas.fold(self.page_size);
+            // What folding would not make less is merged as it spills.
+            if self.deltas.can_fold() {
+                self.deltas.fold(self.page_size);
+            }
             if self.deltas.bytes() > self.bytes_max / 2 {
                 self.spill()?;
             }
@@ -198,18 +201,19 @@ impl<S: PageSink> Applier<S> {
         first: PageNo,
         images: &mut [u8],
     ) -> Result<(), RestoreError> {
-        let offset = first.offset(self.page_size);
-        match self.in_sink {
-            InSink::Nothing => {}
-            InSink::Deltas => return self.xor_at(offset, images),
-            InSink::AnotherImage => return Ok(()),
+        if matches!(self.in_sink, InSink::AnotherImage) {
+            return Ok(());
         }
         let numbers = (first.get()..).filter_map(PageNo::new);
-        for (page, image) in numbers.zip(images.chunks_exact_mut(self.page_size.bytes())) {
+        let images_of = images.chunks_exact_mut(self.page_size.bytes());
+        for (image, page) in images_of.zip(numbers) {
             self.deltas.take(page, image);
         }
-        self.sink.write(offset, images)?;
-        Ok(())
+        let offset = first.offset(self.page_size);
+        match self.in_sink {
+            InSink::Deltas => self.xor_at(offset, images),
+            InSink::Nothing | InSink::AnotherImage => Ok(self.sink.write(offset, images)?),
+        }
     }
 
     /// Forgets the state so far: an image of every page follows. The state is all zeros until it came, so

@@ -12,6 +12,7 @@ use super::chains::{Hashed, Message, UNITS_AHEAD, hash_ahead};
 use super::error::RestoreError;
 use super::fetch::{Part, Unit, fetch, image_of_record, image_parts, step_parts};
 use super::sink::PageSink;
+use crate::envelope::FormatError;
 use crate::image::Image;
 use crate::plan::{ImageSource, Plan, Start, Step, get_range, open_segment};
 use crate::records::{BodyHead, KnownChains, RecordScanner};
@@ -21,8 +22,8 @@ use crate::store::Store;
 /// What a restore may use.
 #[derive(Debug, Clone, Copy)]
 pub struct RestoreSettings {
-    /// Bytes of page deltas gathered, as they are encoded, before they are applied. More saves passes over the file;
-    /// less saves memory.
+    /// Bytes of page deltas gathered, as they are encoded, before they are applied; while they are folded, up to as much
+    /// again. More saves passes over the file; less saves memory.
     pub gather_bytes_max: usize,
     /// Objects fetched at a time. More hides latency; each costs up to 6 MiB.
     pub fetches: usize,
@@ -224,6 +225,7 @@ impl<S: PageSink> Worker<S> {
     }
 
     fn unit(&mut self, Hashed { unit, chains }: Hashed) -> Result<(), RestoreError> {
+        self.applier.sink.check()?;
         match unit {
             Unit::Image(image, blocks) => {
                 for (block, mut raw) in blocks {
@@ -250,6 +252,10 @@ impl<S: PageSink> Worker<S> {
                 let (journal, section) = section.as_ref();
                 let key = step.piece.source.key();
                 let meta = &section.meta;
+                if meta.page_size != self.plan.page_size {
+                    let error = FormatError::invalid(0, "page size");
+                    return Err(RestoreError::Format(error).in_object(key));
+                }
                 let stored = journal.section_bytes(section).unwrap_or_default();
                 let mut scanner = RecordScanner::new(meta.page_size, meta.walk());
                 self.applier.begin_step(&step, meta.chain_before);
@@ -331,7 +337,7 @@ impl<S: PageSink> Worker<S> {
         let opened = open_segment(&self.store, object, namespace, database);
         let segment = self.runtime.block_on(opened)?;
         let refused = |error: RestoreError| error.in_object(&object.key);
-        let invalid = |what| refused(crate::envelope::FormatError::invalid(0, what).into());
+        let invalid = |what| refused(FormatError::invalid(0, what).into());
         let run = segment.meta.run;
         if run.end() != expected || run.first != expected.txid {
             return Err(invalid("run of a part"));

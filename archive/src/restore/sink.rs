@@ -17,6 +17,11 @@ pub trait PageSink: Send + Sync {
     /// Fills `buf` from `offset` on; what lies beyond the end is zeros.
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// Asked every few MiB that are read, whether they lead to a write or not: an error ends what fills the sink.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Takes the delta of one page as it is, where deltas are merged and no state is made. `false`, and nothing is
     /// taken, where whole pages are wanted instead.
     fn add(&mut self, _page: &PageDelta<'_>) -> io::Result<bool> {
@@ -86,8 +91,8 @@ pub struct FileSink {
     file: File,
     /// Where the last write ended, while each began where the one before ended or beyond.
     ordered: Option<u64>,
-    /// Up to where a sync was asked for.
-    asked: u64,
+    /// Bytes written since a sync was asked for.
+    unsynced: u64,
     syncing: Option<Syncing>,
     partial: PathBuf,
     path: PathBuf,
@@ -116,7 +121,7 @@ impl FileSink {
         Ok(Self {
             file,
             ordered: Some(0),
-            asked: 0,
+            unsynced: 0,
             syncing: None,
             partial,
             path: path.to_owned(),
@@ -125,15 +130,16 @@ impl FileSink {
     }
 
     /// Has what is written so far synced beside what follows. One sync that still runs is enough: the next takes the rest.
-    fn sync_beside(&mut self) -> io::Result<()> {
-        let syncing = match self.syncing.take() {
-            Some(syncing) => syncing,
-            None => Syncing::of(self.file.try_clone()?)?,
-        };
-        // One that failed says so at the end.
-        let _ = syncing.due.try_send(());
-        self.syncing = Some(syncing);
-        Ok(())
+    fn sync_beside(&mut self) {
+        self.unsynced = 0;
+        if self.syncing.is_none() {
+            // Where there is no thread for it, the sync at the end has more to do.
+            self.syncing = self.file.try_clone().and_then(Syncing::of).ok();
+        }
+        if let Some(syncing) = &self.syncing {
+            // One that failed says so at the end.
+            let _ = syncing.due.try_send(());
+        }
     }
 }
 
@@ -144,10 +150,11 @@ impl PageSink for FileSink {
         let Some(end) = &mut self.ordered else {
             return Ok(());
         };
-        *end = offset.saturating_add(bytes.len() as u64);
-        if *end - self.asked >= SYNC_EVERY {
-            self.asked = *end;
-            self.sync_beside()?;
+        let len = bytes.len() as u64;
+        *end = offset.saturating_add(len);
+        self.unsynced = self.unsynced.saturating_add(len);
+        if self.unsynced >= SYNC_EVERY {
+            self.sync_beside();
         }
         Ok(())
     }
@@ -160,7 +167,7 @@ impl PageSink for FileSink {
         self.file.set_len(len)?;
         if self.syncing.is_some() {
             // Little comes behind it; what it is proven by is read meanwhile.
-            self.sync_beside()?;
+            self.sync_beside();
         }
         Ok(())
     }
@@ -186,9 +193,7 @@ impl Drop for FileSink {
             // Best effort: the next try replaces what is left.
             let _ = std::fs::remove_file(&self.partial);
         }
-        if let Some(syncing) = self.syncing.take() {
-            let _ = syncing.end();
-        }
+        // A thread that still syncs ends by itself; nobody waits for a file that nobody wants.
     }
 }
 
@@ -267,7 +272,7 @@ mod tests {
             assert_eq!(sink.syncing.is_some(), run * RUN >= SYNC_EVERY);
             write(&mut sink, run).expect("written");
         }
-        assert_eq!(sink.asked, 2 * SYNC_EVERY);
+        assert_eq!(sink.unsynced, RUN);
         sink.finish().expect("finished");
         assert!(sink.syncing.is_none());
         check(&path, runs);
@@ -282,16 +287,33 @@ mod tests {
         for run in [1, 0].into_iter().chain(2..runs) {
             write(&mut sink, run).expect("written");
         }
-        assert_eq!((sink.asked, sink.syncing.is_some()), (0, false));
+        assert_eq!((sink.unsynced, sink.syncing.is_some()), (RUN, false));
         sink.finish().expect("finished");
         check(&path, runs);
     }
 
     #[test]
+    fn scattered_pages_are_counted_by_their_bytes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut sink = FileSink::create(&folder.path().join("sparse")).expect("created");
+        for page in 0..8 {
+            sink.write(page * SYNC_EVERY, &[1; 512]).expect("written");
+        }
+        assert!(sink.syncing.is_none());
+    }
+
+    #[test]
     fn a_sync_that_failed_beside_fails_the_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        let mut sink = FileSink::create(&path).expect("created");
+        sink.write(0, &[1; 512]).expect("written");
         // What is no file cannot be synced.
-        let syncing = Syncing::of(File::open("/dev/null").expect("open")).expect("begun");
-        syncing.due.send(()).expect("asked");
-        syncing.end().expect_err("it failed");
+        let other = File::open("/dev/null").expect("open");
+        sink.syncing = Some(Syncing::of(other).expect("begun"));
+        sink.sync_beside();
+        sink.finish().expect_err("it failed");
+        drop(sink);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("list").count(), 0);
     }
 }

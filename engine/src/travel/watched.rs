@@ -44,13 +44,17 @@ impl<S: PageSink> PageSink for Watched<S> {
         if self.written - self.reported >= REPORT_BYTES {
             self.reported = self.written;
             self.task.progress(self.written);
-            self.task.check().map_err(io::Error::other)?;
+            self.check()?;
         }
         Ok(())
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.sink.read(offset, buf)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.task.check().map_err(io::Error::other)
     }
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {

@@ -1,8 +1,9 @@
 //! Merged deltas: for each page that differs, the XOR of two states.
 //!
-//! Deltas are merged in memory ([`MergedDeltas`]). Once they are more than a bound they are folded, each page to one; what then still takes much memory goes, by page, to a
-//! file without a name in the scratch folder, so that any number of commits can be merged. The file is sealed with a
-//! key that is drawn for it and stands nowhere: what of it is left on the disk is noise once it is dropped.
+//! Deltas are merged in memory ([`MergedDeltas`]). Once they are more than a bound they are folded, each page to one;
+//! what then still takes much memory goes, by page, to a file without a name in the scratch folder, so that any number of
+//! commits can be merged. The file is sealed with a key that is drawn for it and stands nowhere: what of it is left on the
+//! disk is noise once it is dropped.
 
 use std::fs::File;
 use std::io;
@@ -22,6 +23,7 @@ use tidelog_wal::{PageNo, PageSize};
 const MEMORY_MAX: usize = 64 << 20;
 /// Bytes that are sealed as one piece, roughly.
 const PIECE: usize = 64 << 10;
+
 /// XORs by page.
 #[derive(Debug)]
 pub(crate) struct PageXors {
