@@ -25,8 +25,6 @@ pub struct MergedDeltas {
     bytes: Vec<u8>,
     /// Where the newest delta of each page stands.
     newest: HashMap<PageNo, u32>,
-    /// How many deltas there are.
-    deltas: usize,
 }
 
 impl MergedDeltas {
@@ -43,11 +41,6 @@ impl MergedDeltas {
         self.bytes() + ENTRY + HEAD + delta.encoded().len()
     }
 
-    /// Whether folding leaves half of the deltas at most.
-    pub fn can_fold(&self) -> bool {
-        self.deltas >= 2 * self.newest.len()
-    }
-
     /// Adds a delta.
     ///
     /// # Panics
@@ -62,7 +55,6 @@ impl MergedDeltas {
         let at = u32::try_from(self.bytes.len()).expect("it was just compared");
         let len = u32::try_from(runs.len()).expect("it was just compared");
         let before = self.newest.insert(page, at).unwrap_or(NONE);
-        self.deltas += 1;
         self.bytes.extend_from_slice(&before.to_le_bytes());
         self.bytes.extend_from_slice(&len.to_le_bytes());
         self.bytes.extend_from_slice(runs);
@@ -153,7 +145,6 @@ impl MergedDeltas {
         let newest = folded.newest.iter().map(|(page, at)| (*page, moved + at));
         self.newest.extend(newest);
         self.bytes.extend_from_slice(&folded.bytes);
-        self.deltas += folded.deltas;
     }
 }
 
@@ -194,9 +185,8 @@ mod tests {
             add(&mut merged, u32::try_from(number + 1).expect("small"), &xor);
             if round % 50 == 49 {
                 let before = merged.bytes();
-                assert!(merged.can_fold());
                 merged.fold(PageSize::new(512).expect("512"));
-                assert!(merged.bytes() < before && !merged.can_fold(), "{round}");
+                assert!(merged.bytes() < before, "{round}");
             }
         }
         let pages = merged.pages();

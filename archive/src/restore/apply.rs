@@ -161,10 +161,7 @@ impl<S: PageSink> Applier<S> {
             return Ok(());
         }
         if self.deltas.bytes_with(page) > self.bytes_max {
-            // What folding would not make less is merged as it spills.
-            if self.deltas.can_fold() {
-                self.deltas.fold(self.page_size);
-            }
+            self.deltas.fold(self.page_size);
             if self.deltas.bytes() > self.bytes_max / 2 {
                 self.spill()?;
             }

@@ -347,6 +347,7 @@ impl<S: PageSink> Worker<S> {
         };
         let mut scanner = RecordScanner::new(self.plan.page_size, span.walk);
         for block in span.blocks.clone() {
+            self.applier.sink.check()?;
             let Some(entry) = segment.table.blocks.get(block) else {
                 return Err(invalid("block number"));
             };

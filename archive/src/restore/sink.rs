@@ -190,10 +190,11 @@ impl PageSink for FileSink {
 impl Drop for FileSink {
     fn drop(&mut self) {
         if !self.finished {
-            // Best effort: the next try replaces what is left.
+            // Best effort: the next try replaces what is left. A thread that still syncs ends by itself, and holds the file
+            // until then: what it takes is given back at once, and nothing is left to sync.
+            let _ = self.file.set_len(0);
             let _ = std::fs::remove_file(&self.partial);
         }
-        // A thread that still syncs ends by itself; nobody waits for a file that nobody wants.
     }
 }
 

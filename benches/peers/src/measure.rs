@@ -17,10 +17,13 @@ pub(crate) fn millis(from: Instant) -> f64 {
     from.elapsed().as_secs_f64() * 1000.0
 }
 
-/// The middle of some values, zero of none.
+/// The middle of some values, or what lies between the two in the middle; zero of none.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    let middle = (values.len().saturating_sub(1)) / 2..=values.len() / 2;
+    values
+        .get(middle)
+        .map_or(0.0, |two| f64::midpoint(two[0], two[two.len() - 1]))
 }
 
 /// The least and the most of them.

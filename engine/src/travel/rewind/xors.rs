@@ -42,9 +42,14 @@ struct Spill {
     /// Where each piece begins in the file, and the end of the last.
     pieces: Vec<u64>,
     /// Of each page, ascending: its piece, and where in it its runs lie.
-    index: Vec<(PageNo, usize, std::ops::Range<usize>)>,
+    index: Vec<(PageNo, u32, std::ops::Range<u32>)>,
     /// The piece that was read last: pages are mostly asked for in order.
-    read: Mutex<Option<(usize, Vec<u8>)>>,
+    read: Mutex<Option<(u32, Vec<u8>)>>,
+}
+
+/// A length or a number of what is in memory, or comes from there.
+fn small(value: usize) -> u32 {
+    u32::try_from(value).expect("merged deltas are a few MiB at a time")
 }
 
 impl Spill {
@@ -62,11 +67,10 @@ impl Spill {
         let mut piece = Vec::new();
         for page in folded.pages() {
             let runs = folded.newest_runs(page).unwrap_or_default();
-            let from = piece.len();
+            let from = small(piece.len());
             piece.extend_from_slice(runs);
-            spill
-                .index
-                .push((page, spill.pieces.len() - 1, from..piece.len()));
+            let number = small(spill.pieces.len() - 1);
+            spill.index.push((page, number, from..small(piece.len())));
             if piece.len() >= PIECE {
                 spill.write(&mut piece)?;
             }
@@ -87,18 +91,18 @@ impl Spill {
         Ok(())
     }
 
-    fn open(&self, number: usize) -> io::Result<Vec<u8>> {
+    fn open(&self, number: u32) -> io::Result<Vec<u8>> {
         let lost = || {
             let what = format!("piece {number} of a merged delta is not what was written");
             io::Error::new(io::ErrorKind::InvalidData, what)
         };
-        let at = self.pieces.get(number).copied().ok_or_else(lost)?;
-        let end = self.pieces.get(number + 1).copied().ok_or_else(lost)?;
+        let piece = |number: usize| self.pieces.get(number).copied().ok_or_else(lost);
+        let (at, end) = (piece(number as usize)?, piece(number as usize + 1)?);
         let len = usize::try_from(end - at).map_err(|_| lost())?;
         let mut stored = vec![0; len];
         self.file.read_exact_at(&mut stored, at)?;
         self.sealer
-            .open(number as u64, at, &stored)
+            .open(u64::from(number), at, &stored)
             .ok_or_else(lost)
     }
 
@@ -109,11 +113,12 @@ impl Spill {
             return Ok(false);
         };
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let runs = runs.start as usize..runs.end as usize;
         let piece = match &mut *read {
             Some((held, piece)) if held == number => piece,
             other => &other.insert((*number, self.open(*number)?)).1,
         };
-        let runs = piece.get(runs.clone());
+        let runs = piece.get(runs);
         apply_encoded(runs.expect("as it was written, or it had not opened"), xor);
         Ok(true)
     }
