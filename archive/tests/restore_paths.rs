@@ -15,7 +15,7 @@ use tidelog_archive::restore::{
 use tidelog_archive::segment::SegmentWriter;
 use tidelog_wal::block::Compressor;
 use tidelog_wal::record::{ObjectRef, RecordBody};
-use tidelog_wal::{Chain, Position, Term, Timestamp, TxId, chain};
+use tidelog_wal::{Chain, PageSize, Position, Term, Timestamp, TxId, chain};
 
 fn history(seed: u64, commits: usize) -> History {
     History::random(512, commits, &mut Dice(seed))
@@ -332,6 +332,25 @@ async fn an_import_restores_through_its_image_record() {
     let target = Target::TxId(TxId::FIRST);
     let plan = world.plan(target, None).await.expect("plan");
     world.check(&plan, None).await;
+}
+
+/// A section says by itself how large its pages are. One that says so of another database's is refused by its object's
+/// name, before a delta of it is applied to a page that is shorter.
+#[tokio::test]
+async fn a_section_of_other_pages_is_refused_by_name() {
+    let mut world = World::new(History::random(1024, 10, &mut Dice(17)));
+    world.ship(1, 1, 10).await;
+    let mut plan = world.plan(Target::Head, None).await.expect("plan");
+    let key = plan.steps[0].piece.source.key().to_owned();
+    plan.page_size = PageSize::new(512).expect("512");
+    let settings = RestoreSettings::default();
+    let refused = execute(&world.store, &plan, MemorySink::default(), settings).await;
+    let refused = refused.expect_err("other pages");
+    assert_eq!(refused.kind(), ErrorKind::Corrupt);
+    let RestoreError::Read(read) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(format!("{read:?}").contains(&key), "{read:?}");
 }
 
 /// What an image record replaced whole counts no more, though the plan starts with an image of it.
